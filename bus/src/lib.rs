@@ -1,1 +1,18 @@
-//! The bus.
+//! The message bus of Interlock: an encrypted ZeroMQ broker, its client, and what the `bus` tool is made of.
+//!
+//! Reading order: [`topic`] and [`peer`] (names), [`envelope`] (what travels), [`native`] (how it
+//! stands on the wire). [`limits`] holds every bound.
+
+pub mod codec;
+pub mod endpoint;
+pub mod envelope;
+pub mod limits;
+pub mod native;
+pub mod peer;
+pub mod topic;
+
+pub use codec::CodecError;
+pub use endpoint::Endpoint;
+pub use envelope::{ContentType, Header, Message, Payload};
+pub use peer::PeerName;
+pub use topic::{TopicError, TopicFilter, TopicName};

@@ -1,0 +1,254 @@
+//! Headers and serde payloads to bytes and back: bincode's format and JSON. The only file that
+//! names the encoder.
+//!
+//! The format is that of `bincode` 1 (`legacy()` in `bincode` 2): little-endian, fixed-width
+//! integers, `u64` lengths, `u32` enum variants. It is written by `wincode`, which refuses hostile
+//! lengths where `bincode` panics or aborts; a test holds both to the same bytes.
+
+use bytes::Bytes;
+use serde_wincode::SerdeCompat;
+use uuid::Uuid;
+
+use crate::{
+    envelope::{ContentType, Header},
+    limits,
+    topic::{TopicError, TopicName},
+};
+
+/// Why a value could not be encoded or bytes could not be decoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// The value has no form in bincode's format (for example a sequence of unknown length).
+    #[error("value cannot be encoded in bincode's format: {0}")]
+    Encode(#[source] wincode::WriteError),
+    /// The bytes are not the expected type in bincode's format.
+    #[error("{bytes} bytes are not a `{expected}` in bincode's format: {source}")]
+    Decode {
+        /// The Rust type that was expected.
+        expected: &'static str,
+        /// How many bytes there were.
+        bytes: usize,
+        /// What the decoder says.
+        source: wincode::ReadError,
+    },
+    /// The value or the bytes are not the expected JSON.
+    #[error("JSON does not fit: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A header that ends too early or holds something impossible.
+    #[error("message header is damaged: {problem}")]
+    Header {
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A reply-to in a header that is no topic name.
+    #[error("message header names a reply-to that is no topic: {0}")]
+    ReplyTo(#[from] TopicError),
+}
+
+/// A value in bincode's format.
+pub fn to_bytes<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
+    <SerdeCompat<&T> as wincode::Serialize>::serialize(&value).map(Bytes::from).map_err(CodecError::Encode)
+}
+
+/// A value from bincode's format. Lengths are checked against the bytes that are there.
+pub fn from_bytes<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    <SerdeCompat<T> as wincode::Deserialize>::deserialize(bytes).map_err(|source| CodecError::Decode {
+        expected: std::any::type_name::<T>(),
+        bytes: bytes.len(),
+        source,
+    })
+}
+
+/// A value as JSON.
+pub fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
+    Ok(Bytes::from(serde_json::to_vec(value)?))
+}
+
+/// A value from JSON.
+pub fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+/// Tags of the facts behind a header's fixed part. New facts get new tags; readers skip unknown ones.
+mod fact {
+    pub(super) const CONTENT_TYPE: u16 = 1;
+    pub(super) const REPLY_TO: u16 = 2;
+    pub(super) const CORRELATION: u16 = 3;
+    pub(super) const SCHEMA: u16 = 4;
+    pub(super) const TRACEPARENT: u16 = 5;
+    pub(super) const USER: u16 = 6;
+}
+
+/// Appends `header` in the form `bus/WIRE.md` calls "header": bincode's format of
+/// `(id: [u8; 16], published_at_ns: u64, facts: Vec<(u16, Vec<u8>)>)`.
+pub fn put_header(header: &Header, out: &mut Vec<u8>) {
+    out.extend_from_slice(header.id.as_bytes());
+    out.extend_from_slice(&header.published_at_ns.to_le_bytes());
+    let count_at = out.len();
+    out.extend_from_slice(&0u64.to_le_bytes());
+    let mut count = 0u64;
+    let mut put = |tag: u16, bytes: &[&[u8]]| {
+        out.extend_from_slice(&tag.to_le_bytes());
+        out.extend_from_slice(&(bytes.iter().map(|part| part.len()).sum::<usize>() as u64).to_le_bytes());
+        bytes.iter().for_each(|part| out.extend_from_slice(part));
+        count += 1;
+    };
+    if header.content_type != ContentType::Bytes {
+        put(fact::CONTENT_TYPE, &[header.content_type.as_str().as_bytes()]);
+    }
+    if let Some(topic) = &header.reply_to {
+        put(fact::REPLY_TO, &[topic.as_str().as_bytes()]);
+    }
+    if let Some(id) = &header.correlation {
+        put(fact::CORRELATION, &[id.as_bytes()]);
+    }
+    if let Some(schema) = header.schema {
+        put(fact::SCHEMA, &[&schema.to_le_bytes()]);
+    }
+    if let Some(traceparent) = &header.traceparent {
+        put(fact::TRACEPARENT, &[traceparent.as_bytes()]);
+    }
+    for (name, value) in &header.user {
+        let name_bytes = (name.len().min(usize::from(u16::MAX)) as u16).to_le_bytes();
+        put(
+            fact::USER,
+            &[&name_bytes, &name.as_bytes()[..name.len().min(usize::from(u16::MAX))], value.as_bytes()],
+        );
+    }
+    out[count_at..count_at + 8].copy_from_slice(&count.to_le_bytes());
+}
+
+/// Reads what [`put_header`] wrote. No bytes at all are [`Header::absent`].
+pub fn header(bytes: &[u8]) -> Result<Header, CodecError> {
+    const SHORT: CodecError = CodecError::Header { problem: "it ends too early" };
+    let mut header = Header::absent();
+    if bytes.is_empty() {
+        return Ok(header);
+    }
+    if bytes.len() > limits::HEADER_BYTES_MAX {
+        return Err(CodecError::Header { problem: "it is longer than 65535 bytes" });
+    }
+    let (id, rest) = bytes.split_first_chunk::<16>().ok_or(SHORT)?;
+    let (published_at_ns, rest) = rest.split_first_chunk::<8>().ok_or(SHORT)?;
+    let (count, mut rest) = rest.split_first_chunk::<8>().ok_or(SHORT)?;
+    header.id = Uuid::from_bytes(*id);
+    header.published_at_ns = u64::from_le_bytes(*published_at_ns);
+    for _ in 0..u64::from_le_bytes(*count) {
+        let (tag, after_tag) = rest.split_first_chunk::<2>().ok_or(SHORT)?;
+        let (length, after_length) = after_tag.split_first_chunk::<8>().ok_or(SHORT)?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| SHORT)?;
+        let (value, after_value) = after_length.split_at_checked(length).ok_or(SHORT)?;
+        rest = after_value;
+        take_fact(&mut header, u16::from_le_bytes(*tag), value)?;
+    }
+    Ok(header)
+}
+
+fn take_fact(header: &mut Header, tag: u16, value: &[u8]) -> Result<(), CodecError> {
+    const NOT_TEXT: CodecError = CodecError::Header { problem: "a text in it is not UTF-8" };
+    const WRONG_SIZE: CodecError = CodecError::Header { problem: "a value in it has the wrong size" };
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| NOT_TEXT);
+    match tag {
+        fact::CONTENT_TYPE => header.content_type = ContentType::parse(&text(value)?),
+        fact::REPLY_TO => header.reply_to = Some(TopicName::from_bytes(value)?),
+        fact::CORRELATION => header.correlation = Some(Uuid::from_slice(value).map_err(|_| WRONG_SIZE)?),
+        fact::SCHEMA => header.schema = Some(u64::from_le_bytes(value.try_into().map_err(|_| WRONG_SIZE)?)),
+        fact::TRACEPARENT => header.traceparent = Some(text(value)?),
+        fact::USER => {
+            let (name_bytes, rest) = value.split_first_chunk::<2>().ok_or(WRONG_SIZE)?;
+            let (name, value) =
+                rest.split_at_checked(u16::from_le_bytes(*name_bytes).into()).ok_or(WRONG_SIZE)?;
+            header.user.push((text(name)?, text(value)?));
+        }
+        _unknown => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn full_header() -> Header {
+        Header {
+            id: Uuid::from_bytes([7; 16]),
+            published_at_ns: 0x0102_0304_0506_0708,
+            content_type: ContentType::Json,
+            reply_to: Some("a/b".parse().unwrap()),
+            correlation: Some(Uuid::from_bytes([9; 16])),
+            schema: Some(42),
+            traceparent: Some("00-aa-bb-01".to_owned()),
+            user: vec![("k".to_owned(), "v".to_owned()), ("k".to_owned(), String::new())],
+        }
+    }
+
+    #[test]
+    fn a_header_has_the_bytes_that_bincode_gives_it() {
+        let mut ours = Vec::new();
+        put_header(&full_header(), &mut ours);
+        let facts: Vec<(u16, Vec<u8>)> = vec![
+            (1, b"application/json".to_vec()),
+            (2, b"a/b".to_vec()),
+            (3, vec![9; 16]),
+            (4, 42u64.to_le_bytes().to_vec()),
+            (5, b"00-aa-bb-01".to_vec()),
+            (6, b"\x01\0kv".to_vec()),
+            (6, b"\x01\0k".to_vec()),
+        ];
+        let theirs =
+            bincode::encode_to_vec(([7u8; 16], 0x0102_0304_0506_0708u64, facts), bincode::config::legacy())
+                .unwrap();
+        assert_eq!(ours, theirs);
+        assert_eq!(header(&ours).unwrap(), full_header());
+    }
+
+    #[test]
+    fn a_header_cut_anywhere_is_an_error_and_never_a_panic() {
+        let mut bytes = Vec::new();
+        put_header(&full_header(), &mut bytes);
+        for length in 1..bytes.len() {
+            assert!(header(&bytes[..length]).is_err(), "cut at {length}");
+        }
+        assert_eq!(header(&[]).unwrap(), Header::absent());
+    }
+
+    #[test]
+    fn a_payload_has_the_bytes_that_bincode_gives_it() {
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        enum Shape {
+            Unit,
+            Pair(u8, String),
+            Named { flag: bool, list: Vec<Option<i64>> },
+        }
+        for value in [
+            Shape::Unit,
+            Shape::Pair(3, "text".into()),
+            Shape::Named { flag: true, list: vec![None, Some(-1)] },
+        ] {
+            let ours = to_bytes(&value).unwrap();
+            let theirs = bincode::serde::encode_to_vec(&value, bincode::config::legacy()).unwrap();
+            assert_eq!(ours, theirs);
+            assert_eq!(from_bytes::<Shape>(&ours).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn a_lying_length_is_refused_without_allocating_it() {
+        for length in [u64::MAX, 1 << 40, 33] {
+            let mut hostile = length.to_le_bytes().to_vec();
+            hostile.extend_from_slice(&[0; 24]);
+            assert!(from_bytes::<Vec<u8>>(&hostile).is_err());
+            assert!(from_bytes::<String>(&hostile).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_header_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = header(&bytes);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Every limit of the bus: unit, reason, and what happens when it is hit.
+
+use std::time::Duration;
+
+/// Bytes of a topic name or filter. Longer ones are refused with [`TopicError::TooLong`](crate::topic::TopicError).
+/// 255 keeps a name inside one byte of length on any fabric.
+pub const TOPIC_BYTES_MAX: usize = 255;
+
+/// Bytes of one payload. A larger publish or request is refused before anything is queued.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of one header. It is opaque to the broker, so only its size can be judged.
+pub const HEADER_BYTES_MAX: usize = 65_535;
+
+/// Bytes a batch aims at: sealing runs near its top speed from 16 KiB on, and a batch this size
+/// fits the socket buffers. One larger record makes a batch of its own.
+pub const BATCH_BYTES: usize = 64 << 10;
+
+/// Bytes of the largest record on the wire. A larger one travels as fragments of this size, so
+/// that a ping or a cancel never waits behind it.
+pub const RECORD_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of a reassembled record: the largest payload with its header, topic and prefix.
+pub const ASSEMBLED_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX + TOPIC_BYTES_MAX + 64;
+
+/// Bytes of one ZMTP frame from a native session. A larger one ends the session with `frame_too_large`.
+pub const NATIVE_FRAME_BYTES_MAX: usize = BATCH_BYTES + RECORD_BYTES_MAX + 64;
+
+/// Bytes of one ZMTP frame from a stock session (payload plus the CURVE box).
+pub const STOCK_FRAME_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 1024;
+
+/// Frames of one stock message. More end the session: nothing sane sends them.
+pub const STOCK_FRAMES_MAX: usize = 64;
+
+/// Default bytes queued towards one subscription before its overflow policy applies.
+pub const SEND_QUEUE_BYTES: usize = 16 << 20;
+
+/// Default messages queued towards one subscription before its overflow policy applies.
+pub const SEND_QUEUE_MESSAGES: usize = 65_536;
+
+/// Bytes sent to one subscription and not yet credited. Beyond, messages stay in the send queue,
+/// where the overflow policy can see them.
+pub const CREDIT_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Bytes of control records (answers, pings, gaps) waiting for one session. A peer that makes
+/// the broker answer and never reads is disconnected with `control_queue_full`.
+pub const CONTROL_QUEUE_BYTES: usize = 4 << 20;
+
+/// Bytes of replies waiting for one requester. A further reply ends its request with `slow_consumer`.
+pub const REPLY_QUEUE_BYTES: usize = 128 << 20;
+
+/// Reply parts a server may send ahead of the requester's credit, for each request.
+pub const REPLY_WINDOW: u32 = 64;
+
+/// Requests in flight for one requester session. A further one is answered `busy` at once.
+pub const REQUESTS_PER_SESSION_MAX: usize = 4096;
+
+/// Subscriptions (and served filters) of one session. A further one is denied with `too_many`.
+pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 4096;
+
+/// Sessions of one broker, half-open ones included. Beyond, accepting waits.
+pub const SESSIONS_MAX: usize = 8192;
+
+/// Connections that have not finished their handshake. Beyond, accepting waits until one ends.
+pub const HALF_OPEN_MAX: usize = 1024;
+
+/// How long a connection may take to finish its handshake. Then it is closed as `handshake_timeout`.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a frame may take from its first byte to its last; never applies to silence.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a session may take nothing of what is waiting in its socket before it counts as gone.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a session may be silent before the broker pings it.
+pub const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How long a pinged session may stay silent before it counts as gone.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes the broker reads from one session before it looks at the next, so that a flood starves nobody.
+pub const READ_TURN_BYTES: usize = 256 << 10;
+
+/// Sealed bytes prepared for one socket ahead of the kernel.
+pub const WRITE_BUFFER_BYTES: usize = 256 << 10;
+
+/// Rows of the drop ledger. The oldest idle row beyond that is folded into the row `other`.
+pub const LEDGER_ROWS_MAX: usize = 16_384;
+
+/// Topics with statistics of their own. Those beyond share the row `(other)`.
+pub const TOPICS_TRACKED_MAX: usize = 16_384;
+
+/// Retained values of a broker, in bytes. A value that does not fit is refused with `retained_full`.
+pub const RETAINED_BYTES_MAX: usize = 64 << 20;
+
+/// Refusals the broker remembers for `bus auth`. The oldest is forgotten first.
+pub const REFUSALS_KEPT: usize = 1000;
+
+/// Commands from attached clients that may wait for the broker thread. A full queue is `Full`, at once.
+pub const LOCAL_COMMANDS_MAX: usize = 65_536;
+
+/// Bytes a client holds for the broker before `publish` answers `Full`.
+pub const OUTGOING_BYTES: usize = 8 << 20;
+
+/// How long `Client::connect` waits for `Ready` unless told otherwise.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a request waits for its end unless told otherwise.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of the metadata in a handshake, sent before authorisation.
+pub const METADATA_BYTES_MAX: usize = 8 << 10;

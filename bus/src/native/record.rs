@@ -1,0 +1,937 @@
+//! The records of the native protocol as values, and their bodies as bytes.
+//!
+//! All integers are little-endian; `text8`/`text16` are a `u8`/`u16` length and UTF-8. Readers skip
+//! records of unknown kind and bytes behind the fields they know.
+
+use bytes::{Buf, Bytes};
+
+use crate::{limits, topic::TopicName};
+
+/// Why bytes are not a record. The session that sent them ends with this as its reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The body ends before its fields do.
+    #[error("record of kind {kind} ends too early")]
+    Short {
+        /// The record's kind byte.
+        kind: u8,
+    },
+    /// A field holds a value outside its range.
+    #[error("record of kind {kind} has an impossible {field}")]
+    Field {
+        /// The record's kind byte.
+        kind: u8,
+        /// The field's name in WIRE.md.
+        field: &'static str,
+    },
+    /// A length that its batch cannot hold, or above the limit.
+    #[error("record of {bytes} bytes does not fit; the limit here is {limit} bytes")]
+    Length {
+        /// What the length field says.
+        bytes: usize,
+        /// What is left, or allowed.
+        limit: usize,
+    },
+}
+
+/// What a subscription loses when its send queue is full. Named for what is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Overflow {
+    /// The message that does not fit is dropped and counted. The default.
+    #[default]
+    DropNewest = 0,
+    /// The oldest queued messages make room.
+    DropOldest = 1,
+    /// Only the last message of each topic is kept.
+    LatestOnly = 2,
+    /// The subscriber's session ends.
+    Disconnect = 3,
+    /// Publishers of the topic are held until there is room.
+    Wait = 4,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Status {
+    /// The server sent its last part.
+    Done = 0,
+    /// The server says it failed: code and text are its own.
+    Failed = 1,
+    /// Nobody serves the topic.
+    NoResponders = 2,
+    /// The requester may not request this topic.
+    Denied = 3,
+    /// The deadline passed.
+    TimedOut = 4,
+    /// The server's session ended before the request did.
+    ServerGone = 5,
+    /// The requester cancelled it.
+    Cancelled = 6,
+    /// The server's or the requester's limit of requests or bytes is reached.
+    Busy = 7,
+}
+
+/// What a `denied` record refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Operation {
+    /// A publish; the reference is its sequence.
+    Publish = 0,
+    /// A subscribe; the reference is the subscription id.
+    Subscribe = 1,
+    /// A serve; the reference is the subscription id.
+    Serve = 2,
+    /// A request; the reference is the request id.
+    Request = 3,
+}
+
+macro_rules! from_byte {
+    ($type:ident: $($variant:ident),+) => {
+        impl $type {
+            pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+                [$(Self::$variant),+].into_iter().find(|value| *value as u8 == byte)
+            }
+
+            /// The name as printed by the tool and in control payloads.
+            pub fn as_str(self) -> &'static str {
+                // Kept in step with serde's snake_case by the test below.
+                match self { $(Self::$variant => {
+                    const NAME: &str = stringify!($variant);
+                    snake(NAME)
+                }),+ }
+            }
+        }
+    };
+}
+from_byte!(Overflow: DropNewest, DropOldest, LatestOnly, Disconnect, Wait);
+from_byte!(Status: Done, Failed, NoResponders, Denied, TimedOut, ServerGone, Cancelled, Busy);
+from_byte!(Operation: Publish, Subscribe, Serve, Request);
+
+fn snake(name: &'static str) -> &'static str {
+    match name {
+        "DropNewest" => "drop_newest",
+        "DropOldest" => "drop_oldest",
+        "LatestOnly" => "latest_only",
+        "Disconnect" => "disconnect",
+        "Wait" => "wait",
+        "Done" => "done",
+        "Failed" => "failed",
+        "NoResponders" => "no_responders",
+        "Denied" => "denied",
+        "TimedOut" => "timed_out",
+        "ServerGone" => "server_gone",
+        "Cancelled" => "cancelled",
+        "Busy" => "busy",
+        "Publish" => "publish",
+        "Subscribe" => "subscribe",
+        "Serve" => "serve",
+        "Request" => "request",
+        other => other,
+    }
+}
+
+/// The part of a message all sides share: the broker-owned prefix, then topic, header and payload.
+///
+/// Layout: `flags u8 | topic bytes u8 | header bytes u16 | origin u32 | sequence u64 | deadline u64 |
+/// topic | header | payload` (the payload takes what is left).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// [`Block::RETAIN`], [`Block::ACKNOWLEDGE`], [`Block::PARTS`].
+    pub flags: u8,
+    /// The origin's number in this broker epoch (see [`Record::Origin`]); zero from a client.
+    pub origin: u32,
+    /// From a client: its own number for the message. From the broker: the broker's number.
+    pub sequence: u64,
+    /// Milliseconds since the Unix epoch after which nobody wants it; zero if never.
+    pub deadline_ms: u64,
+    /// Length of the topic inside `tail`.
+    topic_bytes: u8,
+    /// Length of the header inside `tail`.
+    header_bytes: u16,
+    /// Topic, header, payload, as they stand on the wire.
+    tail: Bytes,
+}
+
+impl Block {
+    /// Publish: keep it as the topic's last value. Deliver: it is that value.
+    pub const RETAIN: u8 = 1;
+    /// Publish: answer with `accepted` when it is in the queues of every matching subscriber.
+    pub const ACKNOWLEDGE: u8 = 2;
+    /// The payload is several frames of a stock message, each a `u32` length and its bytes.
+    pub const PARTS: u8 = 4;
+
+    /// Bytes in front of the topic.
+    pub const PREFIX_BYTES: usize = 24;
+
+    /// Builds a block. `header` is written by [`crate::codec::put_header`] or empty; the lengths must be
+    /// within [`limits`], which the callers check with their own errors.
+    pub fn new(topic: &TopicName, header: &[u8], payload: &[u8]) -> Self {
+        let mut tail = Vec::with_capacity(topic.as_str().len() + header.len() + payload.len());
+        tail.extend_from_slice(topic.as_str().as_bytes());
+        tail.extend_from_slice(header);
+        tail.extend_from_slice(payload);
+        Self {
+            flags: 0,
+            origin: 0,
+            sequence: 0,
+            deadline_ms: 0,
+            topic_bytes: topic.as_str().len() as u8,
+            header_bytes: header.len() as u16,
+            tail: tail.into(),
+        }
+    }
+
+    /// The topic's bytes, not yet checked.
+    pub fn topic(&self) -> &[u8] {
+        &self.tail[..self.topic_bytes.into()]
+    }
+
+    /// The header's bytes.
+    pub fn header(&self) -> &[u8] {
+        let from = usize::from(self.topic_bytes);
+        &self.tail[from..from + usize::from(self.header_bytes)]
+    }
+
+    /// The payload, sharing the block's memory.
+    pub fn payload(&self) -> Bytes {
+        self.tail.slice(usize::from(self.topic_bytes) + usize::from(self.header_bytes)..)
+    }
+
+    /// Bytes of the block on the wire.
+    pub fn bytes(&self) -> usize {
+        Self::PREFIX_BYTES + self.tail.len()
+    }
+
+    /// Appends the block.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        out.push(self.flags);
+        out.push(self.topic_bytes);
+        out.extend_from_slice(&self.header_bytes.to_le_bytes());
+        out.extend_from_slice(&self.origin.to_le_bytes());
+        out.extend_from_slice(&self.sequence.to_le_bytes());
+        out.extend_from_slice(&self.deadline_ms.to_le_bytes());
+        out.extend_from_slice(&self.tail);
+    }
+
+    fn take(body: &mut Body) -> Result<Self, RecordError> {
+        let (flags, topic_bytes, header_bytes) = (body.u8()?, body.u8()?, body.u16()?);
+        let (origin, sequence, deadline_ms) = (body.u32()?, body.u64()?, body.u64()?);
+        let tail = body.rest();
+        if topic_bytes == 0 || tail.len() < usize::from(topic_bytes) + usize::from(header_bytes) {
+            return Err(RecordError::Field { kind: body.kind, field: "block length" });
+        }
+        Ok(Self { flags, origin, sequence, deadline_ms, topic_bytes, header_bytes, tail })
+    }
+}
+
+/// What a `subscribe` record asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscribeSpec {
+    /// Chosen by the client, unique in its session, not zero.
+    pub id: u32,
+    /// Serve requests instead of receiving publishes.
+    pub serve: bool,
+    /// Send the retained values first.
+    pub retained: bool,
+    /// What is lost when the send queue is full.
+    pub overflow: Overflow,
+    /// Bound of the send queue in messages; zero for the broker's default.
+    pub queue_messages_max: u32,
+    /// Bound of the send queue in bytes; zero for the broker's default.
+    pub queue_bytes_max: u32,
+    /// The filter's text.
+    pub filter: String,
+    /// Queue group; empty for none. One member of a group gets each message.
+    pub group: String,
+}
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// First record of each side. From the broker it also says who the client is.
+    Hello {
+        /// [`super::VERSION_MAJOR`] of the sender.
+        major: u16,
+        /// [`super::VERSION_MINOR`] of the sender.
+        minor: u16,
+        /// Program and version, for the tool; at most 255 bytes.
+        program: String,
+        /// From the broker: the client's registered name. From a client: empty.
+        peer: String,
+        /// From the broker: its epoch, new at every start. From a client: nil.
+        epoch: [u8; 16],
+    },
+    /// Names an origin number before its first use in this session.
+    Origin {
+        /// The number used in blocks.
+        origin: u32,
+        /// The peer's registered name.
+        peer: String,
+    },
+    /// Asks for a subscription or offers to serve.
+    Subscribe(SubscribeSpec),
+    /// The subscription is in the routing table.
+    Subscribed {
+        /// Its id.
+        id: u32,
+        /// The broker's sequence from which delivery is certain.
+        from_sequence: u64,
+    },
+    /// Ends a subscription.
+    Unsubscribe {
+        /// Its id.
+        id: u32,
+    },
+    /// A message for whoever subscribes.
+    Publish(Block),
+    /// Answer to a publish with [`Block::ACKNOWLEDGE`]: it is in every matching queue.
+    Accepted {
+        /// The client's sequence.
+        sequence: u64,
+        /// How many subscribers it was queued for.
+        subscribers: u32,
+        /// How many it was dropped for, because their queue was full.
+        dropped: u32,
+    },
+    /// A message for the subscriptions named.
+    Deliver {
+        /// Every subscription of the session that it matches; the first one carries the credit.
+        subscriptions: Vec<u32>,
+        /// The message.
+        block: Block,
+    },
+    /// A question. To the broker the id is the client's; to a server it is the broker's.
+    Request {
+        /// The id replies carry.
+        id: u64,
+        /// To a server: the subscription it was routed by. To the broker: zero.
+        subscription: u32,
+        /// Parts the server may send before the first credit.
+        window: u32,
+        /// The message.
+        block: Block,
+    },
+    /// One part of an answer.
+    Reply {
+        /// The request's id.
+        id: u64,
+        /// Header bytes, then payload.
+        header: Bytes,
+        /// The payload.
+        payload: Bytes,
+    },
+    /// The end of an answer. After it nothing follows for this id.
+    ReplyEnd {
+        /// The request's id.
+        id: u64,
+        /// How it ended.
+        status: Status,
+        /// A word for programs, from the server if `status` is `Failed`; else empty.
+        code: String,
+        /// A sentence for people.
+        text: String,
+        /// Header of a last part; empty if there is none.
+        header: Bytes,
+        /// Payload of a last part; counts only if `header` is not empty.
+        payload: Bytes,
+    },
+    /// The requester wants no more; reaches the server.
+    Cancel {
+        /// The request's id.
+        id: u64,
+    },
+    /// What was consumed, as totals since the start.
+    Credit {
+        /// What the total counts.
+        scope: CreditScope,
+    },
+    /// A sign of life. Answered with the same number and `answer` set.
+    Ping {
+        /// Any number.
+        number: u64,
+        /// Whether this is the answer.
+        answer: bool,
+    },
+    /// An operation that was refused.
+    Denied {
+        /// Which operation.
+        operation: Operation,
+        /// Its sequence, subscription id or request id.
+        reference: u64,
+        /// A word for programs: `not_permitted`, `invalid_topic`, `too_many`, ...
+        code: String,
+        /// The topic or filter it was about.
+        topic: String,
+        /// A sentence for people.
+        text: String,
+    },
+    /// Messages a subscription did not get.
+    Gap {
+        /// The subscription.
+        subscription: u32,
+        /// How many; `u64::MAX` if unknown.
+        count: u64,
+        /// Why: `slow_consumer`, `disconnected`, ...
+        reason: String,
+    },
+    /// Registers or announces a schema.
+    Schema {
+        /// Fingerprint as it stands in headers.
+        fingerprint: u64,
+        /// Name of the type.
+        name: String,
+        /// `json-schema` or `fields`.
+        format: String,
+        /// The schema itself.
+        body: Bytes,
+    },
+    /// The sender ends the session and says why.
+    Goodbye {
+        /// A word for programs: `closing`, `revoked`, `protocol`, `slow_consumer`, ...
+        code: String,
+        /// A sentence for people.
+        text: String,
+    },
+    /// A piece of a record above [`limits::RECORD_BYTES_MAX`]; pieces of one record stand in
+    /// order, and only control records may come between.
+    Fragment {
+        /// Whether this is the last piece.
+        last: bool,
+        /// The piece. Joined pieces are `kind u8 | body`.
+        piece: Bytes,
+    },
+}
+
+/// What a `credit` record counts or holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreditScope {
+    /// Client to broker: deliveries and requests consumed on this subscription, in total.
+    Subscription {
+        /// The subscription.
+        id: u32,
+        /// Messages consumed since it began.
+        messages: u64,
+    },
+    /// Requester to server (through the broker): parts it has consumed, in total.
+    Request {
+        /// The request's id.
+        id: u64,
+        /// Parts consumed.
+        parts: u64,
+    },
+    /// Broker to publisher: whether this topic may be published (a `wait` subscriber is full or has room again).
+    Topic {
+        /// The topic's text.
+        topic: String,
+        /// `false` withholds the credit.
+        granted: bool,
+    },
+}
+
+/// Kind bytes.
+mod kind {
+    pub(super) const HELLO: u8 = 1;
+    pub(super) const SUBSCRIBE: u8 = 2;
+    pub(super) const SUBSCRIBED: u8 = 3;
+    pub(super) const UNSUBSCRIBE: u8 = 4;
+    pub(super) const PUBLISH: u8 = 5;
+    pub(super) const DELIVER: u8 = 6;
+    pub(super) const REQUEST: u8 = 7;
+    pub(super) const REPLY: u8 = 8;
+    pub(super) const REPLY_END: u8 = 9;
+    pub(super) const CANCEL: u8 = 10;
+    pub(super) const CREDIT: u8 = 11;
+    pub(super) const PING: u8 = 12;
+    pub(super) const DENIED: u8 = 13;
+    pub(super) const GAP: u8 = 14;
+    pub(super) const SCHEMA: u8 = 15;
+    pub(super) const GOODBYE: u8 = 16;
+    pub(super) const ORIGIN: u8 = 17;
+    pub(super) const ACCEPTED: u8 = 18;
+    pub(super) const FRAGMENT: u8 = 19;
+}
+
+impl Record {
+    /// Bytes the record will take, its length field included; exact for those with payloads.
+    pub fn bytes_hint(&self) -> usize {
+        const SMALL: usize = 64;
+        match self {
+            Self::Publish(block) => 5 + block.bytes(),
+            Self::Deliver { subscriptions, block } => 6 + 4 * subscriptions.len() + block.bytes(),
+            Self::Request { block, .. } => 5 + 16 + block.bytes(),
+            Self::Reply { header, payload, .. } => 5 + 8 + 2 + header.len() + payload.len(),
+            Self::ReplyEnd { code, text, header, payload, .. } => {
+                SMALL + code.len() + text.len() + header.len() + payload.len()
+            }
+            Self::Schema { name, format, body, .. } => SMALL + name.len() + format.len() + body.len(),
+            Self::Fragment { piece, .. } => 6 + piece.len(),
+            Self::Denied { code, topic, text, .. } => SMALL + code.len() + topic.len() + text.len(),
+            _ => SMALL,
+        }
+    }
+
+    /// Appends `kind u8 | body`.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello { major, minor, program, peer, epoch } => {
+                out.push(kind::HELLO);
+                out.extend_from_slice(&major.to_le_bytes());
+                out.extend_from_slice(&minor.to_le_bytes());
+                put_text8(program, out);
+                put_text8(peer, out);
+                out.extend_from_slice(epoch);
+            }
+            Self::Origin { origin, peer } => {
+                out.push(kind::ORIGIN);
+                out.extend_from_slice(&origin.to_le_bytes());
+                put_text8(peer, out);
+            }
+            Self::Subscribe(spec) => {
+                out.push(kind::SUBSCRIBE);
+                out.extend_from_slice(&spec.id.to_le_bytes());
+                out.push(u8::from(spec.serve) | u8::from(spec.retained) << 1);
+                out.push(spec.overflow as u8);
+                out.extend_from_slice(&spec.queue_messages_max.to_le_bytes());
+                out.extend_from_slice(&spec.queue_bytes_max.to_le_bytes());
+                put_text8(&spec.filter, out);
+                put_text8(&spec.group, out);
+            }
+            Self::Subscribed { id, from_sequence } => {
+                out.push(kind::SUBSCRIBED);
+                out.extend_from_slice(&id.to_le_bytes());
+                out.extend_from_slice(&from_sequence.to_le_bytes());
+            }
+            Self::Unsubscribe { id } => {
+                out.push(kind::UNSUBSCRIBE);
+                out.extend_from_slice(&id.to_le_bytes());
+            }
+            Self::Publish(block) => {
+                out.push(kind::PUBLISH);
+                block.put(out);
+            }
+            Self::Accepted { sequence, subscribers, dropped } => {
+                out.push(kind::ACCEPTED);
+                out.extend_from_slice(&sequence.to_le_bytes());
+                out.extend_from_slice(&subscribers.to_le_bytes());
+                out.extend_from_slice(&dropped.to_le_bytes());
+            }
+            Self::Deliver { subscriptions, block } => {
+                out.push(kind::DELIVER);
+                out.push(subscriptions.len().min(255) as u8);
+                subscriptions.iter().take(255).for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+                block.put(out);
+            }
+            Self::Request { id, subscription, window, block } => {
+                out.push(kind::REQUEST);
+                out.extend_from_slice(&id.to_le_bytes());
+                out.extend_from_slice(&subscription.to_le_bytes());
+                out.extend_from_slice(&window.to_le_bytes());
+                block.put(out);
+            }
+            Self::Reply { id, header, payload } => {
+                out.push(kind::REPLY);
+                out.extend_from_slice(&id.to_le_bytes());
+                put_part(header, payload, out);
+            }
+            Self::ReplyEnd { id, status, code, text, header, payload } => {
+                out.push(kind::REPLY_END);
+                out.extend_from_slice(&id.to_le_bytes());
+                out.push(*status as u8);
+                put_text8(code, out);
+                put_text16(text, out);
+                put_part(header, payload, out);
+            }
+            Self::Cancel { id } => {
+                out.push(kind::CANCEL);
+                out.extend_from_slice(&id.to_le_bytes());
+            }
+            Self::Credit { scope } => {
+                out.push(kind::CREDIT);
+                match scope {
+                    CreditScope::Subscription { id, messages } => {
+                        out.push(0);
+                        out.extend_from_slice(&u64::from(*id).to_le_bytes());
+                        out.extend_from_slice(&messages.to_le_bytes());
+                    }
+                    CreditScope::Request { id, parts } => {
+                        out.push(1);
+                        out.extend_from_slice(&id.to_le_bytes());
+                        out.extend_from_slice(&parts.to_le_bytes());
+                    }
+                    CreditScope::Topic { topic, granted } => {
+                        out.push(2);
+                        out.push(u8::from(*granted));
+                        put_text8(topic, out);
+                    }
+                }
+            }
+            Self::Ping { number, answer } => {
+                out.push(kind::PING);
+                out.extend_from_slice(&number.to_le_bytes());
+                out.push(u8::from(*answer));
+            }
+            Self::Denied { operation, reference, code, topic, text } => {
+                out.push(kind::DENIED);
+                out.push(*operation as u8);
+                out.extend_from_slice(&reference.to_le_bytes());
+                put_text8(code, out);
+                put_text8(topic, out);
+                put_text16(text, out);
+            }
+            Self::Gap { subscription, count, reason } => {
+                out.push(kind::GAP);
+                out.extend_from_slice(&subscription.to_le_bytes());
+                out.extend_from_slice(&count.to_le_bytes());
+                put_text8(reason, out);
+            }
+            Self::Schema { fingerprint, name, format, body } => {
+                out.push(kind::SCHEMA);
+                out.extend_from_slice(&fingerprint.to_le_bytes());
+                put_text8(name, out);
+                put_text8(format, out);
+                out.extend_from_slice(body);
+            }
+            Self::Goodbye { code, text } => {
+                out.push(kind::GOODBYE);
+                put_text8(code, out);
+                put_text16(text, out);
+            }
+            Self::Fragment { last, piece } => {
+                out.push(kind::FRAGMENT);
+                out.push(u8::from(*last));
+                out.extend_from_slice(piece);
+            }
+        }
+    }
+
+    /// Reads `kind u8 | body`. `None` for a kind this version does not know.
+    pub fn take(record: Bytes) -> Result<Option<Self>, RecordError> {
+        let mut body = Body { kind: 0, bytes: record };
+        body.kind = body.u8()?;
+        let record = match body.kind {
+            kind::HELLO => Self::Hello {
+                major: body.u16()?,
+                minor: body.u16()?,
+                program: body.text8()?,
+                peer: body.text8()?,
+                epoch: body.array()?,
+            },
+            kind::ORIGIN => Self::Origin { origin: body.u32()?, peer: body.text8()? },
+            kind::SUBSCRIBE => {
+                let id = body.u32()?;
+                let flags = body.u8()?;
+                let overflow = body.enumerated("overflow policy", Overflow::from_byte)?;
+                Self::Subscribe(SubscribeSpec {
+                    id,
+                    serve: flags & 1 != 0,
+                    retained: flags & 2 != 0,
+                    overflow,
+                    queue_messages_max: body.u32()?,
+                    queue_bytes_max: body.u32()?,
+                    filter: body.text8()?,
+                    group: body.text8()?,
+                })
+            }
+            kind::SUBSCRIBED => Self::Subscribed { id: body.u32()?, from_sequence: body.u64()? },
+            kind::UNSUBSCRIBE => Self::Unsubscribe { id: body.u32()? },
+            kind::PUBLISH => Self::Publish(Block::take(&mut body)?),
+            kind::ACCEPTED => {
+                Self::Accepted { sequence: body.u64()?, subscribers: body.u32()?, dropped: body.u32()? }
+            }
+            kind::DELIVER => {
+                let count = body.u8()?;
+                let subscriptions = (0..count).map(|_| body.u32()).collect::<Result<_, _>>()?;
+                Self::Deliver { subscriptions, block: Block::take(&mut body)? }
+            }
+            kind::REQUEST => Self::Request {
+                id: body.u64()?,
+                subscription: body.u32()?,
+                window: body.u32()?,
+                block: Block::take(&mut body)?,
+            },
+            kind::REPLY => {
+                let id = body.u64()?;
+                let (header, payload) = body.part()?;
+                Self::Reply { id, header, payload }
+            }
+            kind::REPLY_END => {
+                let id = body.u64()?;
+                let status = body.enumerated("status", Status::from_byte)?;
+                let (code, text) = (body.text8()?, body.text16()?);
+                let (header, payload) = body.part()?;
+                Self::ReplyEnd { id, status, code, text, header, payload }
+            }
+            kind::CANCEL => Self::Cancel { id: body.u64()? },
+            kind::CREDIT => Self::Credit { scope: body.credit_scope()? },
+            kind::PING => Self::Ping { number: body.u64()?, answer: body.u8()? != 0 },
+            kind::DENIED => Self::Denied {
+                operation: body.enumerated("operation", Operation::from_byte)?,
+                reference: body.u64()?,
+                code: body.text8()?,
+                topic: body.text8()?,
+                text: body.text16()?,
+            },
+            kind::GAP => Self::Gap { subscription: body.u32()?, count: body.u64()?, reason: body.text8()? },
+            kind::SCHEMA => Self::Schema {
+                fingerprint: body.u64()?,
+                name: body.text8()?,
+                format: body.text8()?,
+                body: body.rest(),
+            },
+            kind::GOODBYE => Self::Goodbye { code: body.text8()?, text: body.text16()? },
+            kind::FRAGMENT => Self::Fragment { last: body.u8()? != 0, piece: body.rest() },
+            _unknown => return Ok(None),
+        };
+        Ok(Some(record))
+    }
+}
+
+/// The longest prefix of `text` that has at most `bytes_max` bytes.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+fn put_text8(text: &str, out: &mut Vec<u8>) {
+    let text = cut(text, u8::MAX.into());
+    out.push(text.len() as u8);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn put_text16(text: &str, out: &mut Vec<u8>) {
+    let text = cut(text, u16::MAX.into());
+    out.extend_from_slice(&(text.len() as u16).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// A reply's header and payload: `header bytes u16 | header | payload`.
+fn put_part(header: &[u8], payload: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&(header.len() as u16).to_le_bytes());
+    out.extend_from_slice(header);
+    out.extend_from_slice(payload);
+}
+
+/// What is left of a record while it is read.
+struct Body {
+    kind: u8,
+    bytes: Bytes,
+}
+
+impl Body {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], RecordError> {
+        let array = *self.bytes.first_chunk::<N>().ok_or(RecordError::Short { kind: self.kind })?;
+        self.bytes.advance(N);
+        Ok(array)
+    }
+
+    fn u8(&mut self) -> Result<u8, RecordError> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Result<u16, RecordError> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, RecordError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, RecordError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn split(&mut self, length: usize) -> Result<Bytes, RecordError> {
+        if self.bytes.len() < length {
+            return Err(RecordError::Short { kind: self.kind });
+        }
+        Ok(self.bytes.split_to(length))
+    }
+
+    fn text(&mut self, length: usize) -> Result<String, RecordError> {
+        let bytes = self.split(length)?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| RecordError::Field { kind: self.kind, field: "text" })?;
+        Ok(text.to_owned())
+    }
+
+    fn text8(&mut self) -> Result<String, RecordError> {
+        let length = self.u8()?;
+        self.text(length.into())
+    }
+
+    fn text16(&mut self) -> Result<String, RecordError> {
+        let length = self.u16()?;
+        self.text(length.into())
+    }
+
+    fn part(&mut self) -> Result<(Bytes, Bytes), RecordError> {
+        let header_bytes = self.u16()?;
+        Ok((self.split(header_bytes.into())?, self.rest()))
+    }
+
+    fn rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.bytes)
+    }
+
+    fn enumerated<T>(&mut self, field: &'static str, from: fn(u8) -> Option<T>) -> Result<T, RecordError> {
+        let byte = self.u8()?;
+        from(byte).ok_or(RecordError::Field { kind: self.kind, field })
+    }
+
+    fn credit_scope(&mut self) -> Result<CreditScope, RecordError> {
+        let refuse = |kind| RecordError::Field { kind, field: "credit scope" };
+        Ok(match self.u8()? {
+            0 => {
+                let id = u32::try_from(self.u64()?).map_err(|_| refuse(self.kind))?;
+                CreditScope::Subscription { id, messages: self.u64()? }
+            }
+            1 => CreditScope::Request { id: self.u64()?, parts: self.u64()? },
+            2 => {
+                let granted = self.u8()? != 0;
+                CreditScope::Topic { topic: self.text8()?, granted }
+            }
+            _ => return Err(refuse(self.kind)),
+        })
+    }
+}
+
+const _: () = assert!(limits::TOPIC_BYTES_MAX <= u8::MAX as usize, "topic lengths are one byte on the wire");
+const _: () =
+    assert!(limits::HEADER_BYTES_MAX <= u16::MAX as usize, "header lengths are two bytes on the wire");
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn block() -> Block {
+        Block {
+            flags: Block::RETAIN,
+            origin: 2,
+            sequence: 3,
+            deadline_ms: 4,
+            ..Block::new(&"a/b".parse().unwrap(), b"HEAD", b"payload")
+        }
+    }
+
+    fn every_record() -> Vec<Record> {
+        vec![
+            Record::Hello { major: 1, minor: 2, program: "p".into(), peer: "n".into(), epoch: [5; 16] },
+            Record::Origin { origin: 7, peer: "gateway".into() },
+            Record::Subscribe(SubscribeSpec {
+                id: 9,
+                serve: true,
+                retained: true,
+                overflow: Overflow::LatestOnly,
+                queue_messages_max: 10,
+                queue_bytes_max: 11,
+                filter: "a/#".into(),
+                group: "g".into(),
+            }),
+            Record::Subscribed { id: 9, from_sequence: 12 },
+            Record::Unsubscribe { id: 9 },
+            Record::Publish(block()),
+            Record::Accepted { sequence: 3, subscribers: 2, dropped: 1 },
+            Record::Deliver { subscriptions: vec![1, 9], block: block() },
+            Record::Request { id: 13, subscription: 9, window: 64, block: block() },
+            Record::Reply { id: 13, header: Bytes::from_static(b"H"), payload: Bytes::from_static(b"P") },
+            Record::ReplyEnd {
+                id: 13,
+                status: Status::Failed,
+                code: "c".into(),
+                text: "t".into(),
+                header: Bytes::new(),
+                payload: Bytes::new(),
+            },
+            Record::Cancel { id: 13 },
+            Record::Credit { scope: CreditScope::Subscription { id: 9, messages: 14 } },
+            Record::Credit { scope: CreditScope::Request { id: 13, parts: 15 } },
+            Record::Credit { scope: CreditScope::Topic { topic: "a/b".into(), granted: true } },
+            Record::Ping { number: 16, answer: true },
+            Record::Denied {
+                operation: Operation::Serve,
+                reference: 9,
+                code: "not_permitted".into(),
+                topic: "a/#".into(),
+                text: "no".into(),
+            },
+            Record::Gap { subscription: 9, count: u64::MAX, reason: "slow_consumer".into() },
+            Record::Schema {
+                fingerprint: 17,
+                name: "T".into(),
+                format: "fields".into(),
+                body: Bytes::from_static(b"{}"),
+            },
+            Record::Goodbye { code: "closing".into(), text: "bye".into() },
+            Record::Fragment { last: true, piece: Bytes::from_static(b"piece") },
+        ]
+    }
+
+    fn encoded(record: &Record) -> Bytes {
+        let mut bytes = Vec::new();
+        record.put(&mut bytes);
+        bytes.into()
+    }
+
+    #[test]
+    fn every_record_reads_back_as_it_was_written() {
+        for record in every_record() {
+            assert_eq!(Record::take(encoded(&record)).unwrap(), Some(record));
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_are_golden() {
+        let golden = include_str!("golden_v1.txt");
+        let lines: Vec<String> = every_record()
+            .iter()
+            .map(|record| encoded(record).iter().map(|byte| format!("{byte:02x}")).collect())
+            .collect();
+        assert_eq!(lines.join("\n"), golden.trim(), "the wire format changed; that needs a new version");
+    }
+
+    #[test]
+    fn a_record_cut_short_is_an_error_and_never_a_panic() {
+        for record in every_record() {
+            let bytes = encoded(&record);
+            for length in 0..bytes.len() {
+                let _ = Record::take(bytes.slice(..length));
+            }
+        }
+        assert_eq!(Record::take(Bytes::from_static(&[2, 1])), Err(RecordError::Short { kind: 2 }));
+    }
+
+    #[test]
+    fn an_unknown_kind_and_trailing_bytes_are_skipped() {
+        assert_eq!(Record::take(Bytes::from_static(&[200, 1, 2, 3])).unwrap(), None);
+        let mut longer = encoded(&Record::Cancel { id: 1 }).to_vec();
+        longer.extend_from_slice(b"later versions");
+        assert_eq!(Record::take(longer.into()).unwrap(), Some(Record::Cancel { id: 1 }));
+    }
+
+    #[test]
+    fn names_are_those_serde_writes() {
+        for status in (0..=255).filter_map(Status::from_byte) {
+            assert_eq!(serde_json::to_value(status).unwrap(), status.as_str());
+        }
+        for overflow in (0..=255).filter_map(Overflow::from_byte) {
+            assert_eq!(serde_json::to_value(overflow).unwrap(), overflow.as_str());
+        }
+        for operation in (0..=255).filter_map(Operation::from_byte) {
+            assert_eq!(serde_json::to_value(operation).unwrap(), operation.as_str());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Record::take(bytes.into());
+        }
+    }
+}
