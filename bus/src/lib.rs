@@ -16,3 +16,6 @@ pub use endpoint::Endpoint;
 pub use envelope::{ContentType, Header, Message, Payload};
 pub use peer::PeerName;
 pub use topic::{TopicError, TopicFilter, TopicName};
+
+pub mod crypto;
+pub mod zmtp;

@@ -1,0 +1,476 @@
+//! The state machine of one connection: bytes in, events and bytes out.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::command::{self, Refusal, encode_error_frame_onto};
+use super::curve::client::{self, AwaitReady, AwaitWelcome};
+use super::curve::server::{self, AwaitDecision, AwaitInitiate, Secrets};
+use super::curve::{HELLO_BYTES, INITIATE_BYTES, READY_BYTES, WELCOME_OR_ERROR_BYTES_MAX};
+use super::error::{Stage, ZmtpError};
+use super::frame::{FrameFlags, Header};
+use super::greeting::{self, GREETING_BYTES, Version};
+use super::message_box::{MessageBox, OVERHEAD_BYTES};
+use super::metadata::Metadata;
+use crate::crypto::{KeyPair, PublicKey};
+use crate::limits;
+
+/// What all connections of one server share.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// The current key first, then those it replaced that are still accepted. Tried in this order.
+    pub keys: Vec<KeyPair>,
+    /// Bytes of a frame's content, at most, in both directions.
+    pub frame_bytes_max: usize,
+    /// Bytes of a client's metadata, at most. They come before it is known whether its key is welcome.
+    pub metadata_bytes_max: usize,
+}
+
+impl ServerConfig {
+    /// A configuration with the limits for a stock session. A native one lowers its own with
+    /// [`Engine::set_frame_bytes_max`].
+    pub fn new(keys: Vec<KeyPair>) -> Self {
+        Self {
+            keys,
+            frame_bytes_max: limits::STOCK_FRAME_BYTES_MAX,
+            metadata_bytes_max: limits::METADATA_BYTES_MAX,
+        }
+    }
+}
+
+/// What a client brings to a connection.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Its long-term keys.
+    pub keys: KeyPair,
+    /// The long-term key that the server must hold.
+    pub server: PublicKey,
+    /// Sent to the server, encrypted; the socket type at least.
+    pub metadata: Metadata,
+    /// Bytes of a frame's content, at most, in both directions.
+    pub frame_bytes_max: usize,
+    /// Bytes of the server's metadata, at most.
+    pub metadata_bytes_max: usize,
+}
+
+impl ClientConfig {
+    /// A configuration with the limits for a stock session.
+    pub fn new(keys: KeyPair, server: PublicKey, metadata: Metadata) -> Self {
+        Self {
+            keys,
+            server,
+            metadata,
+            frame_bytes_max: limits::STOCK_FRAME_BYTES_MAX,
+            metadata_bytes_max: limits::METADATA_BYTES_MAX,
+        }
+    }
+}
+
+/// What the bytes of the peer mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineEvent {
+    /// Server: the client has proven that it owns `key`. Nothing more is taken from the input until
+    /// [`Engine::accept`] or [`Engine::refuse`] is called.
+    Authenticate {
+        /// Its long-term key.
+        key: PublicKey,
+        /// What it says about itself, authenticated by `key`.
+        metadata: Metadata,
+        /// Which of the server's keys it uses: 0 is the current one.
+        server_key_index: usize,
+    },
+    /// Client: the server has accepted; messages may be sent. A server is ready when it has called
+    /// [`Engine::accept`] and gets no such event.
+    Ready {
+        /// What the server says about itself.
+        metadata: Metadata,
+    },
+    /// One frame of an open session.
+    Frame {
+        /// Its content. Shares memory with the input buffer: copy what is kept for long.
+        body: Bytes,
+        /// Another frame of the same message follows.
+        more: bool,
+        /// To be read with [`Command::parse`](super::Command::parse).
+        command: bool,
+    },
+    /// The peer sent ERROR before the session was open, and the engine is closed. It came in clear
+    /// text and may be forged: a hint, no proof. See [`Refusal`].
+    PeerError {
+        /// Printable text.
+        reason: String,
+    },
+}
+
+/// One connection, either role.
+///
+/// - Never reads, writes or waits. Bytes from the peer never panic it, and never make it allocate
+///   more than they are long themselves.
+/// - The greeting stands in [`Engine::output`] from the beginning.
+/// - After an error of [`Engine::poll`], a refusal, or the peer's ERROR it is closed for good; what
+///   is then in the output must still be written.
+pub struct Engine {
+    state: State,
+    output: Vec<u8>,
+    frame_bytes_max: usize,
+    peer_version: Option<Version>,
+    #[cfg(test)]
+    recorded: Option<Secrets>,
+    #[cfg(test)]
+    vouched: Option<PublicKey>,
+}
+
+enum State {
+    Greeting(Role),
+    Hello(Arc<ServerConfig>, Secrets),
+    Initiate(Arc<ServerConfig>, AwaitInitiate),
+    Decision(AwaitDecision),
+    Welcome(Box<ClientConfig>, AwaitWelcome),
+    Ready { metadata_bytes_max: usize, state: AwaitReady },
+    Session(MessageBox),
+    Closed,
+}
+
+enum Role {
+    Server(Arc<ServerConfig>),
+    Client(Box<ClientConfig>),
+}
+
+/// What came of one step.
+enum Step {
+    Event(EngineEvent),
+    Again,
+    NeedInput,
+}
+
+impl Engine {
+    /// The server's end of a new connection.
+    pub fn server(config: Arc<ServerConfig>) -> Self {
+        let frame_bytes_max = config.frame_bytes_max;
+        Self::new(Role::Server(config), frame_bytes_max, greeting::encode(true))
+    }
+
+    /// The client's end of a new connection.
+    pub fn client(config: ClientConfig) -> Self {
+        let frame_bytes_max = config.frame_bytes_max;
+        Self::new(Role::Client(Box::new(config)), frame_bytes_max, greeting::encode(false))
+    }
+
+    fn new(role: Role, frame_bytes_max: usize, greeting: [u8; GREETING_BYTES]) -> Self {
+        Self {
+            state: State::Greeting(role),
+            output: greeting.to_vec(),
+            frame_bytes_max,
+            peer_version: None,
+            #[cfg(test)]
+            recorded: None,
+            #[cfg(test)]
+            vouched: None,
+        }
+    }
+
+    /// Takes what it can from the front of `input`. Call it after every read until it returns
+    /// `None`, which means that more bytes are needed, or a decision after
+    /// [`EngineEvent::Authenticate`]; while one is awaited, stop reading.
+    ///
+    /// What then remains in `input` is the beginning of one frame, at most [`Engine::missing`]
+    /// short of its end.
+    pub fn poll(&mut self, input: &mut BytesMut) -> Result<Option<EngineEvent>, ZmtpError> {
+        loop {
+            match self.step(input) {
+                Ok(Step::Again) => {}
+                Ok(Step::Event(event)) => return Ok(Some(event)),
+                Ok(Step::NeedInput) => return Ok(None),
+                Err(error) => {
+                    self.state = State::Closed;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Bytes to be written to the peer, in order. The caller writes them and removes what it wrote.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// What is awaited.
+    pub fn stage(&self) -> Stage {
+        match &self.state {
+            State::Greeting(_) => Stage::Greeting,
+            State::Hello(..) => Stage::Hello,
+            State::Initiate(..) => Stage::Initiate,
+            State::Decision(_) => Stage::Decision,
+            State::Welcome(..) => Stage::Welcome,
+            State::Ready { .. } => Stage::Ready,
+            State::Session(_) => Stage::Session,
+            State::Closed => Stage::Closed,
+        }
+    }
+
+    /// Whether messages may be sent.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Session(_))
+    }
+
+    /// Changes the limit of this connection, for example when its metadata say what kind it is.
+    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
+    }
+
+    /// The peer's ZMTP version, once its greeting has come.
+    pub fn peer_version(&self) -> Option<Version> {
+        self.peer_version
+    }
+
+    /// How many bytes are at least missing from the frame that `input` begins with, after
+    /// [`Engine::poll`] returned `None`. Zero means that none has begun, and silence is no fault.
+    pub fn missing(&self, input: &BytesMut) -> usize {
+        if input.is_empty() {
+            return 0;
+        }
+        match &self.state {
+            State::Closed | State::Decision(_) => 0,
+            State::Greeting(_) => GREETING_BYTES.saturating_sub(input.len()),
+            _ => match Header::parse(input, self.frame_limit(), self.stage()) {
+                Ok(Some(header)) => (header.bytes + header.body_bytes).saturating_sub(input.len()),
+                Ok(None) => 1,
+                Err(_) => 0,
+            },
+        }
+    }
+
+    /// What it means that the peer has closed its side: `None` if it was between two frames of an
+    /// open session, or after the end.
+    pub fn end_of_stream(&self, input: &BytesMut) -> Option<ZmtpError> {
+        match self.stage() {
+            Stage::Closed => None,
+            Stage::Session if self.missing(input) == 0 => None,
+            Stage::Session => Some(ZmtpError::ClosedInsideFrame),
+            stage => Some(ZmtpError::ClosedDuringHandshake { stage }),
+        }
+    }
+
+    /// Server: lets the client in, with our metadata, after [`EngineEvent::Authenticate`].
+    ///
+    /// # Panics
+    /// If no decision is awaited, which is a mistake of the caller alone.
+    pub fn accept(&mut self, metadata: &Metadata) {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Decision(decision) => {
+                self.state = State::Session(decision.accept(metadata, &mut self.output));
+            }
+            _ => panic!("accept was called although no decision was awaited"),
+        }
+    }
+
+    /// Server: turns the client away after [`EngineEvent::Authenticate`]. The reason travels in
+    /// clear text; libzmq understands those of [`Refusal::reason`] only.
+    ///
+    /// # Panics
+    /// If no decision is awaited, which is a mistake of the caller alone.
+    pub fn refuse(&mut self, reason: &str) {
+        assert!(
+            matches!(self.state, State::Decision(_)),
+            "refuse was called although no decision was awaited"
+        );
+        self.close_with_error(reason);
+    }
+
+    /// Server: gives up at any time before READY, for example because there are too many
+    /// connections. What came first stays first: a refusal that was sent already is not repeated.
+    pub fn send_error_before_ready(&mut self, reason: &str) -> Result<(), ZmtpError> {
+        match self.state {
+            State::Session(_) => Err(ZmtpError::AlreadyReady),
+            State::Closed => Err(ZmtpError::Closed),
+            _ => {
+                self.close_with_error(reason);
+                Ok(())
+            }
+        }
+    }
+
+    /// Seals one frame made of the concatenated `parts` into the output.
+    pub fn send(&mut self, parts: &[&[u8]], flags: FrameFlags) -> Result<(), ZmtpError> {
+        debug_assert!(!(flags.more && flags.command), "a command is a single frame");
+        let stage = self.stage();
+        let State::Session(message_box) = &mut self.state else {
+            return Err(if stage == Stage::Closed {
+                ZmtpError::Closed
+            } else {
+                ZmtpError::NotReady { stage }
+            });
+        };
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        let limit = self.frame_bytes_max;
+        if bytes > limit {
+            return Err(ZmtpError::SendTooLong { bytes, limit });
+        }
+        message_box.seal_onto(flags, parts, &mut self.output)
+    }
+
+    fn close_with_error(&mut self, reason: &str) {
+        encode_error_frame_onto(reason, &mut self.output);
+        self.state = State::Closed;
+    }
+
+    fn step(&mut self, input: &mut BytesMut) -> Result<Step, ZmtpError> {
+        match &mut self.state {
+            State::Closed => return Err(ZmtpError::Closed),
+            State::Decision(_) => return Ok(Step::NeedInput),
+            State::Greeting(_) => {
+                let Some(version) = greeting::parse(input)? else { return Ok(Step::NeedInput) };
+                input.advance(GREETING_BYTES);
+                self.peer_version = Some(version);
+                return self.on_greeting();
+            }
+            _ => {}
+        }
+        let Some(header) = Header::parse(input, self.frame_limit(), self.stage())? else {
+            return Ok(Step::NeedInput);
+        };
+        let frame_bytes = header.bytes + header.body_bytes;
+        if input.len() < frame_bytes {
+            return Ok(Step::NeedInput);
+        }
+        let mut body = input.split_to(frame_bytes);
+        body.advance(header.bytes);
+        if let State::Session(message_box) = &mut self.state {
+            let (flags, body) = message_box.open(body)?;
+            let FrameFlags { more, command } = flags;
+            return Ok(Step::Event(EngineEvent::Frame { body, more, command }));
+        }
+        if !header.flags.command {
+            let name = "a message".to_owned();
+            return Err(ZmtpError::Unexpected { name, stage: self.stage() });
+        }
+        self.on_handshake(&mut body)
+    }
+
+    /// The longest body that may come now.
+    fn frame_limit(&self) -> usize {
+        match &self.state {
+            State::Hello(..) => HELLO_BYTES,
+            State::Initiate(config, _) => INITIATE_BYTES.saturating_add(config.metadata_bytes_max),
+            State::Welcome(..) => WELCOME_OR_ERROR_BYTES_MAX,
+            State::Ready { metadata_bytes_max, .. } => {
+                READY_BYTES.saturating_add(*metadata_bytes_max).max(WELCOME_OR_ERROR_BYTES_MAX)
+            }
+            State::Session(_) => self.frame_bytes_max.saturating_add(OVERHEAD_BYTES),
+            State::Greeting(_) | State::Decision(_) | State::Closed => 0,
+        }
+    }
+
+    fn on_greeting(&mut self) -> Result<Step, ZmtpError> {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Greeting(Role::Server(config)) => {
+                let secrets = self.secrets();
+                self.state = State::Hello(config, secrets);
+            }
+            State::Greeting(Role::Client(config)) => {
+                let transient = KeyPair::generate();
+                let state = client::start(transient, &config.server, &mut self.output)?;
+                self.state = State::Welcome(config, state);
+            }
+            _ => unreachable!("called in the state Greeting only"),
+        }
+        Ok(Step::Again)
+    }
+
+    /// Drawn only now, so that a connection that never greets costs nothing.
+    fn secrets(&mut self) -> Secrets {
+        #[cfg(test)]
+        if let Some(secrets) = self.recorded.take() {
+            return secrets;
+        }
+        Secrets::generate()
+    }
+
+    fn on_handshake(&mut self, body: &mut [u8]) -> Result<Step, ZmtpError> {
+        let stage = self.stage();
+        let name = match stage {
+            Stage::Hello => "HELLO",
+            Stage::Initiate => "INITIATE",
+            Stage::Welcome => "WELCOME",
+            _ => "READY",
+        };
+        let data = match command::expect(name, body, stage)? {
+            Ok(data) => data,
+            Err(reason) => {
+                self.state = State::Closed;
+                return Ok(Step::Event(EngineEvent::PeerError { reason }));
+            }
+        };
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Hello(config, secrets) => {
+                let state = server::on_hello(&config.keys, secrets, data, &mut self.output)
+                    .inspect_err(|error| self.tell_refusal(error))?;
+                self.state = State::Initiate(config, state);
+                Ok(Step::Again)
+            }
+            State::Initiate(config, state) => {
+                let (decision, proof) = state
+                    .on_initiate(data, config.metadata_bytes_max)
+                    .inspect_err(|error| self.tell_refusal(error))?;
+                self.state = State::Decision(decision);
+                let server::Proof { key, metadata, server_key_index } = proof;
+                let event = EngineEvent::Authenticate { key, metadata, server_key_index };
+                Ok(Step::Event(event))
+            }
+            State::Welcome(config, state) => {
+                let ClientConfig { keys, server, metadata, metadata_bytes_max, .. } = *config;
+                #[cfg(test)]
+                let server = self.vouched.unwrap_or(server);
+                let state = state.on_welcome(data, &keys, &server, &metadata, &mut self.output)?;
+                self.state = State::Ready { metadata_bytes_max, state };
+                Ok(Step::Again)
+            }
+            State::Ready { metadata_bytes_max, state } => {
+                let (message_box, metadata) = state.on_ready(data, metadata_bytes_max)?;
+                self.state = State::Session(message_box);
+                Ok(Step::Event(EngineEvent::Ready { metadata }))
+            }
+            State::Greeting(_) | State::Decision(_) | State::Session(_) | State::Closed => {
+                unreachable!("step handled these states")
+            }
+        }
+    }
+
+    /// Tells an honest but misconfigured client why, in the terms libzmq passes on to its user.
+    /// Everything else is closed in silence.
+    fn tell_refusal(&mut self, error: &ZmtpError) {
+        let refusal = match error {
+            ZmtpError::ServerKeyUnknown { .. } => Refusal::ServerKeyWrong,
+            ZmtpError::VouchRefused { .. } | ZmtpError::Metadata(_) => Refusal::KeyRefused,
+            _ => return,
+        };
+        encode_error_frame_onto(refusal.reason(), &mut self.output);
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Engine")
+            .field("stage", &self.stage())
+            .field("peer_version", &self.peer_version)
+            .field("output_bytes", &self.output.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Engine {
+    /// A server that uses the secrets of a recorded connection.
+    pub(super) fn server_replaying(config: Arc<ServerConfig>, secrets: Secrets) -> Self {
+        Self { recorded: Some(secrets), ..Self::server(config) }
+    }
+
+    /// A client that says HELLO to one server key and vouches for another.
+    pub(super) fn vouch_for(&mut self, server: PublicKey) {
+        self.vouched = Some(server);
+    }
+}
