@@ -109,7 +109,7 @@ pub enum EngineEvent {
 ///
 /// - Never reads, writes or waits. Bytes from the peer never panic it, and never make it allocate
 ///   more than they are long themselves.
-/// - The greeting stands in [`Engine::output`] from the beginning.
+/// - The beginning of the greeting stands in [`Engine::output`] from the start.
 /// - After an error of [`Engine::poll`], a refusal, or the peer's ERROR it is closed for good; what
 ///   is then in the output must still be written.
 pub struct Engine {
@@ -124,7 +124,7 @@ pub struct Engine {
 }
 
 enum State {
-    Greeting(Role),
+    Greeting { role: Role, whole_sent: bool },
     Hello(Arc<ServerConfig>, Secrets),
     Initiate(Arc<ServerConfig>, AwaitInitiate),
     Decision(AwaitDecision),
@@ -139,6 +139,25 @@ enum Role {
     Client(Box<ClientConfig>),
 }
 
+impl Role {
+    fn greeting(&self) -> [u8; GREETING_BYTES] {
+        greeting::encode(matches!(self, Self::Server(_)))
+    }
+
+    /// How many bytes of the peer's greeting must have come before ours goes on to the mechanism.
+    ///
+    /// libzmq closes as soon as it reads a mechanism that is not its own, and its own may then never
+    /// leave its buffer. So the mechanism is held back until libzmq's is here or on its way, and a
+    /// peer that speaks NULL can be named. The client waits for less, or two engines would wait for
+    /// each other.
+    fn waits_for_bytes(&self) -> usize {
+        match self {
+            Self::Server(_) => greeting::MECHANISM_SHOWN_BYTES,
+            Self::Client(_) => greeting::VERSION_SHOWN_BYTES,
+        }
+    }
+}
+
 /// What came of one step.
 enum Step {
     Event(EngineEvent),
@@ -150,19 +169,20 @@ impl Engine {
     /// The server's end of a new connection.
     pub fn server(config: Arc<ServerConfig>) -> Self {
         let frame_bytes_max = config.frame_bytes_max;
-        Self::new(Role::Server(config), frame_bytes_max, greeting::encode(true))
+        Self::new(Role::Server(config), frame_bytes_max)
     }
 
     /// The client's end of a new connection.
     pub fn client(config: ClientConfig) -> Self {
         let frame_bytes_max = config.frame_bytes_max;
-        Self::new(Role::Client(Box::new(config)), frame_bytes_max, greeting::encode(false))
+        Self::new(Role::Client(Box::new(config)), frame_bytes_max)
     }
 
-    fn new(role: Role, frame_bytes_max: usize, greeting: [u8; GREETING_BYTES]) -> Self {
+    fn new(role: Role, frame_bytes_max: usize) -> Self {
+        let output = role.greeting()[..greeting::VERSION_SHOWN_BYTES].to_vec();
         Self {
-            state: State::Greeting(role),
-            output: greeting.to_vec(),
+            state: State::Greeting { role, whole_sent: false },
+            output,
             frame_bytes_max,
             peer_version: None,
             #[cfg(test)]
@@ -200,7 +220,7 @@ impl Engine {
     /// What is awaited.
     pub fn stage(&self) -> Stage {
         match &self.state {
-            State::Greeting(_) => Stage::Greeting,
+            State::Greeting { .. } => Stage::Greeting,
             State::Hello(..) => Stage::Hello,
             State::Initiate(..) => Stage::Initiate,
             State::Decision(_) => Stage::Decision,
@@ -234,7 +254,7 @@ impl Engine {
         }
         match &self.state {
             State::Closed | State::Decision(_) => 0,
-            State::Greeting(_) => GREETING_BYTES.saturating_sub(input.len()),
+            State::Greeting { .. } => GREETING_BYTES.saturating_sub(input.len()),
             _ => match Header::parse(input, self.frame_limit(), self.stage()) {
                 Ok(Some(header)) => (header.bytes + header.body_bytes).saturating_sub(input.len()),
                 Ok(None) => 1,
@@ -313,6 +333,9 @@ impl Engine {
     }
 
     fn close_with_error(&mut self, reason: &str) {
+        if let State::Greeting { role, whole_sent: false } = &self.state {
+            self.output.extend_from_slice(&role.greeting()[greeting::VERSION_SHOWN_BYTES..]);
+        }
         encode_error_frame_onto(reason, &mut self.output);
         self.state = State::Closed;
     }
@@ -321,8 +344,15 @@ impl Engine {
         match &mut self.state {
             State::Closed => return Err(ZmtpError::Closed),
             State::Decision(_) => return Ok(Step::NeedInput),
-            State::Greeting(_) => {
-                let Some(version) = greeting::parse(input)? else { return Ok(Step::NeedInput) };
+            State::Greeting { role, whole_sent } => {
+                let parsed = greeting::parse(input);
+                let is_zmtp_3 = matches!(parsed, Ok(_) | Err(ZmtpError::MechanismMismatch { .. }));
+                if is_zmtp_3 && !*whole_sent && input.len() >= role.waits_for_bytes() {
+                    let rest = &role.greeting()[greeting::VERSION_SHOWN_BYTES..];
+                    self.output.extend_from_slice(rest);
+                    *whole_sent = true;
+                }
+                let Some(version) = parsed? else { return Ok(Step::NeedInput) };
                 input.advance(GREETING_BYTES);
                 self.peer_version = Some(version);
                 return self.on_greeting();
@@ -360,17 +390,17 @@ impl Engine {
                 READY_BYTES.saturating_add(*metadata_bytes_max).max(WELCOME_OR_ERROR_BYTES_MAX)
             }
             State::Session(_) => self.frame_bytes_max.saturating_add(OVERHEAD_BYTES),
-            State::Greeting(_) | State::Decision(_) | State::Closed => 0,
+            State::Greeting { .. } | State::Decision(_) | State::Closed => 0,
         }
     }
 
     fn on_greeting(&mut self) -> Result<Step, ZmtpError> {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Greeting(Role::Server(config)) => {
+            State::Greeting { role: Role::Server(config), .. } => {
                 let secrets = self.secrets();
                 self.state = State::Hello(config, secrets);
             }
-            State::Greeting(Role::Client(config)) => {
+            State::Greeting { role: Role::Client(config), .. } => {
                 let transient = KeyPair::generate();
                 let state = client::start(transient, &config.server, &mut self.output)?;
                 self.state = State::Welcome(config, state);
@@ -433,7 +463,7 @@ impl Engine {
                 self.state = State::Session(message_box);
                 Ok(Step::Event(EngineEvent::Ready { metadata }))
             }
-            State::Greeting(_) | State::Decision(_) | State::Session(_) | State::Closed => {
+            State::Greeting { .. } | State::Decision(_) | State::Session(_) | State::Closed => {
                 unreachable!("step handled these states")
             }
         }

@@ -28,6 +28,11 @@ impl fmt::Display for Version {
     }
 }
 
+/// Bytes that show a side's version; the first part of a greeting, sent at once.
+pub(super) const VERSION_SHOWN_BYTES: usize = MECHANISM_AT;
+/// Bytes that show a side's mechanism.
+pub(super) const MECHANISM_SHOWN_BYTES: usize = AS_SERVER_AT;
+
 /// Our own greeting. libzmq sends as-server 0 in both roles and reads it in neither.
 pub(super) fn encode(as_server: bool) -> [u8; GREETING_BYTES] {
     let mut greeting = [0; GREETING_BYTES];
