@@ -3,9 +3,12 @@
 //! Reading order: [`topic`] and [`peer`] (names), [`envelope`] (what travels), [`native`] (how it
 //! stands on the wire). [`limits`] holds every bound.
 
+pub mod broker;
 pub mod codec;
+pub mod crypto;
 pub mod endpoint;
 pub mod envelope;
+pub mod keys;
 pub mod limits;
 pub mod native;
 pub mod peer;
@@ -14,6 +17,7 @@ pub mod topic;
 pub use codec::CodecError;
 pub use endpoint::Endpoint;
 pub use envelope::{ContentType, Header, Message, Payload};
+pub use keys::{Credentials, KeyStore, Permissions, Rules};
 pub use peer::PeerName;
 pub use topic::{TopicError, TopicFilter, TopicName};
 

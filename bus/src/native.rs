@@ -4,7 +4,9 @@ pub mod batch;
 pub mod record;
 
 pub use batch::{BatchReader, BatchWriter};
-pub use record::{Block, Operation, Record, RecordError, Status, SubscribeSpec};
+pub use record::{
+    Block, CreditScope, Operation, Overflow, Record, RecordError, Status, SubscribeSpec, SubscriptionIds,
+};
 
 /// Major version of the protocol, as announced in `X-Interlock` and `hello`. Peers of different
 /// major versions do not talk.

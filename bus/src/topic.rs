@@ -156,6 +156,23 @@ impl TopicFilter {
         }
     }
 
+    /// Whether some topic is matched by both filters.
+    pub fn overlaps(&self, other: &TopicFilter) -> bool {
+        let reserved = |filter: &str| filter.starts_with('$');
+        let wild = |filter: &str| filter.starts_with(['+', '#']);
+        if (reserved(&self.0) && wild(&other.0)) || (reserved(&other.0) && wild(&self.0)) {
+            return false;
+        }
+        let (mut ours, mut theirs) = (self.0.split('/'), other.0.split('/'));
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+                (Some(left), Some(right)) if left == right || left == "+" || right == "+" => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// The filter that matches this one topic only.
     pub fn exactly(topic: &TopicName) -> Self {
         Self(Arc::clone(&topic.0))
@@ -316,6 +333,23 @@ mod tests {
                 matches!(text.parse::<TopicFilter>(), Err(TopicError::MisplacedWildcard { .. })),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn two_filters_overlap_if_one_topic_matches_both() {
+        let table = [
+            ("a/+", "+/b", true),
+            ("a/#", "a", true),
+            ("a/b", "a/c", false),
+            ("#", "x/y", true),
+            ("#", "$sys/x", false),
+            ("$sys/#", "$sys/x", true),
+            ("a/+/c", "a/b", false),
+        ];
+        for (left, right, expected) in table {
+            assert_eq!(filter(left).overlaps(&filter(right)), expected, "{left} and {right}");
+            assert_eq!(filter(right).overlaps(&filter(left)), expected, "{right} and {left}");
         }
     }
 

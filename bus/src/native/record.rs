@@ -4,6 +4,7 @@
 //! records of unknown kind and bytes behind the fields they know.
 
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 
 use crate::{limits, topic::TopicName};
 
@@ -230,6 +231,9 @@ impl Block {
     }
 }
 
+/// The subscriptions of one session that a message matches; one or two in practice, so kept in place.
+pub type SubscriptionIds = SmallVec<[u32; 4]>;
+
 /// What a `subscribe` record asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscribeSpec {
@@ -302,7 +306,7 @@ pub enum Record {
     /// A message for the subscriptions named.
     Deliver {
         /// Every subscription of the session that it matches; the first one carries the credit.
-        subscriptions: Vec<u32>,
+        subscriptions: SubscriptionIds,
         /// The message.
         block: Block,
     },
@@ -838,7 +842,7 @@ pub(crate) mod tests {
             Record::Unsubscribe { id: 9 },
             Record::Publish(block()),
             Record::Accepted { sequence: 3, subscribers: 2, dropped: 1 },
-            Record::Deliver { subscriptions: vec![1, 9], block: block() },
+            Record::Deliver { subscriptions: SubscriptionIds::from_slice(&[1, 9]), block: block() },
             Record::Request { id: 13, subscription: 9, window: 64, block: block() },
             Record::Reply { id: 13, header: Bytes::from_static(b"H"), payload: Bytes::from_static(b"P") },
             Record::ReplyEnd {

@@ -1,0 +1,127 @@
+//! Refused operations of connected peers: counted exactly, named, and published without flooding.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::{native::Operation, peer::PeerName};
+
+/// Different refusals kept. Those beyond are counted together under the topic `(others)`.
+const DENIALS_KEPT: usize = 4096;
+
+/// One kind of refusal and how often it happened; the payload of `$sys/denied`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Denial {
+    /// Who was refused.
+    pub peer: PeerName,
+    /// What.
+    pub operation: Operation,
+    /// The topic or filter, as the peer wrote it.
+    pub topic: String,
+    /// Why, for programs.
+    pub code: &'static str,
+    /// Why, for people.
+    pub text: String,
+    /// How often, since the broker started.
+    pub count: u64,
+    /// First time, Unix milliseconds.
+    pub first_ms: u64,
+    /// Last time, Unix milliseconds.
+    pub last_ms: u64,
+}
+
+type Key = (PeerName, Operation, String, &'static str);
+
+/// All refusals of one broker epoch.
+#[derive(Debug, Default)]
+pub struct Denials {
+    table: HashMap<Key, (Denial, bool)>,
+    retained_full: u64,
+}
+
+impl Denials {
+    /// Counts a refusal. A new one is returned, to be published at once; repetitions are published
+    /// together by [`Denials::take_changed`].
+    pub fn note(
+        &mut self,
+        peer: PeerName,
+        operation: Operation,
+        code: &'static str,
+        topic: &str,
+        text: &str,
+        now_ms: u64,
+    ) -> Option<Denial> {
+        let exact = (peer.clone(), operation, topic.to_owned(), code);
+        let is_known = self.table.contains_key(&exact);
+        let topic = if is_known || self.table.len() < DENIALS_KEPT { topic } else { "(others)" };
+        let key = (peer.clone(), operation, topic.to_owned(), code);
+        if let Some((denial, changed)) = self.table.get_mut(&key) {
+            denial.count += 1;
+            denial.last_ms = now_ms;
+            *changed = true;
+            return None;
+        }
+        let (topic, text) = (topic.to_owned(), text.to_owned());
+        let denial =
+            Denial { peer, operation, topic, code, text, count: 1, first_ms: now_ms, last_ms: now_ms };
+        self.table.insert(key, (denial.clone(), false));
+        Some(denial)
+    }
+
+    /// Refusals that happened again since they were published.
+    pub fn take_changed(&mut self) -> Vec<Denial> {
+        let changed = self.table.values_mut().filter(|(_, changed)| *changed);
+        changed
+            .map(|(denial, changed)| {
+                *changed = false;
+                denial.clone()
+            })
+            .collect()
+    }
+
+    /// All refusals, most recent first.
+    pub fn all(&self) -> Vec<&Denial> {
+        let mut all: Vec<_> = self.table.values().map(|(denial, _)| denial).collect();
+        all.sort_by_key(|denial| std::cmp::Reverse(denial.last_ms));
+        all
+    }
+
+    /// Counts a value that was not retained for want of room.
+    pub fn retained_full(&mut self) {
+        self.retained_full += 1;
+    }
+
+    /// How many values were not retained for want of room.
+    pub fn retained_full_count(&self) -> u64 {
+        self.retained_full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_refusal_is_published_at_once_and_repetitions_together() {
+        let mut denials = Denials::default();
+        let mut note = |now_ms| {
+            denials
+                .note("a".parse().unwrap(), Operation::Publish, "not_permitted", "t", "no", now_ms)
+                .is_some()
+        };
+        assert_eq!([note(1), note(2), note(3)], [true, false, false]);
+        let changed = denials.take_changed();
+        assert_eq!((changed.len(), changed[0].count, changed[0].first_ms, changed[0].last_ms), (1, 3, 1, 3));
+        assert!(denials.take_changed().is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_invents_topics_fills_no_memory() {
+        let mut denials = Denials::default();
+        for number in 0..DENIALS_KEPT + 100 {
+            denials.note("a".parse().unwrap(), Operation::Publish, "c", &number.to_string(), "no", 0);
+        }
+        assert_eq!(denials.all().len(), DENIALS_KEPT + 1);
+        assert_eq!(denials.all().iter().map(|denial| denial.count).sum::<u64>(), DENIALS_KEPT as u64 + 100);
+    }
+}

@@ -1,0 +1,53 @@
+//! Connections that never became sessions: the last ones, and how many of each kind.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::Serialize;
+
+use crate::limits;
+
+/// One refused connection; the payload of `$sys/auth/refused`.
+#[derive(Clone, Debug, Serialize)]
+pub struct RefusalEvent {
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+    /// Where it came from.
+    pub address: String,
+    /// Why, for programs: `wrong_server_key`, `unknown_key`, `revoked_key`, `no_rights`,
+    /// `not_curve`, `socket_type`, `version`, `handshake_timeout`, `malformed`, ...
+    pub code: String,
+    /// Why, for people.
+    pub text: String,
+    /// The public key it showed, in Z85, if it came that far.
+    pub key: Option<String>,
+    /// The peer the key belongs to, if to any.
+    pub peer: Option<String>,
+}
+
+/// The last [`limits::REFUSALS_KEPT`] refusals, and counters since the start.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    last: VecDeque<RefusalEvent>,
+    counts: BTreeMap<String, u64>,
+}
+
+impl Refusals {
+    /// Remembers and counts one.
+    pub fn add(&mut self, event: RefusalEvent) {
+        *self.counts.entry(event.code.clone()).or_default() += 1;
+        if self.last.len() == limits::REFUSALS_KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back(event);
+    }
+
+    /// Those remembered, oldest first.
+    pub fn last(&self) -> impl Iterator<Item = &RefusalEvent> {
+        self.last.iter()
+    }
+
+    /// How many of each kind since the start.
+    pub fn counts(&self) -> &BTreeMap<String, u64> {
+        &self.counts
+    }
+}

@@ -1,0 +1,84 @@
+//! Keys on disk: the key store, the registry of authorised peers, credentials files.
+//!
+//! A key store is one directory (0700) with one file (0600) per secret:
+//! `broker.toml` (the broker's key pair), `authorized.toml` (the registry), `NAME.toml` (credentials of a peer).
+
+pub mod credentials;
+pub mod permissions;
+pub mod private_file;
+pub mod registry;
+pub mod store;
+
+pub use credentials::Credentials;
+pub use permissions::{Permissions, Right, Rules};
+pub use registry::{KeyState, Registry};
+pub use store::KeyStore;
+
+use std::path::PathBuf;
+
+use crate::{endpoint::EndpointError, peer::PeerName, topic::TopicError};
+
+/// Why keys could not be read or written. Every message names the file and the way out; none
+/// contains a key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The file or directory cannot be used.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Others can read a secret.
+    #[error("`{}` can be read by others (mode {mode:03o}); run `chmod {wanted:03o} {}` and consider its keys known", path.display(), path.display())]
+    Exposed {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// The bits it must have at most.
+        wanted: u32,
+    },
+    /// A secret is not a plain file of ours (a link, a device, another user's).
+    #[error("`{}` is {found}; a key file must be a plain file that belongs to the user who runs this", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        found: &'static str,
+    },
+    /// The text is not what the file must hold.
+    #[error("`{}` is damaged: {problem}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with line and key where known, never with a value of a secret.
+        problem: String,
+    },
+    /// A peer of that name is not in the registry.
+    #[error("no peer `{name}` in `{}`; `interlock keys list` shows those there are", path.display())]
+    UnknownPeer {
+        /// The name asked for.
+        name: PeerName,
+        /// The registry.
+        path: PathBuf,
+    },
+    /// A peer of that name is there already.
+    #[error("peer `{name}` is already in `{}`; revoke it first, or choose another name", path.display())]
+    PeerExists {
+        /// The name asked for.
+        name: PeerName,
+        /// The registry.
+        path: PathBuf,
+    },
+    /// A filter in a permission.
+    #[error("permission is not a topic filter: {0}")]
+    Filter(#[from] TopicError),
+    /// An endpoint.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+}

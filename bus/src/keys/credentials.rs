@@ -1,0 +1,165 @@
+//! Credentials: all a client needs to reach its broker, in one file.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::{KeyError, private_file};
+use crate::{
+    crypto::{KeyPair, PublicKey, SecretKey},
+    endpoint::Endpoint,
+    peer::PeerName,
+};
+
+/// A peer's name, its key pair, the broker's public key and where the broker listens. The tool,
+/// Rust clients and clients in other languages take the file as it is.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The name the key is registered under.
+    pub name: PeerName,
+    /// The peer's long-term keys.
+    pub keys: KeyPair,
+    /// The broker's long-term public key.
+    pub broker: PublicKey,
+    /// Where the broker listens, best first.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// The file's form. Keys are Z85 (ZeroMQ RFC 32).
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: PeerName,
+    public_key: String,
+    secret_key: Zeroizing<String>,
+    broker_key: String,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Credentials {
+    /// Reads a credentials file that nobody else can read.
+    ///
+    /// # Errors
+    /// Those of [`private_file::read`]; [`KeyError::Damaged`] naming the line and the key, never a value.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        Self::from_toml(&private_file::read_text(path)?, path)
+    }
+
+    /// Reads credentials from text; `origin` is named in errors.
+    ///
+    /// # Errors
+    /// [`KeyError::Damaged`].
+    pub fn from_toml(text: &str, origin: &Path) -> Result<Self, KeyError> {
+        let damaged = |problem: String| KeyError::Damaged { path: origin.to_owned(), problem };
+        let file: File = toml::from_str(text).map_err(|error| damaged(parse_problem(text, &error)))?;
+        let key = |name: &str, text: &str| {
+            text.parse::<PublicKey>()
+                .map_err(|_| damaged(format!("`{name}` is not a key of 40 Z85 characters")))
+        };
+        let public = key("public_key", &file.public_key)?;
+        let broker = key("broker_key", &file.broker_key)?;
+        let secret = SecretKey::from_z85(&file.secret_key)
+            .map_err(|_| damaged("`secret_key` is not a key of 40 Z85 characters".to_owned()))?;
+        let keys = KeyPair::from_secret(secret);
+        if keys.public != public {
+            return Err(damaged("`secret_key` does not belong to `public_key`".to_owned()));
+        }
+        if file.endpoints.is_empty() {
+            return Err(damaged(
+                "`endpoints` is empty; name at least one, for example `tcp://127.0.0.1:5555`".to_owned(),
+            ));
+        }
+        Ok(Self { name: file.name, keys, broker, endpoints: file.endpoints })
+    }
+
+    /// The file's text. It contains the secret key.
+    pub fn to_toml(&self) -> Zeroizing<String> {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let endpoints: Vec<String> =
+            self.endpoints.iter().map(|endpoint| quoted(&endpoint.to_string())).collect();
+        Zeroizing::new(format!(
+            "# Credentials of the Interlock peer `{name}`. Whoever can read this file can act as it.\n\
+             name = \"{name}\"\npublic_key = {public}\nsecret_key = {secret}\nbroker_key = {broker}\nendpoints = [{endpoints}]\n",
+            name = self.name,
+            public = quoted(&self.keys.public.to_string()),
+            secret = quoted(&self.keys.secret.expose_z85()),
+            broker = quoted(&self.broker.to_string()),
+            endpoints = endpoints.join(", "),
+        ))
+    }
+
+    /// Writes the file, readable by its owner only.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`].
+    pub fn save(&self, path: &Path) -> Result<(), KeyError> {
+        private_file::replace(path, self.to_toml().as_bytes())
+    }
+
+    /// Where the credentials of `name` are in a key store.
+    pub fn path_in(directory: &Path, name: &PeerName) -> PathBuf {
+        directory.join(format!("{name}.toml"))
+    }
+}
+
+/// A parser's error without the text it quotes, which may be a secret.
+pub(super) fn parse_problem(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = error.message();
+    if line > 0 && !message.contains("key") && !message.contains("invalid") {
+        format!("line {line}: {message}")
+    } else if message.starts_with("missing field") || message.starts_with("unknown field") {
+        format!("line {line}: {message}")
+    } else {
+        format!("line {line}: not the expected TOML (the text is not shown, it may hold a key)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Credentials {
+        Credentials {
+            name: "operator".parse().unwrap(),
+            keys: KeyPair::generate(),
+            broker: KeyPair::generate().public,
+            endpoints: vec!["ipc:///run/bus.sock".parse().unwrap(), "tcp://127.0.0.1:5555".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn credentials_read_back_as_they_were_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("operator.toml");
+        let credentials = sample();
+        credentials.save(&path).unwrap();
+        let back = Credentials::load(&path).unwrap();
+        assert_eq!(back.name, credentials.name);
+        assert_eq!(back.keys.public, credentials.keys.public);
+        assert_eq!(back.broker, credentials.broker);
+        assert_eq!(back.endpoints, credentials.endpoints);
+    }
+
+    #[test]
+    fn damaged_credentials_name_the_place_and_never_the_secret() {
+        let credentials = sample();
+        let text = credentials.to_toml();
+        let secret = credentials.keys.secret.expose_z85();
+        let damages = [
+            text.replace("secret_key = ", "secret_key "),
+            text.replace(&*secret, &secret[..39]),
+            text.replace("secret_key", "secret"),
+            text.replace("endpoints", "endpoint"),
+            text.replace(&credentials.keys.public.to_string(), &KeyPair::generate().public.to_string()),
+        ];
+        for damaged in damages {
+            let message =
+                Credentials::from_toml(&damaged, Path::new("operator.toml")).unwrap_err().to_string();
+            assert!(message.contains("operator.toml"), "{message}");
+            assert!(!message.contains(&secret[..20]), "{message}");
+        }
+        assert!(!format!("{credentials:?}").contains(&**secret));
+    }
+}

@@ -1,0 +1,159 @@
+//! What a peer may do on which topics: deny beats allow beats the default, which is deny.
+
+use serde::{Deserialize, Serialize};
+
+use crate::topic::{TopicFilter, TopicName};
+
+/// The four things a peer may be allowed to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Right {
+    /// Publish messages.
+    Publish,
+    /// Receive messages.
+    Subscribe,
+    /// Answer requests.
+    Serve,
+    /// Send requests.
+    Request,
+}
+
+/// Filters for one right.
+///
+/// | matched by `deny` | matched by `allow` | permitted |
+/// |---|---|---|
+/// | yes | either | no |
+/// | no | yes | yes |
+/// | no | no | no |
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rules {
+    /// Topics that are permitted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<TopicFilter>,
+    /// Topics that are not, whatever `allow` says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<TopicFilter>,
+}
+
+impl Rules {
+    /// Rules that allow `filters` and deny nothing.
+    pub fn allowing(filters: impl IntoIterator<Item = TopicFilter>) -> Self {
+        Self { allow: filters.into_iter().collect(), deny: Vec::new() }
+    }
+
+    /// Whether this topic is permitted.
+    pub fn permit(&self, topic: &TopicName) -> bool {
+        let any = |filters: &[TopicFilter]| filters.iter().any(|filter| filter.matches(topic));
+        any(&self.allow) && !any(&self.deny)
+    }
+
+    /// Whether nothing at all is permitted.
+    pub fn is_empty(&self) -> bool {
+        self.allow.is_empty()
+    }
+}
+
+/// All rights of one peer. The default permits nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Permissions {
+    /// What it may publish.
+    #[serde(skip_serializing_if = "Rules::is_blank")]
+    pub publish: Rules,
+    /// What it may receive.
+    #[serde(skip_serializing_if = "Rules::is_blank")]
+    pub subscribe: Rules,
+    /// What it may answer.
+    #[serde(skip_serializing_if = "Rules::is_blank")]
+    pub serve: Rules,
+    /// What it may ask.
+    #[serde(skip_serializing_if = "Rules::is_blank")]
+    pub request: Rules,
+    /// Whether it may subscribe with the overflow policy `wait`, which holds publishers up.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wait: bool,
+}
+
+impl Rules {
+    fn is_blank(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+}
+
+impl Permissions {
+    /// The rules for one right.
+    pub fn rules(&self, right: Right) -> &Rules {
+        match right {
+            Right::Publish => &self.publish,
+            Right::Subscribe => &self.subscribe,
+            Right::Serve => &self.serve,
+            Right::Request => &self.request,
+        }
+    }
+
+    /// Whether the peer may do this on this topic.
+    pub fn permit(&self, right: Right, topic: &TopicName) -> bool {
+        self.rules(right).permit(topic)
+    }
+
+    /// Whether nothing at all is permitted: such a peer is refused at the handshake.
+    pub fn is_empty(&self) -> bool {
+        [Right::Publish, Right::Subscribe, Right::Serve, Right::Request]
+            .into_iter()
+            .all(|right| self.rules(right).is_empty())
+    }
+
+    /// Permissions from lists of filters; a shorthand for tables in code.
+    ///
+    /// # Errors
+    /// The first text that is no filter.
+    pub fn from_lists(
+        publish: &[&str],
+        subscribe: &[&str],
+        serve: &[&str],
+        request: &[&str],
+    ) -> Result<Self, crate::topic::TopicError> {
+        let rules = |texts: &[&str]| -> Result<Rules, crate::topic::TopicError> {
+            Ok(Rules::allowing(texts.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>()?))
+        };
+        Ok(Self {
+            publish: rules(publish)?,
+            subscribe: rules(subscribe)?,
+            serve: rules(serve)?,
+            request: rules(request)?,
+            wait: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deny_beats_allow_beats_the_default() {
+        let rules = Rules {
+            allow: vec!["a/#".parse().unwrap(), "b".parse().unwrap()],
+            deny: vec!["a/secret/#".parse().unwrap()],
+        };
+        for (topic, permitted) in
+            [("a/x", true), ("a/secret", false), ("a/secret/y", false), ("b", true), ("c", false)]
+        {
+            assert_eq!(rules.permit(&topic.parse().unwrap()), permitted, "{topic}");
+        }
+        assert!(!Rules::default().permit(&"a".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_wildcard_never_permits_the_topics_of_the_bus_itself() {
+        let rules = Rules::allowing(["#".parse().unwrap()]);
+        assert!(!rules.permit(&"$sys/broker/info".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_peer_with_denials_only_has_no_rights() {
+        let denials = Rules { allow: vec![], deny: vec!["a".parse().unwrap()] };
+        assert!(Permissions { publish: denials, ..Permissions::default() }.is_empty());
+    }
+}

@@ -1,0 +1,157 @@
+//! Files that hold secrets: read only if nobody else can, written so that one whole file exists at any instant.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+use zeroize::Zeroizing;
+
+use super::KeyError;
+
+/// Bytes of the largest key file. A larger one is damaged.
+const PRIVATE_FILE_BYTES_MAX: u64 = 1 << 20;
+
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> KeyError + 'a {
+    move |source| KeyError::Io { action, path: path.to_owned(), source }
+}
+
+/// Makes `path` and its parents, readable by the owner only; checks that an existing one is.
+///
+/// # Errors
+/// [`KeyError::Exposed`] if others may enter it, [`KeyError::Io`] if it cannot be made.
+pub fn private_directory(path: &Path) -> Result<(), KeyError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create directory", path))?;
+    let metadata = fs::metadata(path).map_err(io_error("read", path))?;
+    if !metadata.is_dir() {
+        return Err(KeyError::NotOurs { path: path.to_owned(), found: "not a directory" });
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Exposed { path: path.to_owned(), mode, wanted: 0o700 });
+    }
+    Ok(())
+}
+
+/// Reads a secret. The buffer is erased when dropped.
+///
+/// # Errors
+/// [`KeyError::Exposed`] if group or others have any right on it, [`KeyError::NotOurs`] if it is a
+/// link, a device or another user's, [`KeyError::Io`] otherwise.
+pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|source| match source.raw_os_error() {
+            Some(nix::libc::ELOOP) => KeyError::NotOurs { path: path.to_owned(), found: "a symbolic link" },
+            _ => KeyError::Io { action: "read", path: path.to_owned(), source },
+        })?;
+    let metadata = file.metadata().map_err(io_error("read", path))?;
+    if !metadata.is_file() {
+        return Err(KeyError::NotOurs { path: path.to_owned(), found: "not a plain file" });
+    }
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(KeyError::NotOurs { path: path.to_owned(), found: "another user's" });
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Exposed { path: path.to_owned(), mode, wanted: 0o600 });
+    }
+    let mut bytes =
+        Zeroizing::new(Vec::with_capacity(metadata.len().min(PRIVATE_FILE_BYTES_MAX) as usize + 1));
+    file.take(PRIVATE_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    if bytes.len() as u64 > PRIVATE_FILE_BYTES_MAX {
+        return Err(KeyError::Damaged {
+            path: path.to_owned(),
+            problem: "it is larger than 1 MiB".to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// Reads a secret that is text.
+///
+/// # Errors
+/// Those of [`read`]; [`KeyError::Damaged`] if it is not UTF-8.
+pub fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| KeyError::Damaged {
+        path: path.to_owned(),
+        problem: "it is not UTF-8 text".to_owned(),
+    })?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Replaces `path` with `bytes`, mode 0600: a new file is written, synced, renamed over the old one,
+/// and the directory synced. A crash leaves the old file or the new one, whole.
+///
+/// # Errors
+/// [`KeyError::Io`]; the temporary file is removed.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}", uuid::Uuid::new_v4().simple()));
+    let written = write_new(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(io_error("replace", path)))
+        .and_then(|()| sync_directory_of(path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(io_error("create", path))?;
+    file.write_all(bytes).map_err(io_error("write", path))?;
+    file.sync_all().map_err(io_error("sync", path))
+}
+
+fn sync_directory_of(path: &Path) -> Result<(), KeyError> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("sync", directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused_with_the_command_that_mends_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        replace(&path, b"secret").unwrap();
+        assert_eq!(&*read(&path).unwrap(), b"secret");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let message = read(&path).unwrap_err().to_string();
+        assert!(message.contains("chmod 600") && !message.contains("secret"), "{message}");
+    }
+
+    #[test]
+    fn a_link_or_a_directory_is_never_read_as_a_secret() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+        assert!(matches!(read(&link), Err(KeyError::NotOurs { .. })));
+        assert!(matches!(read(directory.path()), Err(KeyError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn replacing_leaves_no_other_file_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        for content in [&b"one"[..], b"two"] {
+            replace(&path, content).unwrap();
+        }
+        assert_eq!(&*read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert!(replace(&directory.path().join("none/key"), b"x").is_err());
+    }
+}
