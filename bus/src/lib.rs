@@ -13,6 +13,7 @@ pub mod limits;
 pub mod native;
 pub mod peer;
 pub mod topic;
+pub mod zmtp;
 
 pub use codec::CodecError;
 pub use endpoint::Endpoint;
@@ -20,6 +21,3 @@ pub use envelope::{ContentType, Header, Message, Payload};
 pub use keys::{Credentials, KeyStore, Permissions, Rules};
 pub use peer::PeerName;
 pub use topic::{TopicError, TopicFilter, TopicName};
-
-pub mod crypto;
-pub mod zmtp;
