@@ -1,10 +1,251 @@
-//! The broker.
+//! The broker: an encrypted ZeroMQ server on one endpoint per transport.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `hub` | all state without sockets: sessions, routes, requests (pure) |
+//! | `send_queue` | the queue towards one subscription and its overflow policies (pure) |
+//! | `ledger`, `statistics`, `denials`, `refusals`, `requests` | what the hub counts and remembers (pure) |
+//! | `control` | answers to `$sys/broker/...` |
+//! | `stock` | what stock sessions' frames mean |
+//! | `listener`, `connection`, `reactor` | sockets, one thread |
 
+pub(crate) mod command;
+mod connection;
 mod control;
 pub mod denials;
 pub mod hub;
 pub mod ledger;
+mod listener;
+mod reactor;
 pub mod refusals;
 pub mod requests;
 pub mod send_queue;
 pub mod statistics;
+pub mod stock;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use tokio::sync::watch;
+
+use crate::{
+    crypto::{self, KeyPair, PublicKey},
+    endpoint::Endpoint,
+    keys::{Credentials, KeyError, KeyStore, Registry},
+    limits,
+    local::{CommandQueue, LocalPort, RecordSink},
+    peer::PeerName,
+};
+use command::Command;
+use reactor::Reactor;
+
+/// What a broker is started with.
+#[derive(Debug)]
+pub struct BrokerConfig {
+    /// Where to listen, at most one per transport. Port 0 lets the system choose.
+    pub endpoints: Vec<Endpoint>,
+    /// The current key first, then those it replaced that are still accepted.
+    pub keys: Vec<KeyPair>,
+    /// Who may connect, and do what.
+    pub registry: Registry,
+    /// The file `registry` came from, watched for edits; `None` if it never changes.
+    pub registry_path: Option<PathBuf>,
+}
+
+impl BrokerConfig {
+    /// A broker on a key store, with live edits of its registry.
+    ///
+    /// # Errors
+    /// A registry that cannot be read.
+    pub fn from_key_store(store: &KeyStore, endpoints: Vec<Endpoint>) -> Result<Self, KeyError> {
+        Ok(Self {
+            endpoints,
+            keys: vec![store.broker_keys().clone()],
+            registry: store.registry()?,
+            registry_path: Some(store.registry_path()),
+        })
+    }
+}
+
+/// Why a broker could not start or take a client in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BrokerError {
+    /// An endpoint cannot be listened on.
+    #[error(
+        "cannot listen on `{endpoint}`: {}; free it, or choose another with `bus.endpoints`",
+        reason(source)
+    )]
+    Bind {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Neither a key nor an endpoint was given.
+    #[error("a broker needs at least one {missing}")]
+    Nothing {
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// The known-answer test failed: no service with broken cryptography.
+    #[error("the cryptography does not work on this machine: {0}")]
+    Crypto(#[from] crypto::CryptoError),
+    /// The system refused a thread or a poll.
+    #[error("the broker's thread cannot start: {0}")]
+    Thread(#[source] std::io::Error),
+    /// An attached client's name is not in the registry, or has no rights.
+    #[error("`{peer}` may not attach: {reason}")]
+    NotAuthorised {
+        /// The name.
+        peer: PeerName,
+        /// Why.
+        reason: String,
+    },
+    /// The broker has ended.
+    #[error("the broker has ended")]
+    Ended,
+}
+
+fn reason(source: &std::io::Error) -> String {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => "another process listens there".to_owned(),
+        _ => source.to_string(),
+    }
+}
+
+/// A running broker. Clones are the same broker; it ends with [`BrokerHandle::stop`] or with the process.
+#[derive(Clone, Debug)]
+pub struct BrokerHandle {
+    commands: CommandQueue,
+    endpoints: Arc<[Endpoint]>,
+    public_key: PublicKey,
+    incarnations: Arc<DashMap<PublicKey, PeerName>>,
+    ended: watch::Receiver<Option<String>>,
+    thread: Arc<Mutex<Option<thread::JoinHandle<()>>>>,
+}
+
+/// Starts brokers.
+#[derive(Debug)]
+pub struct Broker;
+
+impl Broker {
+    /// Starts a broker on a thread of its own. It listens when this returns.
+    ///
+    /// # Errors
+    /// [`BrokerError`]; nothing is left running or listening.
+    pub fn start(config: BrokerConfig) -> Result<BrokerHandle, BrokerError> {
+        crypto::self_test()?;
+        let public_key = config.keys.first().ok_or(BrokerError::Nothing { missing: "key" })?.public;
+        if config.endpoints.is_empty() {
+            return Err(BrokerError::Nothing { missing: "endpoint" });
+        }
+        let incarnations = config.registry.incarnations();
+        let poll = mio::Poll::new().map_err(BrokerError::Thread)?;
+        let waker = mio::Waker::new(poll.registry(), reactor::WAKER).map_err(BrokerError::Thread)?;
+        let (commands, source) = CommandQueue::new(waker, limits::LOCAL_COMMANDS_MAX);
+        let listeners = reactor::bind_all(&config.endpoints, &poll)?;
+        let endpoints: Arc<[Endpoint]> = listeners.iter().filter_map(listener::Listener::endpoint).collect();
+        let (ended_sender, ended) = watch::channel(None);
+        let thread = thread::Builder::new()
+            .name("bus-broker".to_owned())
+            .spawn(move || {
+                let _last_words = LastWords(ended_sender.clone());
+                // Built here: the hub stays on this thread.
+                let ending = Reactor::new(config, poll, source, listeners).run();
+                ended_sender.send_replace(Some(ending));
+            })
+            .map_err(BrokerError::Thread)?;
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Ok(BrokerHandle { commands, endpoints, public_key, incarnations, ended, thread })
+    }
+}
+
+/// Says that the broker's thread has ended even if it panicked.
+struct LastWords(watch::Sender<Option<String>>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.send_if_modified(|ending| {
+            let is_new = ending.is_none();
+            if is_new {
+                *ending = Some("the broker's thread panicked".to_owned());
+            }
+            is_new
+        });
+    }
+}
+
+impl BrokerHandle {
+    /// Where it listens, with the ports the system chose.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Its long-term public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// Opens a session in this process for a registered peer. Blocks until the broker's thread has
+    /// answered, which is at once.
+    pub(crate) fn attach_sink(
+        &self,
+        peer: &PeerName,
+        sink: Arc<dyn RecordSink>,
+    ) -> Result<LocalPort, BrokerError> {
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        let mut command = Command::Attach { peer: peer.clone(), sink, answer };
+        while let Err((refused, is_full)) = self.commands.send(command) {
+            if !is_full {
+                return Err(BrokerError::Ended);
+            }
+            command = refused;
+            thread::yield_now();
+        }
+        let session = answered.recv().map_err(|_| BrokerError::Ended)??;
+        Ok(LocalPort::new(session, self.commands.clone()))
+    }
+
+    /// A fresh key pair for one incarnation of `peer`, valid at once and until
+    /// [`BrokerHandle::revoke_incarnation`]. It lives in memory only and has the rights of the name.
+    pub fn issue_incarnation(&self, peer: &PeerName) -> Credentials {
+        let keys = KeyPair::generate();
+        self.incarnations.insert(keys.public, peer.clone());
+        Credentials { name: peer.clone(), keys, broker: self.public_key, endpoints: self.endpoints.to_vec() }
+    }
+
+    /// Ends the validity of an incarnation's key and the sessions that use it.
+    pub fn revoke_incarnation(&self, key: &PublicKey) {
+        self.incarnations.remove(key);
+        // If the queue is full, the sessions end with their process; the key is void already.
+        let _ = self.commands.send(Command::CloseKey(*key));
+    }
+
+    /// Sends what is queued for at most `grace`, says goodbye to every session and ends. Blocks until then.
+    pub fn stop(&self, grace: Duration) {
+        let mut command = Command::Stop { grace };
+        while let Err((refused, is_full)) = self.commands.send(command) {
+            if !is_full {
+                break;
+            }
+            command = refused;
+            thread::yield_now();
+        }
+        let thread = self.thread.lock().map(|mut thread| thread.take());
+        if let Ok(Some(thread)) = thread {
+            // A panic has been said by `ended`.
+            let _ = thread.join();
+        }
+    }
+
+    /// Becomes `Some(reason)` when the broker has ended, for whatever reason.
+    pub fn ended(&self) -> watch::Receiver<Option<String>> {
+        self.ended.clone()
+    }
+}

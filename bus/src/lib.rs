@@ -10,11 +10,13 @@ pub mod endpoint;
 pub mod envelope;
 pub mod keys;
 pub mod limits;
+mod local;
 pub mod native;
 pub mod peer;
 pub mod topic;
 pub mod zmtp;
 
+pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle};
 pub use codec::CodecError;
 pub use endpoint::Endpoint;
 pub use envelope::{ContentType, Header, Message, Payload};

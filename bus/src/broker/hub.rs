@@ -341,6 +341,19 @@ impl Hub {
         self.session(id).map(|session| &session.info)
     }
 
+    /// How many requests are in flight.
+    pub fn requests_in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// The sessions that authenticated with this key.
+    pub fn sessions_of_key(&self, key: &PublicKey) -> Vec<SessionId> {
+        self.each_session()
+            .filter(|(_, session)| session.info.key.as_ref() == Some(key))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
     /// Puts new permissions into force for every session, or ends those that `judge` refuses.
     pub fn reauthorise(&mut self, judge: impl Fn(&SessionInfo) -> Result<Arc<Permissions>, Ending>) {
         let ids: Vec<SessionId> = self.each_session().map(|(id, _)| id).collect();

@@ -154,9 +154,7 @@ impl Registry {
     /// # Errors
     /// [`Refusal`].
     pub fn authenticate(&self, key: &PublicKey) -> Result<(PeerName, Arc<Permissions>), Refusal> {
-        let registered = self.names.get(key).cloned();
-        let incarnation = || self.incarnations.get(key).map(|entry| entry.value().clone());
-        let name = registered.or_else(incarnation).ok_or(Refusal::UnknownKey)?;
+        let name = self.peer_of(key).ok_or(Refusal::UnknownKey)?;
         let peer = self.peers.get(&name).ok_or(Refusal::UnknownKey)?;
         if peer.state == KeyState::Revoked {
             return Err(Refusal::Revoked(name));
@@ -165,6 +163,12 @@ impl Registry {
             return Err(Refusal::Rightless(name));
         }
         Ok((name, Arc::clone(&peer.permissions)))
+    }
+
+    /// The name a key belongs to, whether or not it may connect.
+    pub fn peer_of(&self, key: &PublicKey) -> Option<PeerName> {
+        let incarnation = || self.incarnations.get(key).map(|entry| entry.value().clone());
+        self.names.get(key).cloned().or_else(incarnation)
     }
 
     /// The peer of that name.
