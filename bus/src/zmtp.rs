@@ -13,10 +13,12 @@
 //! | `command.rs` | [`Command`]: SUBSCRIBE, CANCEL, PING, PONG, ERROR |
 //! | `curve.rs`, `curve/` | the handshake: layouts, then server and client |
 //! | `message_box.rs` | one MESSAGE after the handshake |
+//! | `config.rs` | [`ServerConfig`], [`ClientConfig`] |
 //! | `engine.rs` | [`Engine`]: the state machine over all of it |
 
 mod command;
 mod curve;
+mod config;
 mod engine;
 mod error;
 mod frame;
@@ -26,7 +28,8 @@ mod metadata;
 mod socket_type;
 
 pub use command::{Command, Refusal};
-pub use engine::{ClientConfig, Engine, EngineEvent, ServerConfig};
+pub use config::{ClientConfig, ServerConfig};
+pub use engine::{Engine, EngineEvent};
 pub use error::{Stage, ZmtpError};
 pub use frame::FrameFlags;
 pub use greeting::Version;

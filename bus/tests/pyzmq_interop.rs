@@ -2,6 +2,8 @@
 //!
 //! Needs `python3` with `pyzmq` and `pynacl`; says so where they are missing.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -328,6 +330,17 @@ fn a_refused_key_is_a_400_at_the_monitor_of_libzmq() {
         link.flush();
         assert_eq!(python.says(), json!(["HANDSHAKE_FAILED_AUTH", 400]), "{socket_type}");
     }
+}
+
+#[test]
+fn a_server_that_cannot_decide_now_says_300() {
+    let server = Server::start();
+    let order = server.order("DEALER", "watch");
+    let mut python = Python::start("pyzmq_peer.py", &order.to_string());
+    let mut link = server.take();
+    link.engine.send_error_before_ready(Refusal::Temporary.reason()).unwrap();
+    assert_eq!(link.next(), Err(ZmtpError::Closed));
+    assert_eq!(python.says(), json!(["HANDSHAKE_FAILED_AUTH", 300]));
 }
 
 #[test]

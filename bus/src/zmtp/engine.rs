@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::config::{ClientConfig, ServerConfig};
 use super::command::{self, Refusal, encode_error_frame_onto};
 use super::curve::client::{self, AwaitReady, AwaitWelcome};
 use super::curve::server::{self, AwaitDecision, AwaitInitiate, Secrets};
@@ -15,58 +16,6 @@ use super::greeting::{self, GREETING_BYTES, Version};
 use super::message_box::{MessageBox, OVERHEAD_BYTES};
 use super::metadata::Metadata;
 use crate::crypto::{KeyPair, PublicKey};
-use crate::limits;
-
-/// What all connections of one server share.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// The current key first, then those it replaced that are still accepted. Tried in this order.
-    pub keys: Vec<KeyPair>,
-    /// Bytes of a frame's content, at most, in both directions.
-    pub frame_bytes_max: usize,
-    /// Bytes of a client's metadata, at most. They come before it is known whether its key is welcome.
-    pub metadata_bytes_max: usize,
-}
-
-impl ServerConfig {
-    /// A configuration with the limits for a stock session. A native one lowers its own with
-    /// [`Engine::set_frame_bytes_max`].
-    pub fn new(keys: Vec<KeyPair>) -> Self {
-        Self {
-            keys,
-            frame_bytes_max: limits::STOCK_FRAME_BYTES_MAX,
-            metadata_bytes_max: limits::METADATA_BYTES_MAX,
-        }
-    }
-}
-
-/// What a client brings to a connection.
-#[derive(Debug, Clone)]
-pub struct ClientConfig {
-    /// Its long-term keys.
-    pub keys: KeyPair,
-    /// The long-term key that the server must hold.
-    pub server: PublicKey,
-    /// Sent to the server, encrypted; the socket type at least.
-    pub metadata: Metadata,
-    /// Bytes of a frame's content, at most, in both directions.
-    pub frame_bytes_max: usize,
-    /// Bytes of the server's metadata, at most.
-    pub metadata_bytes_max: usize,
-}
-
-impl ClientConfig {
-    /// A configuration with the limits for a stock session.
-    pub fn new(keys: KeyPair, server: PublicKey, metadata: Metadata) -> Self {
-        Self {
-            keys,
-            server,
-            metadata,
-            frame_bytes_max: limits::STOCK_FRAME_BYTES_MAX,
-            metadata_bytes_max: limits::METADATA_BYTES_MAX,
-        }
-    }
-}
 
 /// What the bytes of the peer mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,24 +73,34 @@ pub struct Engine {
 }
 
 enum State {
-    Greeting { role: Role, whole_sent: bool },
+    Greeting {
+        role: Role,
+        whole_sent: bool,
+    },
     Hello(Arc<ServerConfig>, Secrets),
+    /// A server that answers HELLO with this reason.
+    Refusing(String),
     Initiate(Arc<ServerConfig>, AwaitInitiate),
     Decision(AwaitDecision),
     Welcome(Box<ClientConfig>, AwaitWelcome),
-    Ready { metadata_bytes_max: usize, state: AwaitReady },
+    Ready {
+        metadata_bytes_max: usize,
+        state: AwaitReady,
+    },
     Session(MessageBox),
     Closed,
 }
 
 enum Role {
     Server(Arc<ServerConfig>),
+    /// A server that will answer HELLO with this reason.
+    Refusing(String),
     Client(Box<ClientConfig>),
 }
 
 impl Role {
     fn greeting(&self) -> [u8; GREETING_BYTES] {
-        greeting::encode(matches!(self, Self::Server(_)))
+        greeting::encode(!matches!(self, Self::Client(_)))
     }
 
     /// How many bytes of the peer's greeting must have come before ours goes on to the mechanism.
@@ -152,7 +111,7 @@ impl Role {
     /// each other.
     fn waits_for_bytes(&self) -> usize {
         match self {
-            Self::Server(_) => greeting::MECHANISM_SHOWN_BYTES,
+            Self::Server(_) | Self::Refusing(_) => greeting::MECHANISM_SHOWN_BYTES,
             Self::Client(_) => greeting::VERSION_SHOWN_BYTES,
         }
     }
@@ -221,7 +180,7 @@ impl Engine {
     pub fn stage(&self) -> Stage {
         match &self.state {
             State::Greeting { .. } => Stage::Greeting,
-            State::Hello(..) => Stage::Hello,
+            State::Hello(..) | State::Refusing(_) => Stage::Hello,
             State::Initiate(..) => Stage::Initiate,
             State::Decision(_) => Stage::Decision,
             State::Welcome(..) => Stage::Welcome,
@@ -297,20 +256,36 @@ impl Engine {
             matches!(self.state, State::Decision(_)),
             "refuse was called although no decision was awaited"
         );
-        self.close_with_error(reason);
+        encode_error_frame_onto(reason, &mut self.output);
+        self.state = State::Closed;
     }
 
     /// Server: gives up at any time before READY, for example because there are too many
-    /// connections. What came first stays first: a refusal that was sent already is not repeated.
+    /// connections.
+    ///
+    /// libzmq takes an ERROR only as the answer to HELLO or INITIATE. So before HELLO the reason is
+    /// kept, without any work on keys: go on polling, and [`ZmtpError::Closed`] says that ERROR is in
+    /// the output. After HELLO it is there at once.
     pub fn send_error_before_ready(&mut self, reason: &str) -> Result<(), ZmtpError> {
-        match self.state {
-            State::Session(_) => Err(ZmtpError::AlreadyReady),
-            State::Closed => Err(ZmtpError::Closed),
-            _ => {
-                self.close_with_error(reason);
-                Ok(())
+        self.state = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Session(message_box) => {
+                self.state = State::Session(message_box);
+                return Err(ZmtpError::AlreadyReady);
             }
-        }
+            State::Closed => return Err(ZmtpError::Closed),
+            State::Greeting { role: Role::Server(_) | Role::Refusing(_), whole_sent } => {
+                State::Greeting { role: Role::Refusing(reason.to_owned()), whole_sent }
+            }
+            State::Hello(..) | State::Refusing(_) => State::Refusing(reason.to_owned()),
+            State::Initiate(..) | State::Decision(_) => {
+                encode_error_frame_onto(reason, &mut self.output);
+                State::Closed
+            }
+            State::Greeting { role: Role::Client(_), .. } | State::Welcome(..) | State::Ready { .. } => {
+                State::Closed
+            }
+        };
+        Ok(())
     }
 
     /// Seals one frame made of the concatenated `parts` into the output.
@@ -330,14 +305,6 @@ impl Engine {
             return Err(ZmtpError::SendTooLong { bytes, limit });
         }
         message_box.seal_onto(flags, parts, &mut self.output)
-    }
-
-    fn close_with_error(&mut self, reason: &str) {
-        if let State::Greeting { role, whole_sent: false } = &self.state {
-            self.output.extend_from_slice(&role.greeting()[greeting::VERSION_SHOWN_BYTES..]);
-        }
-        encode_error_frame_onto(reason, &mut self.output);
-        self.state = State::Closed;
     }
 
     fn step(&mut self, input: &mut BytesMut) -> Result<Step, ZmtpError> {
@@ -383,7 +350,7 @@ impl Engine {
     /// The longest body that may come now.
     fn frame_limit(&self) -> usize {
         match &self.state {
-            State::Hello(..) => HELLO_BYTES,
+            State::Hello(..) | State::Refusing(_) => HELLO_BYTES,
             State::Initiate(config, _) => INITIATE_BYTES.saturating_add(config.metadata_bytes_max),
             State::Welcome(..) => WELCOME_OR_ERROR_BYTES_MAX,
             State::Ready { metadata_bytes_max, .. } => {
@@ -399,6 +366,9 @@ impl Engine {
             State::Greeting { role: Role::Server(config), .. } => {
                 let secrets = self.secrets();
                 self.state = State::Hello(config, secrets);
+            }
+            State::Greeting { role: Role::Refusing(reason), .. } => {
+                self.state = State::Refusing(reason);
             }
             State::Greeting { role: Role::Client(config), .. } => {
                 let transient = KeyPair::generate();
@@ -440,6 +410,10 @@ impl Engine {
                     .inspect_err(|error| self.tell_refusal(error))?;
                 self.state = State::Initiate(config, state);
                 Ok(Step::Again)
+            }
+            State::Refusing(reason) => {
+                encode_error_frame_onto(&reason, &mut self.output);
+                Err(ZmtpError::Closed)
             }
             State::Initiate(config, state) => {
                 let (decision, proof) = state

@@ -154,7 +154,7 @@ fn a_conversation_is_the_same_one_byte_at_a_time() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_conversation_is_the_same_however_the_stream_is_cut(seed in 1u64.., longest in 1usize..500) {
         let mut seeded = Seeded(seed);
@@ -207,12 +207,11 @@ fn a_refused_client_gets_the_reason_in_clear_before_ready_and_both_engines_are_c
     while !refused {
         let to_server = std::mem::take(wire.client.output());
         wire.to_server.extend_from_slice(&to_server);
-        while let Some(event) = wire.server.poll(&mut wire.to_server).unwrap() {
+        if let Some(event) = wire.server.poll(&mut wire.to_server).unwrap() {
             assert!(matches!(event, EngineEvent::Authenticate { .. }));
             wire.server.refuse(Refusal::KeyRefused.reason());
             assert!(wire.server.output().ends_with(b"\x04\x0a\x05ERROR\x03400"));
             refused = true;
-            break;
         }
         let to_client = std::mem::take(wire.server.output());
         wire.to_client.extend_from_slice(&to_client);
@@ -228,12 +227,11 @@ fn a_refused_client_gets_the_reason_in_clear_before_ready_and_both_engines_are_c
 
 #[test]
 fn a_server_may_turn_a_client_away_at_any_stage_but_not_out_of_a_session() {
-    let mut server = Engine::server(Arc::new(server_config()));
-    server.send_error_before_ready("300").unwrap();
-    let mut client = Engine::client(client_config());
-    let mut input = BytesMut::from(&server.output()[..]);
-    let reason = "300".to_owned();
-    assert_eq!(client.poll(&mut input), Ok(Some(EngineEvent::PeerError { reason })));
+    let mut wire = Wire::new(client_config(), server_config());
+    wire.server.send_error_before_ready("300").unwrap();
+    let outcome = wire.run(|_| 1);
+    assert_eq!(outcome.client, [Ok(EngineEvent::PeerError { reason: "300".to_owned() })]);
+    assert_eq!(outcome.server, [Err(ZmtpError::Closed)], "it answered HELLO and ended");
 
     let mut wire = Wire::ready();
     assert_eq!(wire.server.send_error_before_ready("300"), Err(ZmtpError::AlreadyReady));
@@ -408,6 +406,14 @@ fn a_connection_replayed_to_a_server_with_other_secrets_gets_no_further_than_its
     let mut server = Engine::server(Arc::new(server_config()));
     let mut input = BytesMut::from(&recording.bytes[..]);
     assert_eq!(server.poll(&mut input), Err(ZmtpError::CookieRefused));
+}
+
+#[test]
+fn the_cookie_of_another_client_is_refused_even_under_the_same_cookie_key() {
+    let (mine, theirs) = (Recording::new(), Recording::new());
+    let hello_end = 64 + 2 + 200;
+    let spliced = [&mine.bytes[..hello_end], &theirs.bytes[hello_end..]].concat();
+    assert_eq!(events_of(&spliced), [Err(ZmtpError::CookieRefused)]);
 }
 
 /// A client that vouches for another server key than it said HELLO to: what a man in the middle
