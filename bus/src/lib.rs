@@ -1,7 +1,8 @@
 //! The message bus of Interlock: an encrypted ZeroMQ broker, its client, and what the `bus` tool is made of.
 //!
 //! Reading order: [`topic`] and [`peer`] (names), [`envelope`] (what travels), [`native`] (how it
-//! stands on the wire). [`limits`] holds every bound.
+//! stands on the wire), [`crypto`] and [`zmtp`] (the encrypted connection under it). [`limits`] holds
+//! every bound.
 
 pub mod broker;
 pub mod codec;

@@ -17,8 +17,8 @@
 //! | `engine.rs` | [`Engine`]: the state machine over all of it |
 
 mod command;
-mod curve;
 mod config;
+mod curve;
 mod engine;
 mod error;
 mod frame;

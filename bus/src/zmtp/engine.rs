@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::config::{ClientConfig, ServerConfig};
 use super::command::{self, Refusal, encode_error_frame_onto};
+use super::config::{ClientConfig, ServerConfig};
 use super::curve::client::{self, AwaitReady, AwaitWelcome};
 use super::curve::server::{self, AwaitDecision, AwaitInitiate, Secrets};
 use super::curve::{HELLO_BYTES, INITIATE_BYTES, READY_BYTES, WELCOME_OR_ERROR_BYTES_MAX};
