@@ -1,1 +1,4 @@
 //! Actors.
+
+pub mod model;
+pub mod topics;

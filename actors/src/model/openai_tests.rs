@@ -1,0 +1,277 @@
+//! The client against a small server that answers with the bytes a test gives it.
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    model::{BackEnd, BackEndKind, ModelConfig},
+    topics::{ChatMessage, Role, code},
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A server on a port of its own.
+struct Server {
+    listener: TcpListener,
+}
+
+impl Server {
+    async fn start() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+    }
+
+    fn config(&self) -> ModelConfig {
+        let mut config = ModelConfig { back_end: BackEndKind::OpenAi, ..ModelConfig::default() };
+        config.openai.url = format!("http://{}/v1/", self.listener.local_addr().unwrap());
+        config.openai.model = Some("small".to_owned());
+        config
+    }
+
+    /// Takes one connection and reads one request.
+    async fn request(&self) -> (TcpStream, String) {
+        let (mut stream, _) = self.listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        loop {
+            let mut bytes = [0; 4096];
+            let count = stream.read(&mut bytes).await.unwrap();
+            request.extend_from_slice(&bytes[..count]);
+            let text = String::from_utf8_lossy(&request);
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().unwrap())
+            });
+            if body.len() >= length.unwrap_or(0) {
+                return (stream, text.into_owned());
+            }
+        }
+    }
+
+    /// Answers one request with these pieces, each flushed, then closes.
+    async fn answer(&self, pieces: Vec<&str>) -> String {
+        let (mut stream, request) = self.request().await;
+        for piece in pieces {
+            stream.write_all(piece.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        request
+    }
+}
+
+const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+
+fn question() -> CompletionRequest {
+    CompletionRequest {
+        turn: uuid::Uuid::nil(),
+        messages: vec![ChatMessage::new(Role::System, "be kind"), ChatMessage::new(Role::User, "hello")],
+        options: Default::default(),
+    }
+}
+
+async fn run(back_end: &BackEnd) -> (Vec<String>, Result<CompletionFinal, BackEndError>) {
+    let mut deltas = Vec::new();
+    let run = async {
+        let mut answer = back_end.complete(&question()).await?;
+        loop {
+            match answer.next().await? {
+                Piece::Delta(text) => deltas.push(text),
+                Piece::Final(end) => return Ok(end),
+            }
+        }
+    };
+    let end = timeout(SOON, run).await.expect("an answer ends in time");
+    (deltas, end)
+}
+
+fn body(status: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nretry-after: 7\r\nconnection: close\r\n\r\n{body}"
+    )
+}
+
+#[tokio::test]
+async fn an_answer_streams_wherever_the_bytes_are_cut() {
+    let server = Server::start().await;
+    let mut config = server.config();
+    config.openai.api_key = Some(Secret::new("sk-1"));
+    config.openai.tokens_max = Some(9);
+    let back_end = BackEnd::new(&config).unwrap();
+    let pieces = [
+        STREAM,
+        "data: {\"model\":\"small:1b\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n",
+        "\ndata: {\"choices\":[{\"del",
+        "ta\":{\"content\":\"Gr\u{fc}n\"}}]}\r\n\r",
+        "\n: ping\n\ndata: {\"choices\":[{\"delta\":{\"content\":\" is\"}}]}\n\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,\"total_tokens\":5}}\n\n",
+        "data: [DONE]\n\n",
+    ];
+    let (request, (deltas, end)) = tokio::join!(server.answer(pieces.to_vec()), run(&back_end));
+    assert_eq!(deltas, ["Gr\u{fc}n", " is"]);
+    let end = end.unwrap();
+    assert_eq!((end.finish_reason.as_str(), end.model.as_str()), ("length", "small:1b"));
+    assert_eq!(end.usage, Some(Usage { prompt_tokens: 3, completion_tokens: 2 }));
+    assert!(request.starts_with("POST /v1/chat/completions "), "{request}");
+    assert!(request.to_lowercase().contains("authorization: bearer sk-1"), "{request}");
+    let sent: serde_json::Value = serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(sent["messages"][1], serde_json::json!({"role": "user", "content": "hello"}));
+    assert_eq!(
+        (&sent["model"], &sent["max_tokens"], &sent["stream"]),
+        (&"small".into(), &9.into(), &true.into())
+    );
+}
+
+#[tokio::test]
+async fn each_status_is_an_error_of_its_own_and_none_shows_the_key() {
+    let table = [
+        ("401 Unauthorized", code::BACK_END_KEY_REFUSED, "`model.openai.api_key`"),
+        ("404 Not Found", code::BACK_END_MODEL_UNKNOWN, "does not know the model `small`"),
+        ("429 Too Many Requests", code::BACK_END_BUSY, "try again in 7 s"),
+        ("500 Internal Server Error", code::BACK_END_FAILED, "status 500: no good (key) today"),
+        ("302 Found", code::BACK_END_FAILED, "status 302"),
+    ];
+    for (status, code, says) in table {
+        let server = Server::start().await;
+        let mut config = server.config();
+        config.openai.api_key = Some(Secret::new("sk-hidden"));
+        let back_end = BackEnd::new(&config).unwrap();
+        let reply = body(status, "{\"error\":{\"message\":\"no good\\n sk-hidden today\"}}");
+        let (_, (deltas, end)) = tokio::join!(server.answer(vec![&reply]), run(&back_end));
+        let error = end.unwrap_err();
+        assert_eq!((deltas.len(), error.code()), (0, code), "{error}");
+        let shown = format!("{error} {error:?} {back_end:?}");
+        assert!(shown.contains(says) && !shown.contains("hidden"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_an_error_after_what_came_before() {
+    let first = "data: {\"choices\":[{\"delta\":{\"content\":\"Half\"}}]}\n\n";
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nff\r\ndata: {\"choi";
+    let endless = format!("data: {}", "x".repeat(limits::EVENT_BYTES_MAX + 1));
+    let table: [(&[&str], usize, &str); 6] = [
+        (&[STREAM, first], 1, code::BACK_END_CUT),
+        (&[chunked], 0, code::BACK_END_CUT),
+        (&[STREAM, first, "data: {\"choices\":7}\n\n"], 1, code::BACK_END_PROTOCOL),
+        (&[STREAM, first, "data: {\"error\":{\"message\":\"out of memory\"}}\n\n"], 1, code::BACK_END_FAILED),
+        (&[STREAM, &endless], 0, code::BACK_END_PROTOCOL),
+        (&["garbage\r\n\r\n"], 0, code::BACK_END_PROTOCOL),
+    ];
+    for (pieces, count, expected) in table {
+        let server = Server::start().await;
+        let back_end = BackEnd::new(&server.config()).unwrap();
+        let answer = async {
+            let (mut stream, _) = server.request().await;
+            for piece in pieces {
+                // The client may hang up on garbage before it is all written.
+                let _ = stream.write_all(piece.as_bytes()).await;
+            }
+        };
+        let ((), (deltas, end)) = tokio::join!(answer, run(&back_end));
+        let error = end.unwrap_err();
+        assert_eq!((deltas.len(), error.code()), (count, expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_clean_end_after_the_reason_needs_no_done() {
+    let server = Server::start().await;
+    let back_end = BackEnd::new(&server.config()).unwrap();
+    let last = "data: {\"choices\":[{\"delta\":{\"content\":\"All\"},\"finish_reason\":\"stop\"}]}\n\n";
+    let (_, (deltas, end)) = tokio::join!(server.answer(vec![STREAM, last]), run(&back_end));
+    assert_eq!((deltas.concat().as_str(), end.unwrap().finish_reason.as_str()), ("All", "stop"));
+}
+
+#[tokio::test]
+async fn nobody_listening_is_said_with_the_address() {
+    let server = Server::start().await;
+    let config = server.config();
+    drop(server);
+    let (_, end) = run(&BackEnd::new(&config).unwrap()).await;
+    let error = end.unwrap_err();
+    assert_eq!(error.code(), code::BACK_END_UNREACHABLE);
+    assert!(error.to_string().contains("127.0.0.1") && error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_silent_server_is_given_up_after_the_read_timeout() {
+    let server = Server::start().await;
+    let mut config = server.config();
+    config.openai.read_timeout_s = 1;
+    let back_end = BackEnd::new(&config).unwrap();
+    let silent = async {
+        let (mut stream, _) = server.request().await;
+        stream.write_all(STREAM.as_bytes()).await.unwrap();
+        stream.read(&mut [0; 1]).await
+    };
+    let (closed, (_, end)) = tokio::join!(silent, run(&back_end));
+    assert_eq!(end.unwrap_err().code(), code::TIMED_OUT);
+    assert!(matches!(closed, Ok(0) | Err(_)), "the connection is closed");
+}
+
+#[tokio::test]
+async fn dropping_an_answer_closes_the_connection() {
+    let server = Server::start().await;
+    let back_end = BackEnd::new(&server.config()).unwrap();
+    let serve = async {
+        let (mut stream, _) = server.request().await;
+        let first = "data: {\"choices\":[{\"delta\":{\"content\":\"One\"}}]}\n\n";
+        stream.write_all([STREAM, first].concat().as_bytes()).await.unwrap();
+        timeout(SOON, stream.read(&mut [0; 1])).await.expect("the client hangs up")
+    };
+    let ask = async {
+        let mut answer = back_end.complete(&question()).await.unwrap();
+        assert_eq!(answer.next().await.unwrap(), Piece::Delta("One".to_owned()));
+    };
+    let (closed, ()) = tokio::join!(serve, ask);
+    assert!(matches!(closed, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn without_a_configured_model_the_first_listed_one_answers() {
+    let server = Server::start().await;
+    let mut config = server.config();
+    config.openai.model = None;
+    let back_end = BackEnd::new(&config).unwrap();
+    let list = body("200 OK", "{\"data\":[{\"id\":\"tiny\"},{\"id\":\"huge\"}]}");
+    let serve = async {
+        let listing = server.answer(vec![&list]).await;
+        (listing, server.answer(vec![STREAM, "data: [DONE]\n\n"]).await)
+    };
+    let ((listing, asking), (_, end)) = tokio::join!(serve, run(&back_end));
+    assert!(listing.starts_with("GET /v1/models "), "{listing}");
+    assert!(asking.contains("\"model\":\"tiny\""), "{asking}");
+    assert_eq!(end.unwrap().model, "tiny");
+
+    let (_, models) = tokio::join!(server.answer(vec![&list]), back_end.models());
+    let models = models.unwrap();
+    assert_eq!(models.models[0], ModelDescription { id: "tiny".to_owned(), default: true });
+    assert!(!models.models[1].default);
+    let empty = body("200 OK", "{\"data\":[]}");
+    let fresh = BackEnd::new(&config).unwrap();
+    let (_, (_, end)) = tokio::join!(server.answer(vec![&empty]), run(&fresh));
+    assert!(matches!(end, Err(BackEndError::NoModel { .. })));
+}
+
+#[test]
+fn a_key_comes_from_a_file_or_the_reason_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("key");
+    let config = OpenAiConfig { api_key_file: Some(file.clone()), ..OpenAiConfig::default() };
+    assert!(matches!(key(&config), Err(BackEndError::Key { .. })));
+    std::fs::write(&file, "sk-1\n").unwrap();
+    assert_eq!(key(&config).unwrap().unwrap().expose(), "sk-1");
+    for bad in [" \n".to_owned(), "two words".to_owned(), "x".repeat(5000)] {
+        std::fs::write(&file, bad).unwrap();
+        assert!(matches!(key(&config), Err(BackEndError::Key { .. })));
+    }
+    let config =
+        OpenAiConfig { api_key_env: Some("INTERLOCK_NOT_SET".to_owned()), ..OpenAiConfig::default() };
+    assert!(key(&config).unwrap_err().to_string().contains("`INTERLOCK_NOT_SET`"));
+    assert!(key(&OpenAiConfig::default()).unwrap().is_none());
+}
