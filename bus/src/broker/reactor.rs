@@ -352,6 +352,9 @@ impl Reactor {
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     connection.note_frame(now);
+                    if connection.unwritten() > 0 {
+                        self.write(slot, now);
+                    }
                     return;
                 }
                 Err(error) => return self.on_zmtp_error(slot, &error, now),
@@ -392,6 +395,8 @@ impl Reactor {
     // ---- the handshake's decision --------------------------------------------------------------------
 
     fn authenticate(&mut self, slot: usize, key: PublicKey, metadata: &Metadata, now: Instant) {
+        // A key that was enrolled a moment ago must not be refused: stock clients do not come back.
+        self.reload_registry();
         let shown = Some((key, self.registry.peer_of(&key)));
         let (kind, single_reply) = match session_kind(metadata) {
             Ok(kind) => kind,

@@ -1,0 +1,126 @@
+//! What the chapters share: a broker on a temporary directory, child processes whose lines are
+//! awaited with a deadline.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use interlock_bus::{
+    Broker, BrokerConfig, BrokerHandle, Credentials, Endpoint, KeyStore, PeerName, Permissions,
+};
+
+/// How long anything may take that should come at once; generous, because CI machines are busy.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A broker in this process, with its key store in a temporary directory.
+pub(crate) struct TestBroker {
+    pub(crate) handle: BrokerHandle,
+    pub(crate) store: KeyStore,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl TestBroker {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+        let endpoints =
+            vec!["tcp://127.0.0.1:0".parse().unwrap(), Endpoint::Ipc(directory.path().join("bus.sock"))];
+        let handle = Broker::start(BrokerConfig::from_key_store(&store, endpoints).unwrap()).unwrap();
+        Self { handle, store, directory }
+    }
+
+    /// Enrols a peer; the broker looks for edits before it refuses a key.
+    pub(crate) fn enrol(
+        &self,
+        name: &str,
+        publish: &[&str],
+        subscribe: &[&str],
+        serve: &[&str],
+        request: &[&str],
+    ) -> PathBuf {
+        let permissions = Permissions::from_lists(publish, subscribe, serve, request).unwrap();
+        let name: PeerName = name.parse().unwrap();
+        self.store.issue(&name, &permissions, self.handle.endpoints(), None).unwrap();
+        Credentials::path_in(&self.keys(), &name)
+    }
+
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.directory.path().join("keys")
+    }
+}
+
+impl Drop for TestBroker {
+    fn drop(&mut self) {
+        self.handle.stop(Duration::from_secs(1));
+    }
+}
+
+/// A child process whose standard output is read line by line, with a deadline, and that never
+/// outlives the test.
+pub(crate) struct TestProcess {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl TestProcess {
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// A scenario of one of the scripts beside this file.
+    pub(crate) fn python(script: &str, arguments: &[&str]) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script);
+        let mut command = Command::new("python3");
+        command.arg(path).args(arguments);
+        Self::spawn(command)
+    }
+
+    /// The next line of its output.
+    pub(crate) fn line(&self) -> String {
+        self.lines.recv_timeout(DEADLINE).unwrap_or_else(|error| {
+            panic!("no line came: {error}; is pyzmq installed? `pip install pyzmq`, see README.md")
+        })
+    }
+
+    /// The next line as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let line = self.line();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("`{line}` is no JSON: {error}"))
+    }
+
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for TestProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits until `probe` gives something.
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not happen within {DEADLINE:?}");
+        std::thread::yield_now();
+    }
+}
