@@ -1,1 +1,3 @@
-//! Runtime.
+//! The Interlock runtime: supervised actors on an encrypted message bus.
+
+pub mod config;

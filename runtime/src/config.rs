@@ -1,0 +1,518 @@
+//! The configuration: one typed value, its layers, and messages that say what to change.
+//!
+//! Settings and their ranges are listed in [`schema`]; their defaults and meaning in `interlock.toml`, which is
+//! built in and is the lowest layer. Nothing else knows a default.
+
+pub mod duration;
+pub mod kind;
+mod layers;
+pub mod problem;
+pub mod schema;
+pub mod show;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use interlock_bus::{Endpoint, PeerName, TopicFilter, endpoint::IPC_PATH_BYTES_MAX};
+use serde::{Deserialize, Serialize};
+use toml::Value;
+
+pub use layers::Held;
+pub use problem::{ConfigError, Origin, Problem};
+
+use layers::{Layers, in_file};
+
+/// The built-in file: every setting with its default.
+pub const DEFAULTS: &str = include_str!("../interlock.toml");
+
+/// Bytes of the largest configuration file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// `[[program]]` blocks of one configuration; each is a process.
+const PROGRAMS_MAX: usize = 256;
+
+/// Everything that can be set. Ranges have been checked: see [`schema`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[runtime]`
+    pub runtime: RuntimeSection,
+    /// `[bus]`
+    pub bus: BusSection,
+    /// `[gateway]`
+    pub gateway: GatewaySection,
+    /// `[model]`
+    pub model: ModelSection,
+    /// `[conversation]`
+    pub conversation: ConversationSection,
+    /// `[logs]`
+    pub logs: LogsSection,
+    /// `[shutdown]`
+    pub shutdown: ShutdownSection,
+    /// `[[program]]`
+    #[serde(default, rename = "program")]
+    pub programs: Vec<Program>,
+}
+
+/// `[runtime]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeSection {
+    /// The data directory; empty is the XDG one.
+    pub data_dir: PathBuf,
+}
+
+/// `[bus]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusSection {
+    /// Where the broker listens.
+    pub endpoints: Vec<BusEndpoint>,
+}
+
+/// One endpoint of the broker as configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BusEndpoint {
+    /// A socket in the run directory.
+    Ipc,
+    /// TCP.
+    Tcp(Endpoint),
+}
+
+/// `[gateway]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySection {
+    /// Where HTTP is answered.
+    pub listen: SocketAddr,
+    /// Threads.
+    pub workers: usize,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Streamed answers at a time.
+    pub streams_max: usize,
+    /// For a request's head.
+    #[serde(with = "duration")]
+    pub head_timeout: Duration,
+    /// For a request's body.
+    #[serde(with = "duration")]
+    pub body_timeout: Duration,
+    /// For a client that takes nothing of its answer.
+    #[serde(with = "duration")]
+    pub write_timeout: Duration,
+    /// For a whole turn.
+    #[serde(with = "duration")]
+    pub turn_timeout: Duration,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// What answers.
+    pub back_end: BackEnd,
+    /// Where the model service runs.
+    pub placement: Placement,
+    /// Script of the script engine; empty is the built-in one.
+    pub script: PathBuf,
+    /// Base URL of an OpenAI-compatible server.
+    pub url: String,
+    /// Model to ask for.
+    pub model: String,
+    /// File with the API key; empty is none.
+    pub api_key_file: PathBuf,
+    /// Environment variable with the API key; empty is none.
+    pub api_key_env: String,
+}
+
+/// What answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackEnd {
+    /// The embedded script-driven engine.
+    Script,
+    /// An OpenAI-compatible server.
+    #[serde(rename = "openai")]
+    OpenAi,
+}
+
+/// Where a component runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// A process of its own.
+    Process,
+    /// The runtime's process.
+    Runtime,
+}
+
+/// `[conversation]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConversationSection {
+    /// Given to the model before each conversation; empty is none.
+    pub instructions: String,
+    /// Newest messages of a conversation that the model is shown.
+    pub history_messages_max: usize,
+}
+
+/// `[logs]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsSection {
+    /// The least serious records kept.
+    pub level: String,
+    /// The least serious records written to standard error, or `off`.
+    pub console: String,
+    /// How long records are kept.
+    #[serde(with = "duration")]
+    pub retention: Duration,
+}
+
+/// `[shutdown]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownSection {
+    /// For work in hand.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+    /// When a stop is forced, from its beginning.
+    #[serde(with = "duration")]
+    pub forced: Duration,
+}
+
+/// One `[[program]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Its name in the tree and on the bus.
+    pub name: PeerName,
+    /// Path, or name looked up in `PATH`.
+    pub command: String,
+    /// Arguments.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Working directory; empty is the runtime's.
+    #[serde(default)]
+    pub directory: PathBuf,
+    /// Variables added to its environment. May be secrets: never shown.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// When it is started again.
+    #[serde(default)]
+    pub restart: ProgramRestart,
+    /// How it says that it is ready.
+    #[serde(default)]
+    pub readiness: ProgramReadiness,
+    /// How long it may take to be ready.
+    #[serde(with = "duration", default = "thirty_seconds")]
+    pub ready_timeout: Duration,
+    /// The signal that asks it to stop.
+    #[serde(default = "sigterm")]
+    pub stop_signal: String,
+    /// How long it may take to stop.
+    #[serde(with = "duration", default = "ten_seconds")]
+    pub grace: Duration,
+    /// What it may publish.
+    #[serde(default)]
+    pub publish: Vec<TopicFilter>,
+    /// What it may subscribe to.
+    #[serde(default)]
+    pub subscribe: Vec<TopicFilter>,
+    /// What it may serve.
+    #[serde(default)]
+    pub serve: Vec<TopicFilter>,
+    /// What it may ask.
+    #[serde(default)]
+    pub request: Vec<TopicFilter>,
+}
+
+/// When a program is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgramRestart {
+    /// Always.
+    #[default]
+    Permanent,
+    /// After a failure.
+    Transient,
+    /// Never.
+    Temporary,
+}
+
+/// How a program says that it is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgramReadiness {
+    /// It runs.
+    #[default]
+    Started,
+    /// A newline on the descriptor in `INTERLOCK_READY_FD`.
+    Newline,
+    /// `READY=1` on the socket in `NOTIFY_SOCKET`.
+    Notify,
+    /// Its session on the bus.
+    Bus,
+}
+
+fn thirty_seconds() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn sigterm() -> String {
+    "SIGTERM".to_owned()
+}
+
+impl TryFrom<String> for BusEndpoint {
+    type Error = interlock_bus::endpoint::EndpointError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text == "ipc" { Ok(Self::Ipc) } else { text.parse().map(Self::Tcp) }
+    }
+}
+
+impl From<BusEndpoint> for String {
+    fn from(endpoint: BusEndpoint) -> Self {
+        match endpoint {
+            BusEndpoint::Ipc => "ipc".to_owned(),
+            BusEndpoint::Tcp(endpoint) => endpoint.to_string(),
+        }
+    }
+}
+
+/// Where settings come from, besides the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file; it must exist.
+    pub file: Option<PathBuf>,
+    /// Environment variables; those that do not begin with `INTERLOCK_` are passed over.
+    pub environment: Vec<(String, String)>,
+    /// Values from flags: the flag, `section.key`, the text.
+    pub flags: Vec<(&'static str, String, String)>,
+}
+
+/// A configuration and where each of its values came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Every value by `section.key`, with its origin; programs are not in it.
+    pub held: BTreeMap<String, Held>,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+}
+
+impl Config {
+    /// The defaults.
+    pub fn defaults() -> Self {
+        toml::from_str(DEFAULTS).expect("the built-in defaults are valid; a test loads them")
+    }
+
+    /// Reads and checks all layers.
+    ///
+    /// # Errors
+    /// Every mistake in all of them.
+    pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+        let mut layers = Layers::default();
+        layers.add_file(DEFAULTS, |_line| Origin::Default);
+        if let Some(path) = &sources.file {
+            match read_file(path) {
+                Ok(text) => layers.add_file(&text, in_file(path)),
+                Err(problem) => layers.problems.push(problem),
+            }
+        }
+        layers.add_environment(&sources.environment);
+        for (flag, path, text) in &sources.flags {
+            layers.add_flag(flag, path, text);
+        }
+        check_programs(&mut layers);
+        check_combinations(&mut layers);
+        if layers.problems.is_empty() {
+            let config = typed(&layers).map_err(|problem| ConfigError { problems: vec![problem] })?;
+            return Ok(Loaded { config, held: layers.settings, file: sources.file.clone() });
+        }
+        Err(ConfigError { problems: layers.problems })
+    }
+
+    /// The file that is read when none is named: the user's, if it exists.
+    pub fn user_file() -> Option<PathBuf> {
+        let directory = absolute_variable("XDG_CONFIG_HOME")
+            .or_else(|| absolute_variable("HOME").map(|home| home.join(".config")))?;
+        Some(directory.join("interlock/interlock.toml")).filter(|path| path.exists())
+    }
+
+    /// The data directory: as configured, or the XDG one. `None` if neither is known.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        if !self.runtime.data_dir.as_os_str().is_empty() {
+            return std::path::absolute(&self.runtime.data_dir).ok();
+        }
+        let base = absolute_variable("XDG_DATA_HOME")
+            .or_else(|| absolute_variable("HOME").map(|home| home.join(".local/share")))?;
+        Some(base.join("interlock"))
+    }
+
+    /// The broker's endpoints, with the socket in `run_dir`.
+    ///
+    /// # Errors
+    /// A socket path that is longer than the system takes.
+    pub fn bus_endpoints(&self, run_dir: &Path) -> Result<Vec<Endpoint>, ConfigError> {
+        let socket = run_dir.join("bus.sock");
+        let resolve = |endpoint: &BusEndpoint| match endpoint {
+            BusEndpoint::Tcp(endpoint) => Ok(endpoint.clone()),
+            BusEndpoint::Ipc if socket.as_os_str().len() <= IPC_PATH_BYTES_MAX => {
+                Ok(Endpoint::Ipc(socket.clone()))
+            }
+            BusEndpoint::Ipc => Err(ConfigError {
+                problems: vec![Problem {
+                    origin: None,
+                    key: "bus.endpoints".to_owned(),
+                    text: format!(
+                        "the socket path `{}` is longer than {IPC_PATH_BYTES_MAX} bytes; choose a shorter `runtime.data_dir`, \
+                         or take \"ipc\" out of `bus.endpoints`",
+                        socket.display()
+                    ),
+                }],
+            }),
+        };
+        self.bus.endpoints.iter().map(resolve).collect()
+    }
+}
+
+/// An environment variable that holds an absolute path; the XDG specification says to ignore others.
+fn absolute_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+fn read_file(path: &Path) -> Result<String, Problem> {
+    let refuse = |text: String| Problem { origin: None, key: String::new(), text };
+    let failed = |error: std::io::Error| {
+        refuse(format!("cannot read configuration file `{}`: {error}", path.display()))
+    };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+        return Err(refuse(format!(
+            "configuration file `{}` is not a plain file of at most 1 MiB",
+            path.display()
+        )));
+    }
+    std::fs::read_to_string(path).map_err(failed)
+}
+
+/// Required keys, names that are taken or used twice.
+fn check_programs(layers: &mut Layers) {
+    let mut problems = Vec::new();
+    let mut refuse = |origin: &Origin, key: &str, text: String| {
+        problems.push(Problem { origin: Some(origin.clone()), key: format!("program.{key}"), text });
+    };
+    let mut names: BTreeMap<&str, &Origin> = BTreeMap::new();
+    for (index, program) in layers.programs.iter().enumerate() {
+        if index == PROGRAMS_MAX {
+            refuse(&program.origin, "name", format!("more than {PROGRAMS_MAX} programs"));
+        }
+        for required in schema::PROGRAM_REQUIRED {
+            let has_problem =
+                layers.problems.iter().any(|problem| problem.key == format!("program.{required}"));
+            if !program.keys.contains_key(required) && !has_problem {
+                refuse(
+                    &program.origin,
+                    required,
+                    format!("this `[[program]]` has no `{required}`; add `{required} = \"...\"`"),
+                );
+            }
+        }
+        let Some(held) = program.keys.get("name") else { continue };
+        let name = held.value.as_str().unwrap_or_default();
+        if schema::NAMES_TAKEN.contains(&name) {
+            refuse(
+                &held.origin,
+                "name",
+                format!("`program.name` is `{name}`, the name of a built-in component; choose another"),
+            );
+        }
+        if let Some(first) = names.insert(name, &held.origin) {
+            refuse(
+                &held.origin,
+                "name",
+                format!("`program.name` is `{name}`, as in {first}; each program needs a name of its own"),
+            );
+        }
+    }
+    layers.problems.append(&mut problems);
+}
+
+/// What single values cannot show.
+fn check_combinations(layers: &mut Layers) {
+    let mut problems = Vec::new();
+    let mut refuse = |held: &Held, key: &str, text: String| {
+        problems.push(Problem { origin: Some(held.origin.clone()), key: key.to_owned(), text });
+    };
+    let get = |path: &str| layers.settings.get(path);
+    let text = |path: &str| get(path).and_then(|held| held.value.as_str()).unwrap_or_default();
+    let span = |path: &str| duration::parse(text(path)).unwrap_or_default();
+
+    if let (Some(drain), Some(forced)) = (get("shutdown.drain"), get("shutdown.forced"))
+        && span("shutdown.drain") >= span("shutdown.forced")
+    {
+        let later = if forced.origin == Origin::Default { drain } else { forced };
+        refuse(
+            later,
+            "shutdown.forced",
+            format!(
+                "`shutdown.forced` ({}) must be longer than `shutdown.drain` ({}); it counts from the same moment",
+                forced.value, drain.value
+            ),
+        );
+    }
+    if let Some(back_end) = get("model.back_end")
+        && back_end.value.as_str() == Some("openai")
+    {
+        for key in ["model.url", "model.model"] {
+            if get(key).is_some() && text(key).is_empty() {
+                refuse(back_end, key, format!("`model.back_end` is `openai`, which needs `{key}`"));
+            }
+        }
+    }
+    if let Some(variable) = get("model.api_key_env")
+        && !text("model.api_key_env").is_empty()
+        && !text("model.api_key_file").is_empty()
+    {
+        refuse(
+            variable,
+            "model.api_key_env",
+            "`model.api_key_file` and `model.api_key_env` are both set; set one".to_owned(),
+        );
+    }
+    layers.problems.append(&mut problems);
+}
+
+/// The typed value of checked layers.
+fn typed(layers: &Layers) -> Result<Config, Problem> {
+    let mut table = toml::Table::new();
+    for setting in schema::SETTINGS {
+        let section = table.entry(setting.section).or_insert_with(|| Value::Table(toml::Table::new()));
+        if let (Value::Table(section), Some(held)) = (section, layers.settings.get(&setting.path())) {
+            section.insert(setting.key.to_owned(), held.value.clone());
+        }
+    }
+    let programs = layers.programs.iter().map(|program| {
+        Value::Table(program.keys.iter().map(|(key, held)| ((*key).to_owned(), held.value.clone())).collect())
+    });
+    table.insert("program".to_owned(), Value::Array(programs.collect()));
+    serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+        let key = error.path().to_string();
+        let origin = layers.settings.get(&key).map(|held| held.origin.clone());
+        Problem { origin, text: format!("`{key}`: {}", error.into_inner().message()), key }
+    })
+}
+
+#[cfg(test)]
+mod tests;

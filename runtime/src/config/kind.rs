@@ -1,0 +1,220 @@
+//! What a value may be: one check for every entrance (file, environment, flag), and the words that say what is allowed.
+
+use std::{net::SocketAddr, time::Duration};
+
+use interlock_bus::{Endpoint, PeerName, TopicFilter};
+use toml::Value;
+
+use super::duration;
+
+/// The type and range of one setting.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// A whole number within these bounds, both included.
+    Integer(i64, i64),
+    /// Any text.
+    Text,
+    /// Text that is not empty.
+    TextRequired,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A duration within these bounds, both included.
+    Duration(Duration, Duration),
+    /// An IP address and port.
+    Listen,
+    /// An `http` or `https` URL without user or password, or nothing.
+    Url,
+    /// `ipc` and TCP endpoints, at most one of each transport, at least one in all.
+    Endpoints,
+    /// A peer name.
+    PeerName,
+    /// A name of an environment variable, or nothing.
+    Variable,
+    /// A list of texts.
+    Texts,
+    /// A list of topic filters.
+    Filters,
+    /// A table of texts.
+    TextTable,
+}
+
+impl Kind {
+    /// Whether `value` is allowed.
+    pub fn permits(self, value: &Value) -> bool {
+        match self {
+            Self::Integer(least, most) => {
+                value.as_integer().is_some_and(|number| (least..=most).contains(&number))
+            }
+            Self::Text => value.as_str().is_some_and(printable),
+            Self::TextRequired => value.as_str().is_some_and(|text| !text.is_empty() && printable(text)),
+            Self::Choice(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+            Self::Duration(least, most) => {
+                value.as_str().and_then(duration::parse).is_some_and(|span| (least..=most).contains(&span))
+            }
+            Self::Listen => value.as_str().is_some_and(|text| text.parse::<SocketAddr>().is_ok()),
+            Self::Url => value.as_str().is_some_and(|text| text.is_empty() || is_plain_url(text)),
+            Self::Endpoints => is_endpoints(value),
+            Self::PeerName => value.as_str().is_some_and(|text| text.parse::<PeerName>().is_ok()),
+            Self::Variable => value.as_str().is_some_and(is_variable),
+            Self::Texts => each(value, printable),
+            Self::Filters => each(value, |text| text.parse::<TopicFilter>().is_ok()),
+            Self::TextTable => value.as_table().is_some_and(|table| {
+                table.iter().all(|(name, value)| !name.is_empty() && is_variable(name) && value.is_str())
+            }),
+        }
+    }
+
+    /// What is allowed, in words.
+    pub fn allowed(self) -> String {
+        match self {
+            Self::Integer(least, most) => format!("a whole number from {least} to {most}"),
+            Self::Text => "a text without control characters".to_owned(),
+            Self::TextRequired => "a text that is not empty".to_owned(),
+            Self::Choice(words) => {
+                words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
+            }
+            Self::Duration(least, most) => format!(
+                "a duration from \"{}\" to \"{}\", a number and a unit (ms, s, m, h, d)",
+                duration::text(least),
+                duration::text(most)
+            ),
+            Self::Listen => "an IP address and port, for example \"127.0.0.1:8771\"".to_owned(),
+            Self::Url => "a URL that begins with http:// or https:// and names no user, or \"\"".to_owned(),
+            Self::Endpoints => {
+                "a list of \"ipc\" and one of the form \"tcp://127.0.0.1:5555\", at most one of each, at least one"
+                    .to_owned()
+            }
+            Self::PeerName => "1 to 64 characters of a-z, A-Z, 0-9, - and _, beginning with a letter or a digit".to_owned(),
+            Self::Variable => "the name of an environment variable, or \"\"".to_owned(),
+            Self::Texts => "a list of texts".to_owned(),
+            Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
+            Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
+        }
+    }
+
+    /// Reads a value from an environment variable or a flag, where all is text: numbers as numbers, lists
+    /// as TOML or separated by commas, all else as text.
+    pub fn read(self, text: &str) -> Value {
+        let plain = || Value::String(text.to_owned());
+        match self {
+            Self::Integer(..) => text.parse().map_or_else(|_| plain(), Value::Integer),
+            Self::Endpoints | Self::Texts | Self::Filters => {
+                if text.starts_with('[') {
+                    return toml::from_str::<toml::Table>(&format!("value = {text}"))
+                        .ok()
+                        .and_then(|mut table| table.remove("value"))
+                        .unwrap_or_else(plain);
+                }
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
+            }
+            _ => plain(),
+        }
+    }
+}
+
+fn printable(text: &str) -> bool {
+    text.chars().all(|character| !character.is_control() || matches!(character, '\n' | '\t'))
+}
+
+fn each(value: &Value, permits: impl Fn(&str) -> bool) -> bool {
+    value.as_array().is_some_and(|items| items.iter().all(|item| item.as_str().is_some_and(&permits)))
+}
+
+fn is_plain_url(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
+        return false;
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    !host.is_empty() && !host.contains('@') && rest.chars().all(|character| character.is_ascii_graphic())
+}
+
+fn is_variable(text: &str) -> bool {
+    !text.starts_with(|character: char| character.is_ascii_digit())
+        && text.chars().all(|character| character.is_ascii_alphanumeric() || character == '_')
+}
+
+fn is_endpoints(value: &Value) -> bool {
+    let is_tcp = |text: &str| matches!(text.parse(), Ok(Endpoint::Tcp { .. }));
+    let count = |wanted: &dyn Fn(&str) -> bool| {
+        value
+            .as_array()
+            .map_or(0, |items| items.iter().filter_map(Value::as_str).filter(|text| wanted(text)).count())
+    };
+    each(value, |text| text == "ipc" || is_tcp(text))
+        && count(&|text| text == "ipc") <= 1
+        && count(&is_tcp) <= 1
+        && count(&|_| true) >= 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str) -> Value {
+        toml::from_str::<toml::Table>(&format!("value = {text}")).unwrap().remove("value").unwrap()
+    }
+
+    #[test]
+    fn each_kind_permits_what_its_words_say_and_nothing_else() {
+        let second = Duration::from_secs(1);
+        let table: &[(Kind, &[&str], &[&str])] = &[
+            (
+                Kind::Integer(1, 3),
+                &["1", "3"],
+                &["0", "4", "true", "1.0", "\"1\"", "nan", "9223372036854775807"],
+            ),
+            (Kind::Text, &["\"\"", "\"a b\""], &["1", "\"\\u0007\"", "[]"]),
+            (Kind::TextRequired, &["\"a\""], &["\"\""]),
+            (Kind::Choice(&["a", "b"]), &["\"a\""], &["\"A\"", "\"c\"", "1"]),
+            (
+                Kind::Duration(second, second * 60),
+                &["\"1s\"", "\"1m\""],
+                &["\"0s\"", "\"2m\"", "10", "\"-1s\"", "\"1\""],
+            ),
+            (
+                Kind::Listen,
+                &["\"127.0.0.1:0\"", "\"[::1]:80\""],
+                &["\"localhost:80\"", "\"127.0.0.1\"", "\"127.0.0.1:99999\"", "8771"],
+            ),
+            (
+                Kind::Url,
+                &["\"\"", "\"http://127.0.0.1:11434/v1\""],
+                &["\"ftp://a\"", "\"http://\"", "\"http://me:secret@host/v1\"", "\"http://a b\""],
+            ),
+            (
+                Kind::Endpoints,
+                &["[\"ipc\"]", "[\"tcp://127.0.0.1:0\", \"ipc\"]"],
+                &[
+                    "[]",
+                    "[\"ipc\", \"ipc\"]",
+                    "[\"tcp://a:1\", \"tcp://b:1\"]",
+                    "[\"udp://a:1\"]",
+                    "\"ipc\"",
+                    "[1]",
+                ],
+            ),
+            (Kind::PeerName, &["\"greeter-1\""], &["\"\"", "\"a/b\"", "\"-a\""]),
+            (Kind::Variable, &["\"\"", "\"OPENAI_API_KEY\""], &["\"A=B\"", "\"1A\"", "\"sk-123\""]),
+            (Kind::Texts, &["[]", "[\"a\"]"], &["\"a\"", "[1]"]),
+            (Kind::Filters, &["[\"a/#\"]"], &["[\"a//b\"]", "[\"#/a\"]"]),
+            (Kind::TextTable, &["{}", "{ A = \"b\" }"], &["{ A = 1 }", "[]"]),
+        ];
+        for (kind, good, bad) in table {
+            for text in *good {
+                assert!(kind.permits(&value(text)), "{kind:?} {text}");
+            }
+            for text in *bad {
+                assert!(!kind.permits(&value(text)), "{kind:?} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_from_the_environment_is_toml_or_separated_by_commas() {
+        for text in ["ipc, tcp://127.0.0.1:0", "[\"ipc\", \"tcp://127.0.0.1:0\"]"] {
+            assert!(Kind::Endpoints.permits(&Kind::Endpoints.read(text)), "{text}");
+        }
+        assert!(!Kind::Endpoints.permits(&Kind::Endpoints.read("[\"ipc\"")));
+    }
+}

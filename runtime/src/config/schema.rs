@@ -1,0 +1,150 @@
+//! The list of settings: name, type and range of each. Their defaults stand in `interlock.toml`.
+
+use std::time::Duration;
+
+use super::kind::Kind;
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The section it stands in.
+    pub section: &'static str,
+    /// Its key in that section.
+    pub key: &'static str,
+    /// What it may be.
+    pub kind: Kind,
+}
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+const LEVELS: &[&str] = &["trace", "debug", "info", "warn", "error"];
+const CONSOLE_LEVELS: &[&str] = &["off", "trace", "debug", "info", "warn", "error"];
+
+const fn setting(section: &'static str, key: &'static str, kind: Kind) -> Setting {
+    Setting { section, key, kind }
+}
+
+/// All settings but those of programs.
+pub const SETTINGS: &[Setting] = &[
+    setting("runtime", "data_dir", Kind::Text),
+    setting("bus", "endpoints", Kind::Endpoints),
+    setting("gateway", "listen", Kind::Listen),
+    setting("gateway", "workers", Kind::Integer(1, 64)),
+    setting("gateway", "body_bytes_max", Kind::Integer(1, 16 << 20)),
+    setting("gateway", "streams_max", Kind::Integer(1, 10_000)),
+    setting("gateway", "head_timeout", Kind::Duration(ms(10), ms(600_000))),
+    setting("gateway", "body_timeout", Kind::Duration(ms(10), ms(600_000))),
+    setting("gateway", "write_timeout", Kind::Duration(ms(10), HOUR)),
+    setting("gateway", "turn_timeout", Kind::Duration(ms(10), DAY)),
+    setting("model", "back_end", Kind::Choice(&["script", "openai"])),
+    setting("model", "placement", Kind::Choice(&["process", "runtime"])),
+    setting("model", "script", Kind::Text),
+    setting("model", "url", Kind::Url),
+    setting("model", "model", Kind::Text),
+    setting("model", "api_key_file", Kind::Text),
+    setting("model", "api_key_env", Kind::Variable),
+    setting("conversation", "instructions", Kind::Text),
+    setting("conversation", "history_messages_max", Kind::Integer(2, 10_000)),
+    setting("logs", "level", Kind::Choice(LEVELS)),
+    setting("logs", "console", Kind::Choice(CONSOLE_LEVELS)),
+    setting("logs", "retention", Kind::Duration(MINUTE, Duration::from_secs(3650 * 86_400))),
+    setting("shutdown", "drain", Kind::Duration(ms(10), HOUR)),
+    setting("shutdown", "forced", Kind::Duration(ms(10), Duration::from_secs(7200))),
+];
+
+/// The keys of one `[[program]]`.
+pub const PROGRAM: &[Setting] = &[
+    setting("program", "name", Kind::PeerName),
+    setting("program", "command", Kind::TextRequired),
+    setting("program", "args", Kind::Texts),
+    setting("program", "directory", Kind::Text),
+    setting("program", "environment", Kind::TextTable),
+    setting("program", "restart", Kind::Choice(&["permanent", "transient", "temporary"])),
+    setting("program", "readiness", Kind::Choice(&["started", "newline", "notify", "bus"])),
+    setting("program", "ready_timeout", Kind::Duration(ms(10), HOUR)),
+    setting(
+        "program",
+        "stop_signal",
+        Kind::Choice(&["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"]),
+    ),
+    setting("program", "grace", Kind::Duration(Duration::ZERO, HOUR)),
+    setting("program", "publish", Kind::Filters),
+    setting("program", "subscribe", Kind::Filters),
+    setting("program", "serve", Kind::Filters),
+    setting("program", "request", Kind::Filters),
+];
+
+/// Keys without which a `[[program]]` cannot run.
+pub const PROGRAM_REQUIRED: &[&str] = &["name", "command"];
+
+/// Names that belong to the runtime itself.
+pub const NAMES_TAKEN: &[&str] = &[
+    "broker",
+    "conversation",
+    "gateway",
+    "log-consumer",
+    "log-transport",
+    "model",
+    "operator",
+    "root",
+    "runtime",
+    "store",
+];
+
+impl Setting {
+    /// `section.key`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.key)
+    }
+
+    /// The environment variable of this setting.
+    pub fn variable(&self) -> String {
+        format!("INTERLOCK_{}__{}", self.section.to_ascii_uppercase(), self.key.to_ascii_uppercase())
+    }
+}
+
+/// The setting at `section.key`.
+pub fn find(section: &str, key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.section == section && setting.key == key)
+}
+
+/// The one of `names` that `word` was probably meant to be: at most a third of its letters wrong.
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|name| (distance(word, name), name))
+        .filter(|(distance, name)| *distance * 3 <= name.len().max(3))
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements from one text to the other.
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, byte) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, other) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(byte != other);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_word_finds_the_one_that_was_meant() {
+        let names = || ["listen", "workers", "body_bytes_max"].into_iter();
+        assert_eq!(nearest("lisen", names()), Some("listen"));
+        assert_eq!(nearest("body_byte_max", names()), Some("body_bytes_max"));
+        assert_eq!(nearest("colour", names()), None);
+    }
+}

@@ -1,0 +1,201 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn load(file: &str) -> Result<Loaded, ConfigError> {
+    load_with(file, &[], &[])
+}
+
+fn load_with(
+    file: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Loaded, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("interlock.toml");
+    std::fs::write(&path, file).unwrap();
+    Config::load(&Sources {
+        file: Some(path),
+        environment: environment
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect(),
+        flags: flags.iter().map(|(path, text)| ("--set", (*path).to_owned(), (*text).to_owned())).collect(),
+    })
+}
+
+fn refusal(file: &str) -> String {
+    load(file).unwrap_err().to_string()
+}
+
+/// The example of `[[program]]` in `interlock.toml`, uncommented.
+fn example_program() -> String {
+    let block = DEFAULTS.split_once("# [[program]]").unwrap().1;
+    let lines = block.lines().map(|line| line.strip_prefix("# ").unwrap_or(line));
+    format!("[[program]]\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn the_file_holds_every_key_and_equals_the_defaults() {
+    let loaded = Config::load(&Sources::default()).unwrap();
+    let expected: BTreeSet<String> = schema::SETTINGS.iter().map(schema::Setting::path).collect();
+    assert_eq!(loaded.held.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    assert_eq!(loaded.config, Config::defaults());
+    assert_eq!(load(DEFAULTS).unwrap().config, Config::defaults());
+}
+
+#[test]
+fn the_type_has_exactly_the_keys_of_the_list() {
+    let with_program = load(&example_program()).unwrap().config;
+    let value = Value::try_from(&with_program).unwrap();
+    let mut keys = BTreeSet::new();
+    for (section, content) in value.as_table().unwrap() {
+        let table = content.as_table().or_else(|| content[0].as_table()).unwrap();
+        keys.extend(table.keys().map(|key| format!("{section}.{key}")));
+    }
+    let expected = schema::SETTINGS.iter().chain(schema::PROGRAM).map(schema::Setting::path).collect();
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn every_default_is_commented_with_its_value() {
+    for setting in schema::SETTINGS {
+        let line = format!("\n{} = ", setting.key);
+        let section = DEFAULTS.split_once(&format!("\n[{}]", setting.section)).unwrap().1;
+        let (above, below) = section.split_once(&line).unwrap();
+        let value = below.lines().next().unwrap();
+        let comment: String = above.lines().rev().take_while(|line| line.starts_with('#')).collect();
+        assert!(comment.contains(&format!("Default: {value}")), "{}: {comment}", setting.path());
+    }
+}
+
+#[test]
+fn the_example_program_names_every_key_and_is_valid() {
+    let loaded = load(&example_program()).unwrap();
+    let program = &loaded.config.programs[0];
+    assert_eq!(program.name.as_str(), "greeter");
+    let table: toml::Table = toml::from_str(&example_program()).unwrap();
+    let keys: Vec<&str> = table["program"][0].as_table().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys.len(), schema::PROGRAM.len());
+    let bare = load("[[program]]\nname = \"greeter\"\ncommand = \"python3\"\n").unwrap();
+    for setting in schema::PROGRAM {
+        let comment = DEFAULTS.split_once(&format!("\n# {} = ", setting.key)).unwrap().0;
+        let comment = comment.rsplit("\n# ").next().unwrap();
+        let value = Value::try_from(&bare.config.programs[0]).unwrap();
+        let default = match setting.key {
+            "name" | "command" => "Required".to_owned(),
+            "environment" => "Default: none".to_owned(),
+            key => format!("Default: {}", value[key]),
+        };
+        assert!(comment.contains(&default), "{}: {comment} lacks {default}", setting.key);
+    }
+}
+
+#[test]
+fn a_later_layer_wins_and_each_value_remembers_its_layer() {
+    let file = "[gateway]\nlisten = \"127.0.0.1:1\"\nworkers = 2\nstreams_max = 3\n";
+    let environment =
+        [("INTERLOCK_GATEWAY__WORKERS", "4"), ("INTERLOCK_GATEWAY__STREAMS_MAX", "5"), ("HOME", "/")];
+    let loaded = load_with(file, &environment, &[("gateway.streams_max", "6")]).unwrap();
+
+    let gateway = &loaded.config.gateway;
+    assert_eq!((gateway.listen.port(), gateway.workers, gateway.streams_max), (1, 4, 6));
+    assert!(matches!(loaded.held["gateway.listen"].origin, Origin::File { line: 2, .. }));
+    assert_eq!(
+        loaded.held["gateway.workers"].origin,
+        Origin::Environment("INTERLOCK_GATEWAY__WORKERS".to_owned())
+    );
+    assert_eq!(loaded.held["gateway.streams_max"].origin, Origin::Flag("--set"));
+    assert_eq!(loaded.held["gateway.body_bytes_max"].origin, Origin::Default);
+    assert_eq!(show::changed(&loaded), 3);
+}
+
+#[test]
+fn every_setting_can_be_set_from_every_layer() {
+    for setting in schema::SETTINGS {
+        let default = Config::load(&Sources::default()).unwrap().held[&setting.path()].value.clone();
+        let text = match &default {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let by_file = format!("[{}]\n{} = {default}\n", setting.section, setting.key);
+        let extra = if setting.key == "back_end" { vec![] } else { vec![(setting.path(), text.clone())] };
+        let flags: Vec<(&str, &str)> =
+            extra.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let loaded = load_with(&by_file, &[(&setting.variable(), &text)], &flags).unwrap();
+        assert_eq!(loaded.held[&setting.path()].value, default, "{}", setting.path());
+        assert_ne!(loaded.held[&setting.path()].origin, Origin::Default);
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_with_line_key_value_and_what_is_allowed() {
+    let error = load_with(
+        "[gateway]\nlisten = \"localhost\"\nworker = 2\n\n[shutdwn]\ndrain = \"1s\"\n\n[logs]\nlevel = \"loud\"\n",
+        &[("INTERLOCK_GATEWAY__WORKERS", "many"), ("INTERLOCK_GATWAY__WORKERS", "1"), ("INTERLOCK_GATEWAY_LISTEN", "x")],
+        &[("gateway.streams", "1")],
+    )
+    .unwrap_err();
+    let text = error.to_string();
+    let expected = [
+        "interlock.toml:2: `gateway.listen` is `\"localhost\"`; allowed: an IP address and port",
+        "interlock.toml:3: unknown key `gateway.worker`; did you mean `gateway.workers`?",
+        "interlock.toml:5: unknown section `shutdwn`; did you mean `shutdown`?",
+        "interlock.toml:9: `logs.level` is `\"loud\"`; allowed: \"trace\", \"debug\"",
+        "INTERLOCK_GATEWAY__WORKERS: `gateway.workers` is `\"many\"`; allowed: a whole number from 1 to 64",
+        "unknown setting `INTERLOCK_GATWAY__WORKERS`; did you mean `INTERLOCK_GATEWAY__WORKERS`?",
+        "unknown setting `INTERLOCK_GATEWAY_LISTEN`; did you mean `INTERLOCK_GATEWAY__LISTEN`?",
+        "--set: unknown key `gateway.streams`; did you mean `gateway.streams_max`?",
+    ];
+    for part in expected {
+        assert!(text.contains(part), "{part}\nis not in\n{text}");
+    }
+    assert_eq!(error.problems.len(), expected.len(), "{text}");
+}
+
+#[test]
+fn combinations_that_cannot_work_are_refused() {
+    for (file, says) in [
+        ("[shutdown]\ndrain = \"2m\"", "must be longer than `shutdown.drain`"),
+        ("[shutdown]\nforced = \"60s\"", "must be longer than `shutdown.drain`"),
+        ("[model]\nback_end = \"openai\"\nmodel = \"m\"", "needs `model.url`"),
+        ("[model]\nback_end = \"openai\"\nurl = \"http://a/v1\"", "needs `model.model`"),
+        ("[model]\napi_key_file = \"a\"\napi_key_env = \"B\"", "both set"),
+        ("[[program]]\nname = \"a\"", "has no `command`"),
+        ("[[program]]\nname = \"gateway\"\ncommand = \"a\"", "built-in component"),
+        (
+            "[[program]]\nname = \"a\"\ncommand = \"a\"\n[[program]]\nname = \"a\"\ncommand = \"b\"",
+            ":2; each program",
+        ),
+        ("[program]\nname = \"a\"", "[[program]]"),
+        ("listen = \"127.0.0.1:1\"", "did you mean `gateway.listen`? write it below `[gateway]`"),
+        ("[gateway]\nlevel = 1", "did you mean `logs.level`"),
+        ("gateway = 1", "write `[gateway]`"),
+        ("[gateway\nlisten = 1", "1: not valid TOML"),
+        ("[gateway]\nworkers = 1\nworkers = 2", "3: not valid TOML"),
+    ] {
+        let message = refusal(file);
+        assert!(message.contains(says), "{file}: {message}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(&Sources { file: Some("/nonexistent/a.toml".into()), ..Sources::default() })
+        .unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/a.toml"), "{error}");
+}
+
+#[test]
+fn what_is_shown_is_valid_and_hides_values_that_may_be_secrets() {
+    let file = "[[program]]\nname = \"a\"\ncommand = \"b\"\nenvironment = { TOKEN = \"hunter2\" }\n";
+    let loaded = load(file).unwrap();
+    for shown in [show::toml(&loaded), show::json(&loaded).to_string()] {
+        assert!(!shown.contains("hunter2") && shown.contains("(hidden)"), "{shown}");
+    }
+    let mut again = load(&show::toml(&loaded)).unwrap().config;
+    again.programs[0].environment.insert("TOKEN".to_owned(), "hunter2".to_owned());
+    assert_eq!(again, loaded.config);
+    let wrong = refusal("[[program]]\nname = \"a\"\ncommand = \"b\"\nenvironment = [\"hunter2\"]\n");
+    assert!(!wrong.contains("hunter2"), "{wrong}");
+}
