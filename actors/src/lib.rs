@@ -1,4 +1,7 @@
 //! Actors.
 
+pub mod log_record;
+pub mod log_transport;
 pub mod model;
+pub mod store;
 pub mod topics;

@@ -1,0 +1,261 @@
+//! The store: one encrypted database for logs and conversations. The only place that names SQLite.
+//!
+//! - [`Store::open`] is the one way to write: it makes or migrates the database, then starts one
+//!   writing thread and a few reading ones. Constructing anything else opens nothing.
+//! - [`Reader::open`] is for programs beside the runtime (`interlock logs`); it works while the
+//!   runtime runs and after it has stopped.
+//! - What a call returns `Ok` for is committed and synced; nothing else is promised.
+//!
+//! Reading order: [`key`] (what it is encrypted with), `connection` (how it is opened), `migrate`
+//! (the schema), `writer` (group commit), [`logs`], [`conversations`], [`reader`], [`limits`].
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crossbeam_channel::{Sender, TrySendError};
+use tokio::sync::oneshot;
+
+mod connection;
+pub mod conversations;
+mod error;
+mod identity;
+pub mod key;
+pub mod limits;
+pub mod logs;
+mod migrate;
+pub mod reader;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use conversations::{Conversation, MessageState, NewMessage, Role, StoredMessage};
+pub use error::StoreError;
+pub use key::DataKey;
+pub use logs::{Appended, LogQuery, StoredLog};
+pub use migrate::SchemaVersion;
+pub use reader::{Reader, schema_version};
+pub use writer::Refused;
+
+use crate::log_record::LogRecord;
+
+/// Name of the database inside the data directory.
+pub const DATABASE_FILE: &str = "interlock.db";
+
+/// What can be chosen about a store. The defaults are in [`limits`].
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Log records kept.
+    pub log_rows_max: u64,
+    /// Age of log records kept.
+    pub log_age_max: Duration,
+    /// Jobs that may wait for the writer.
+    pub queue_jobs: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            log_rows_max: limits::LOG_ROWS_MAX,
+            log_age_max: limits::LOG_AGE_MAX,
+            queue_jobs: limits::QUEUE_JOBS,
+        }
+    }
+}
+
+/// An open store. Cloning is cheap; all clones share the threads. Its `async` functions never block
+/// the thread they are polled on and need no particular executor.
+///
+/// The threads end with [`close`](Store::close), or when the last clone is dropped; what is queued by then is written.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    jobs: Sender<writer::Command>,
+    /// `None` once closed.
+    reads: Mutex<Option<Sender<Read>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    readers: Mutex<Vec<JoinHandle<()>>>,
+    counts: Arc<writer::Counts>,
+}
+
+/// What the writer of a store has done since the store was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statistics {
+    /// Jobs waiting now.
+    pub waiting: usize,
+    /// Jobs taken up.
+    pub jobs: u64,
+    /// Transactions committed; fewer than jobs when callers come together.
+    pub commits: u64,
+    /// Transactions that failed.
+    pub failures: u64,
+}
+
+/// Something to do with a reading connection.
+type Read = Box<dyn FnOnce(&mut Reader) + Send>;
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Store").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the database, making or migrating it if needed, and starts its threads. Blocks for some milliseconds.
+    ///
+    /// Safe with many processes on one empty directory, and when killed at any point. A database that
+    /// cannot be opened is never changed.
+    pub fn open(path: &Path, key: &DataKey, options: StoreOptions) -> Result<Self, StoreError> {
+        connection::check_version()?;
+        connection::create_private_file(path)?;
+        let mut connection = connection::open(path, key, connection::Role::Writer)?;
+        migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
+        identity::record(&connection, path, key)?;
+
+        let retention =
+            writer::Retention { log_rows_max: options.log_rows_max, log_age_max: options.log_age_max };
+        let counts = Arc::new(writer::Counts::default());
+        let writer = writer::Writer::new(
+            path.to_owned(),
+            Arc::new(key.clone()),
+            connection,
+            retention,
+            Arc::clone(&counts),
+        );
+        let (reads, waiting) = crossbeam_channel::bounded::<Read>(limits::QUEUE_READS);
+        let mut readers = Vec::new();
+        for number in 1..=limits::READ_THREADS {
+            let (mut reader, waiting) = (Reader::open(path, key)?, waiting.clone());
+            // Joined in `close`, or ends by itself when the last `Store` is dropped.
+            readers.push(spawn(path, format!("store-reader-{number}"), move || {
+                crate::log_transport::mark_thread();
+                waiting.iter().for_each(|read| read(&mut reader));
+            })?);
+        }
+        let (jobs, commands) = crossbeam_channel::bounded(options.queue_jobs.max(1));
+        // Joined in `close`, or ends by itself when the last `Store` is dropped.
+        let thread = spawn(path, "store-writer".to_owned(), move || writer.run(&commands))?;
+        let shared = Shared {
+            path: path.to_owned(),
+            jobs,
+            reads: Mutex::new(Some(reads)),
+            writer: Mutex::new(Some(thread)),
+            readers: Mutex::new(readers),
+            counts,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Appends log records; those that are there already (by id) are left as they are. Returns after the commit.
+    ///
+    /// A refusal gives the records back.
+    pub async fn append(&self, records: Vec<LogRecord>) -> Result<Appended, Refused<Vec<LogRecord>>> {
+        let appended = writer::submit(&self.shared.jobs, logs::Append(records)).await;
+        appended.map_err(|refused| refused.map(|work| work.0))
+    }
+
+    /// Creates a conversation; `false` if it was there already.
+    pub async fn create_conversation(&self, id: &str, title: &str) -> Result<bool, StoreError> {
+        let work = conversations::Create { id: id.to_owned(), title: title.to_owned() };
+        writer::submit(&self.shared.jobs, work).await.map_err(|refused| refused.error)
+    }
+
+    /// Saves a message at the end of its conversation; `false` if it was there already (by id). Returns after the commit.
+    ///
+    /// A refusal gives the message back.
+    pub async fn append_message(&self, message: NewMessage) -> Result<bool, Refused<NewMessage>> {
+        let said = writer::submit(&self.shared.jobs, conversations::Say(message)).await;
+        said.map_err(|refused| refused.map(|work| work.0))
+    }
+
+    /// Deletes a conversation with all its messages; `false` if there was none.
+    pub async fn delete_conversation(&self, id: &str) -> Result<bool, StoreError> {
+        let work = conversations::Delete { id: id.to_owned() };
+        writer::submit(&self.shared.jobs, work).await.map_err(|refused| refused.error)
+    }
+
+    /// The last `limit` messages of a conversation, in the order in which they were said.
+    pub async fn history(&self, conversation: &str, limit: usize) -> Result<Vec<StoredMessage>, StoreError> {
+        let conversation = conversation.to_owned();
+        self.read(move |reader| reader.history(&conversation, limit)).await
+    }
+
+    /// Reads on one of the reading threads.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Read = Box::new(move |reader| {
+            // Nobody waits any more: nothing was changed, so nothing is lost.
+            let _ = reply.send(read(reader));
+        });
+        let sent = locked(&self.shared.reads).as_ref().map(|reads| reads.try_send(job));
+        match sent {
+            Some(Ok(())) => answer.await.unwrap_or(Err(StoreError::Closed)),
+            Some(Err(TrySendError::Full(_))) => Err(StoreError::QueueFull { limit: limits::QUEUE_READS }),
+            Some(Err(TrySendError::Disconnected(_))) | None => Err(StoreError::Closed),
+        }
+    }
+
+    /// Writes what is queued, ends the threads and closes the file. Blocks until then; further calls,
+    /// also those of clones, are `Closed`. Calling it again does nothing.
+    pub fn close(&self) {
+        locked(&self.shared.reads).take();
+        // An error says that the thread has ended already.
+        let _ = self.shared.jobs.send(writer::Command::Close);
+        let mut threads = std::mem::take(&mut *locked(&self.shared.readers));
+        threads.extend(locked(&self.shared.writer).take());
+        for thread in threads {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if thread.join().is_err() {
+                tracing::error!(path = %self.shared.path.display(), thread = %name, "a thread of the store had panicked");
+            }
+        }
+    }
+
+    /// What the writer has done since the store was opened.
+    pub fn statistics(&self) -> Statistics {
+        let counts = &self.shared.counts;
+        Statistics {
+            waiting: self.shared.jobs.len(),
+            jobs: counts.jobs.load(Ordering::Relaxed),
+            commits: counts.commits.load(Ordering::Relaxed),
+            failures: counts.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the writing thread still takes work.
+    pub fn is_open(&self) -> bool {
+        locked(&self.shared.writer).as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+/// A lock that a panic elsewhere does not take away: what it guards is whole at every instant.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn(
+    path: &Path,
+    name: String,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, StoreError> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(work)
+        .map_err(|error| StoreError::file(path, "start a thread for", error))
+}

@@ -1,0 +1,282 @@
+//! Why the store refused or failed, classified once so that callers can act on the kind.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rusqlite::ErrorCode;
+
+/// What went wrong in the store. Each message names the file and the way out.
+///
+/// | kind | again later? | exit code |
+/// |---|---|---|
+/// | `Busy` | yes: it has already waited its limit | 5 |
+/// | `QueueFull` | yes: the caller has its work back | 7 |
+/// | `Disk`, `DiskFull`, `ReadOnly`, `File` | after the cause is removed | 6 |
+/// | `WrongKey`, `KeyMissing` | no | 4 |
+/// | `KeyExposed`, `NotOurs` | no: configuration | 2 |
+/// | `KeyDamaged`, `Damaged`, `SchemaIncomplete` | no | 8 |
+/// | `NewerSchema`, `OlderSchema`, `ChangedChecksum`, `OldSqlite` | no | 9 |
+/// | the rest | no | 1 |
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process holds the write lock, and went on holding it.
+    #[error("database `{}` is locked by another process ({doing}); try again, or see who has it open", path.display())]
+    Busy {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The data key is not the one the database was made with.
+    #[error("database `{}` does not open with the data key in `{}`: it was made with another key; put the key file that belongs to it back, or move the database away to begin with an empty one", path.display(), key.display())]
+    WrongKey {
+        /// The database.
+        path: PathBuf,
+        /// Where the key came from.
+        key: PathBuf,
+    },
+    /// There is a database, but no key file. A new key would make the database unreadable for good.
+    #[error("database `{}` exists but its data key `{}` does not; restore the key file, or move the database away to begin with an empty one", path.display(), key.display())]
+    KeyMissing {
+        /// The database.
+        path: PathBuf,
+        /// Where the key file belongs.
+        key: PathBuf,
+    },
+    /// The key file can be read by others.
+    #[error("key file `{}` has mode {mode:04o}, so others can read it; run `chmod 600` on it, and consider the key known if others had access", path.display())]
+    KeyExposed {
+        /// The key file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The key file is not one.
+    #[error("key file `{}` is damaged: {problem}; restore it from a copy", path.display())]
+    KeyDamaged {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong; never a part of the content.
+        problem: &'static str,
+    },
+    /// The database file is damaged. It is never recreated or repaired without being told to.
+    #[error("database `{}` is damaged ({problem}); it was left as it is: restore a copy, or move it away to begin with an empty one", path.display())]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite or our own check says.
+        problem: String,
+    },
+    /// Tables, indexes or views of the schema are not there. They are not recreated: an empty
+    /// table would be taken for real data.
+    #[error("database `{}` lacks {missing} of its own schema; it was left as it is: restore a copy", path.display())]
+    SchemaIncomplete {
+        /// The database.
+        path: PathBuf,
+        /// What is missing, as `table logs, index logs_by_time`.
+        missing: String,
+    },
+    /// A database, but not one of ours.
+    #[error("file `{}` is a database, but not one of Interlock; choose another data directory", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no database yet, or an empty one.
+    #[error("database `{}` is not initialised; start the runtime once to make it", path.display())]
+    NotInitialised {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The schema is newer than this program.
+    #[error("database `{}` has schema version {found}, this program knows {known}; use the program that wrote it, or a newer one", path.display())]
+    NewerSchema {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest version of this program.
+        known: u32,
+    },
+    /// The schema is older than this program, and a reader does not migrate.
+    #[error("database `{}` has schema version {found}, this program needs {known}; start the runtime once to bring it up to date", path.display())]
+    OlderSchema {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version this program needs.
+        known: u32,
+    },
+    /// A migration was applied whose text is not the one this program has.
+    #[error("database `{}`: migration {version} `{name}` was applied with another text than this program has; use the program that applied it", path.display())]
+    ChangedChecksum {
+        /// The database.
+        path: PathBuf,
+        /// Number of the migration.
+        version: u32,
+        /// Its name.
+        name: String,
+    },
+    /// A migration failed and was rolled back.
+    #[error("database `{}`: migration {version} `{name}` failed and was rolled back: {source}", path.display())]
+    Migration {
+        /// The database.
+        path: PathBuf,
+        /// Number of the migration.
+        version: u32,
+        /// Its name.
+        name: &'static str,
+        /// What SQLite says.
+        source: Arc<rusqlite::Error>,
+    },
+    /// The linked SQLite has a bug that loses commits of several processes.
+    #[error(
+        "SQLite {found} can lose commits when several processes write; 3.51.3 or newer is needed (3.52.0 was withdrawn)"
+    )]
+    OldSqlite {
+        /// The version that is linked.
+        found: String,
+    },
+    /// A setting that the store depends on did not take.
+    #[error("database `{}`: `{setting}` is `{found}` although `{wanted}` was asked for", path.display())]
+    Setting {
+        /// The database.
+        path: PathBuf,
+        /// The pragma.
+        setting: &'static str,
+        /// What was asked for.
+        wanted: &'static str,
+        /// What was read back.
+        found: String,
+    },
+    /// The disk is full.
+    #[error("no space left for database `{}` ({doing}); free some space and try again", path.display())]
+    DiskFull {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The database cannot be written.
+    #[error("database `{}` is read-only ({doing}); make the file and its directory writable", path.display())]
+    ReadOnly {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// SQLite could not read, write or open a file.
+    #[error("database `{}`: {doing} failed: {source}; check the disk, and the permissions of the directory", path.display())]
+    Disk {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite says.
+        source: Arc<rusqlite::Error>,
+    },
+    /// The operating system refused something about a file beside the database.
+    #[error("cannot {doing} `{}`: {source}", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What the system says.
+        source: Arc<std::io::Error>,
+    },
+    /// The queue towards the store is full. Nothing was written; the caller has its work back.
+    #[error("{limit} jobs are already waiting for the store; try again when it has caught up")]
+    QueueFull {
+        /// How many jobs may wait.
+        limit: usize,
+    },
+    /// The store has been closed.
+    #[error("the store is closed; nothing more is read or written in this run")]
+    Closed,
+    /// A message for a conversation that does not exist.
+    #[error("conversation `{}` does not exist; create it first", id.escape_debug())]
+    NoSuchConversation {
+        /// The id that was asked for.
+        id: String,
+    },
+    /// The content was refused by a rule of the schema, or is too big.
+    #[error("database `{}` refused the content ({doing}): {source}", path.display())]
+    Rejected {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite says.
+        source: Arc<rusqlite::Error>,
+    },
+    /// Anything else SQLite says.
+    #[error("database `{}`: {doing} failed: {source}", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What SQLite says.
+        source: Arc<rusqlite::Error>,
+    },
+}
+
+impl StoreError {
+    /// The exit code of a program that ends because of it; the numbers are those of the table in ARCHITECTURE.md.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::KeyExposed { .. } | Self::NotOurs { .. } => 2,
+            Self::WrongKey { .. } | Self::KeyMissing { .. } => 4,
+            Self::Busy { .. } => 5,
+            Self::DiskFull { .. } | Self::ReadOnly { .. } | Self::Disk { .. } | Self::File { .. } => 6,
+            Self::QueueFull { .. } => 7,
+            Self::KeyDamaged { .. } | Self::Damaged { .. } | Self::SchemaIncomplete { .. } => 8,
+            Self::NewerSchema { .. }
+            | Self::OlderSchema { .. }
+            | Self::ChangedChecksum { .. }
+            | Self::OldSqlite { .. } => 9,
+            _ => 1,
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::QueueFull { .. })
+    }
+
+    /// Whether it is about the content of one job only, so that other jobs are worth trying.
+    pub(super) fn is_about_content(&self) -> bool {
+        matches!(self, Self::Rejected { .. } | Self::NoSuchConversation { .. } | Self::Sqlite { .. })
+    }
+
+    /// Whether the connection it happened on must not be used again.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(self, Self::Disk { .. } | Self::Damaged { .. } | Self::WrongKey { .. })
+    }
+
+    /// Classifies what SQLite said. Not for the statement that sets the key: an error can quote its SQL.
+    pub(super) fn from_sqlite(path: &std::path::Path, doing: &'static str, source: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy { path, doing },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged { path, problem: source.to_string() }
+            }
+            Some(ErrorCode::DiskFull) => Self::DiskFull { path, doing },
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly { path, doing },
+            Some(ErrorCode::CannotOpen | ErrorCode::SystemIoFailure | ErrorCode::PermissionDenied) => {
+                Self::Disk { path, doing, source: Arc::new(source) }
+            }
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+                Self::Rejected { path, doing, source: Arc::new(source) }
+            }
+            _ => Self::Sqlite { path, doing, source: Arc::new(source) },
+        }
+    }
+
+    pub(super) fn file(path: &std::path::Path, doing: &'static str, source: std::io::Error) -> Self {
+        Self::File { path: path.to_owned(), doing, source: Arc::new(source) }
+    }
+}

@@ -1,0 +1,77 @@
+//! Which key a database was made with: a small record beside it that tells a wrong key from damage.
+//!
+//! SQLCipher says the same of both. The record `<database>.id` holds the salt of the file (its
+//! first 16 bytes, public) and the check value of the key; it is written once, after the schema.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::Connection;
+
+use super::{
+    error::StoreError,
+    key::{self, DataKey},
+};
+
+/// What a database that does not decrypt must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It was made with this key, and its first page is damaged.
+    SameFileSameKey,
+    /// It was made with another key, as far as anybody can tell.
+    OtherKey,
+    /// It is a plain SQLite database.
+    Plain,
+}
+
+/// Judges a database whose first page does not decrypt.
+pub(super) fn of(connection: &Connection, path: &Path, data_key: &DataKey) -> Verdict {
+    let salt = salt(connection).unwrap_or_default();
+    if salt == key::hex(b"SQLite format 3\0") {
+        return Verdict::Plain;
+    }
+    let recorded = fs::read_to_string(record_path(path)).unwrap_or_default();
+    let zeroed = !salt.is_empty() && salt.bytes().all(|digit| digit == b'0');
+    match recorded.trim().split_once(' ') {
+        Some((recorded_salt, check)) if check == data_key.check() && (recorded_salt == salt || zeroed) => {
+            Verdict::SameFileSameKey
+        }
+        _ => Verdict::OtherKey,
+    }
+}
+
+/// Writes the record if it is missing or speaks of another file. Called with a connection that works.
+pub(super) fn record(connection: &Connection, path: &Path, data_key: &DataKey) -> Result<(), StoreError> {
+    let Some(salt) = salt(connection) else { return Ok(()) };
+    let target = record_path(path);
+    let content = format!("{salt} {}\n", data_key.check());
+    if fs::read_to_string(&target).is_ok_and(|present| present == content) {
+        return Ok(());
+    }
+    // Several processes write the same content; a name of one's own keeps them apart until the rename.
+    let new = target.with_extension(format!("id.{}.new", std::process::id()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, &target));
+    written.map_err(|error| StoreError::file(&target, "write", error))
+}
+
+/// The path of the record.
+fn record_path(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".id");
+    name.into()
+}
+
+fn salt(connection: &Connection) -> Option<String> {
+    connection.query_row("PRAGMA cipher_salt", [], |row| row.get(0)).ok()
+}

@@ -1,0 +1,143 @@
+//! Reading: a connection of its own, beside the writer, in this process or in another.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rusqlite::Connection;
+use uuid::Uuid;
+
+use super::{
+    connection::{self, Role},
+    conversations::{self, Conversation, StoredMessage},
+    error::StoreError,
+    key::DataKey,
+    logs::{self, LogQuery, StoredLog},
+    migrate::{self, MIGRATIONS, SchemaVersion},
+};
+
+/// A connection that reads. Its calls block for as long as the disk takes; asynchronous callers use
+/// [`Store::read`](super::Store::read).
+///
+/// It neither creates nor migrates anything: a database that is not there is `NotInitialised`.
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+    path: PathBuf,
+    /// What SQLite said last about changes by others; `None` before the first question.
+    data_version: Option<i64>,
+}
+
+impl Reader {
+    /// Opens the database for reading, beside whoever else has it open.
+    pub fn open(path: &Path, key: &DataKey) -> Result<Self, StoreError> {
+        let known = migrate::known_version(MIGRATIONS);
+        let (connection, version) = look(path, key)?;
+        match (connection, version) {
+            (Some(connection), SchemaVersion::At(found)) if found == known => {
+                Ok(Self { connection, path: path.to_owned(), data_version: None })
+            }
+            (Some(_), SchemaVersion::At(found)) => {
+                Err(StoreError::OlderSchema { path: path.to_owned(), found, known })
+            }
+            _ => Err(StoreError::NotInitialised { path: path.to_owned() }),
+        }
+    }
+
+    /// The log records a query asks for.
+    pub fn logs(&self, query: &LogQuery) -> Result<Vec<StoredLog>, StoreError> {
+        logs::query(&self.connection, query).map_err(self.fail("reading log records"))
+    }
+
+    /// The number of the newest log record; zero if there has never been one.
+    pub fn newest_log_seq(&self) -> Result<i64, StoreError> {
+        logs::newest_seq(&self.connection).map_err(self.fail("reading log records"))
+    }
+
+    /// Which of these log records are in the store.
+    pub fn logs_present(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
+        logs::present(&self.connection, ids).map_err(self.fail("looking for log records"))
+    }
+
+    /// Whether anybody has committed anything since the last call; the first call says yes. Costs a
+    /// look into shared memory, so a follower can ask several times a second.
+    pub fn has_changed(&mut self) -> Result<bool, StoreError> {
+        let version = self
+            .connection
+            .prepare_cached("PRAGMA data_version")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(self.fail("asking for changes"))?;
+        Ok(self.data_version.replace(version) != Some(version))
+    }
+
+    /// The conversations used last, the newest first.
+    pub fn conversations(&self, limit: usize) -> Result<Vec<Conversation>, StoreError> {
+        conversations::list(&self.connection, limit).map_err(self.fail("listing conversations"))
+    }
+
+    /// One conversation, if there is such a one.
+    pub fn conversation(&self, id: &str) -> Result<Option<Conversation>, StoreError> {
+        conversations::one(&self.connection, id).map_err(self.fail("reading a conversation"))
+    }
+
+    /// The last `limit` messages of a conversation, in the order in which they were said; none if
+    /// there is no such conversation.
+    pub fn history(&self, conversation: &str, limit: usize) -> Result<Vec<StoredMessage>, StoreError> {
+        conversations::history(&self.connection, conversation, limit)
+            .map_err(self.fail("reading a conversation"))
+    }
+
+    /// Reads every page, checks its seal, its structure and its references. Takes as long as the database is large.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let problems = |pragma: &str| -> rusqlite::Result<Vec<String>> {
+            self.connection
+                .prepare(pragma)?
+                .query_map([], |row| {
+                    row.get::<_, rusqlite::types::Value>(0).map(|value| format!("{value:?}"))
+                })?
+                .collect()
+        };
+        let mut found = Vec::new();
+        for (pragma, well) in [
+            ("PRAGMA cipher_integrity_check", ""),
+            ("PRAGMA integrity_check", "Text(\"ok\")"),
+            ("PRAGMA foreign_key_check", ""),
+        ] {
+            found.extend(
+                problems(pragma).map_err(self.fail("checking it"))?.into_iter().filter(|line| line != well),
+            );
+        }
+        migrate::check_complete(&self.connection, &self.path, MIGRATIONS)?;
+        match found.first() {
+            None => Ok(()),
+            Some(first) => Err(StoreError::Damaged {
+                path: self.path.clone(),
+                problem: format!("{} problems found, the first: {first}", found.len()),
+            }),
+        }
+    }
+
+    fn fail(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+        let path: Arc<Path> = self.path.as_path().into();
+        move |error| StoreError::from_sqlite(&path, doing, error)
+    }
+}
+
+/// The version of a database's schema. A file that is missing or empty is left so and is `unknown`;
+/// a damaged, locked or foreign one is an error.
+pub fn schema_version(path: &Path, key: &DataKey) -> Result<SchemaVersion, StoreError> {
+    look(path, key).map(|(_, version)| version)
+}
+
+/// A connection and the version behind it. A file without content is not touched.
+fn look(path: &Path, key: &DataKey) -> Result<(Option<Connection>, SchemaVersion), StoreError> {
+    connection::check_version()?;
+    if connection::file_bytes(path)?.is_none_or(|bytes| bytes == 0) {
+        return Ok((None, SchemaVersion::Unknown));
+    }
+    let connection = connection::open(path, key, Role::Reader)?;
+    let version = migrate::check_history(&connection, path, MIGRATIONS)?;
+    Ok((Some(connection), version))
+}

@@ -1,0 +1,287 @@
+//! The one thread that writes: takes what is waiting, writes it in one transaction, answers after the commit.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::oneshot;
+
+use super::{
+    connection::{self, Role},
+    error::StoreError,
+    key::DataKey,
+    limits, logs,
+};
+
+/// A piece of work for the writer. It may be applied several times before it is committed once.
+pub(super) trait Work: Send + 'static {
+    /// What the caller gets after the commit.
+    type Output: Send + 'static;
+
+    /// Does the work inside a transaction that somebody else begins and ends.
+    fn apply(&self, site: &Site<'_>) -> Result<Self::Output, StoreError>;
+
+    /// Log records it appends, for the trimming.
+    fn log_rows(&self) -> usize {
+        0
+    }
+}
+
+/// Where work is done.
+pub(super) struct Site<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) path: &'a Path,
+    /// Whether the work has the transaction to itself because doing it together with others failed.
+    /// It then keeps what it can and reports what it cannot.
+    pub(super) alone: bool,
+}
+
+impl Site<'_> {
+    /// Classifies an error of SQLite.
+    pub(super) fn fail(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+        move |error| StoreError::from_sqlite(self.path, doing, error)
+    }
+}
+
+/// Work that was not done: why, and the work itself.
+#[derive(Debug)]
+pub struct Refused<W> {
+    /// Why it was not done.
+    pub error: StoreError,
+    /// What was to be written, unless it was lost with the writing thread.
+    pub work: Option<W>,
+}
+
+impl<W> std::fmt::Display for Refused<W> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.error.fmt(formatter)
+    }
+}
+
+impl<W: std::fmt::Debug> std::error::Error for Refused<W> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl<W> Refused<W> {
+    pub(super) fn map<V>(self, convert: impl FnOnce(W) -> V) -> Refused<V> {
+        Refused { error: self.error, work: self.work.map(convert) }
+    }
+}
+
+/// Work with somebody waiting for it, its type forgotten.
+trait Job: Send {
+    fn apply(&mut self, site: &Site<'_>) -> Result<(), StoreError>;
+    fn finish(self: Box<Self>, outcome: Result<(), StoreError>);
+    fn log_rows(&self) -> usize;
+}
+
+struct Waiting<W: Work> {
+    work: W,
+    output: Option<W::Output>,
+    reply: oneshot::Sender<Result<W::Output, Refused<W>>>,
+}
+
+impl<W: Work> Job for Waiting<W> {
+    fn apply(&mut self, site: &Site<'_>) -> Result<(), StoreError> {
+        self.output = Some(self.work.apply(site)?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let answer = match (outcome, self.output) {
+            (Ok(()), Some(output)) => Ok(output),
+            (Ok(()), None) => Err(Refused { error: StoreError::Closed, work: Some(self.work) }),
+            (Err(error), _) => Err(Refused { error, work: Some(self.work) }),
+        };
+        // Nobody waits any more: the commit stands all the same.
+        let _ = self.reply.send(answer);
+    }
+
+    fn log_rows(&self) -> usize {
+        self.work.log_rows()
+    }
+}
+
+/// Everything that can wake the writer.
+pub(super) enum Command {
+    Write(BoxedJob),
+    Close,
+}
+
+/// A job in a box, so that [`Command`] can be named without naming the trait.
+pub(super) struct BoxedJob(Box<dyn Job>);
+
+/// Gives `work` to the writer and waits for its commit. Never blocks: a full queue refuses at once.
+pub(super) async fn submit<W: Work>(jobs: &Sender<Command>, work: W) -> Result<W::Output, Refused<W>> {
+    let (reply, answer) = oneshot::channel();
+    match jobs.try_send(Command::Write(BoxedJob(Box::new(Waiting { work, output: None, reply })))) {
+        Ok(()) => {}
+        Err(TrySendError::Full(Command::Write(BoxedJob(job)))) => {
+            let limit = jobs.capacity().unwrap_or(limits::QUEUE_JOBS);
+            job.finish(Err(StoreError::QueueFull { limit }));
+        }
+        Err(TrySendError::Disconnected(Command::Write(BoxedJob(job)))) => job.finish(Err(StoreError::Closed)),
+        Err(TrySendError::Full(Command::Close) | TrySendError::Disconnected(Command::Close)) => {}
+    }
+    answer.await.unwrap_or(Err(Refused { error: StoreError::Closed, work: None }))
+}
+
+/// What is kept of the logs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retention {
+    pub(super) log_rows_max: u64,
+    pub(super) log_age_max: Duration,
+}
+
+/// The writing thread's own state.
+pub(super) struct Writer {
+    path: PathBuf,
+    key: Arc<DataKey>,
+    /// `None` after an error that ends a connection; the next batch opens and probes a new one.
+    connection: Option<Connection>,
+    retention: Retention,
+    rows_since_trim: usize,
+    counts: Arc<Counts>,
+}
+
+/// What the writer has done since the store was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) jobs: AtomicU64,
+    pub(super) commits: AtomicU64,
+    pub(super) failures: AtomicU64,
+}
+
+impl Writer {
+    pub(super) fn new(
+        path: PathBuf,
+        key: Arc<DataKey>,
+        connection: Connection,
+        retention: Retention,
+        counts: Arc<Counts>,
+    ) -> Self {
+        // Counting as if a trim were due: what an earlier run left too much goes with the first batch.
+        let rows_since_trim = limits::TRIM_EVERY_ROWS;
+        Self { path, key, connection: Some(connection), retention, rows_since_trim, counts }
+    }
+
+    /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        crate::log_transport::mark_thread();
+        loop {
+            let mut batch = Vec::new();
+            let mut closing = false;
+            match commands.recv() {
+                Ok(Command::Write(BoxedJob(job))) => batch.push(job),
+                Ok(Command::Close) | Err(_) => return,
+            }
+            while batch.len() < limits::GROUP_JOBS_MAX {
+                match commands.try_recv() {
+                    Ok(Command::Write(BoxedJob(job))) => batch.push(job),
+                    Ok(Command::Close) => {
+                        closing = true;
+                        break;
+                    }
+                    Err(_) => break,
+                }
+            }
+            self.counts.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            self.rows_since_trim += batch.iter().map(|job| job.log_rows()).sum::<usize>();
+            self.commit(batch);
+            if closing {
+                return;
+            }
+            if self.rows_since_trim >= limits::TRIM_EVERY_ROWS {
+                self.rows_since_trim = 0;
+                self.trim();
+            }
+        }
+    }
+
+    /// One transaction for all; if the content of one is at fault, one for each.
+    fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
+        match self.transact(&mut batch, false) {
+            Err(error) if error.is_about_content() => {
+                for mut job in batch {
+                    let outcome = self.transact(std::slice::from_mut(&mut job), true);
+                    self.give_up_connection_after(&outcome);
+                    job.finish(outcome);
+                }
+            }
+            outcome => {
+                self.give_up_connection_after(&outcome);
+                batch.into_iter().for_each(|job| job.finish(outcome.clone()));
+            }
+        }
+    }
+
+    /// Never writes again on a connection that had an I/O error: what the system dropped of its
+    /// pages then is unknown. A new one reads what is really there.
+    fn give_up_connection_after(&mut self, outcome: &Result<(), StoreError>) {
+        if let Err(error) = outcome {
+            self.counts.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%error, "the store could not write");
+            if error.ends_connection() {
+                self.connection = None;
+            }
+        }
+    }
+
+    fn transact(&mut self, jobs: &mut [Box<dyn Job>], alone: bool) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let mut attempt = 0;
+        loop {
+            let outcome = self.attempt(jobs, alone);
+            match outcome {
+                Err(StoreError::Busy { .. }) if began.elapsed() < limits::BUSY_LIMIT => {
+                    std::thread::sleep(connection::backoff(attempt));
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn attempt(&mut self, jobs: &mut [Box<dyn Job>], alone: bool) -> Result<(), StoreError> {
+        let fail = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |error| StoreError::from_sqlite(&path, doing, error)
+        };
+        let (begin, end) = (fail("beginning to write", &self.path), fail("committing", &self.path));
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            gone => gone.insert(connection::open(&self.path, &self.key, Role::Writer)?),
+        };
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(begin)?;
+        let site = Site { connection: &transaction, path: &self.path, alone };
+        jobs.iter_mut().try_for_each(|job| job.apply(&site))?;
+        transaction.commit().map_err(end)?;
+        self.counts.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Deletes the oldest log records beyond what is kept, a batch by count and one by age.
+    fn trim(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let oldest = now.saturating_sub(self.retention.log_age_max).as_nanos();
+        let trim = logs::Trim {
+            rows_max: self.retention.log_rows_max,
+            oldest_ns: i64::try_from(oldest).unwrap_or(i64::MAX),
+            batch_rows: limits::TRIM_BATCH_ROWS,
+        };
+        let (reply, _nobody) = oneshot::channel();
+        let mut job: Box<dyn Job> = Box::new(Waiting { work: trim, output: None, reply });
+        let outcome = self.transact(std::slice::from_mut(&mut job), true);
+        self.give_up_connection_after(&outcome);
+    }
+}
