@@ -1,3 +1,5 @@
 //! The Interlock runtime: supervised actors on an encrypted message bus.
 
 pub mod config;
+pub mod exit;
+pub mod lifecycle;
