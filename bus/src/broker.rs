@@ -16,6 +16,8 @@ pub mod denials;
 pub mod hub;
 pub mod ledger;
 mod listener;
+#[cfg(test)]
+mod model;
 mod reactor;
 pub mod refusals;
 pub mod requests;

@@ -1,0 +1,133 @@
+//! Routes: where a topic goes from one publisher, cached until something changes.
+
+use super::*;
+
+/// Where a topic goes, from one session. Valid for one generation of routes.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) generation: u64,
+    pub(super) topic: TopicName,
+    pub(super) statistics: TopicId,
+    pub(super) may_publish: bool,
+    pub(super) targets: Vec<Target>,
+    pub(super) groups: Vec<Vec<Target>>,
+    /// Rows of subscribers that ask for the topic and may not have it.
+    pub(super) denied: Vec<RowId>,
+    /// The row of this publisher and topic without a subscriber.
+    pub(super) nobody: RowId,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) session: SessionId,
+    pub(super) lane: u32,
+    pub(super) subscriptions: SubscriptionIds,
+    pub(super) row: RowId,
+}
+
+/// Topics that nobody but the broker publishes.
+fn is_brokers_own(topic: &TopicName) -> bool {
+    ["$sys", "$peers"].iter().any(|own| topic.as_str().split('/').next() == Some(own))
+}
+
+impl Hub {
+    pub(super) fn route(
+        &mut self,
+        id: SessionId,
+        block: &Block,
+    ) -> Result<Rc<Route>, crate::topic::TopicError> {
+        const ROUTES_CACHED_MAX: usize = 4096;
+        let generation = self.route_generation + self.ledger.evictions();
+        if let Some(session) = self.session(id)
+            && let Some(route) = session.routes.get(block.topic())
+            && route.generation == generation
+        {
+            return Ok(Rc::clone(route));
+        }
+        let topic = TopicName::from_bytes(block.topic())?;
+        let route = Rc::new(self.build_route(Some(id), topic));
+        if let Some(session) = self.session_mut(id) {
+            if session.routes.len() >= ROUTES_CACHED_MAX {
+                session.routes.clear();
+            }
+            session.routes.insert(Bytes::copy_from_slice(block.topic()), Rc::clone(&route));
+        }
+        Ok(route)
+    }
+
+    pub(super) fn build_route(&mut self, from: Option<SessionId>, topic: TopicName) -> Route {
+        let publisher = from.and_then(|id| self.info(id)).map_or(&self.broker, |info| &info.peer).clone();
+        let may_publish = match from.and_then(|id| self.info(id)) {
+            Some(info) => !is_brokers_own(&topic) && info.permissions.permit(Right::Publish, &topic),
+            None => true,
+        };
+        let mut targets = Vec::new();
+        let mut groups: HashMap<(String, String), Vec<Target>> = HashMap::new();
+        let mut denied = Vec::new();
+        let sessions: Vec<SessionId> = self.each_session().map(|(id, _)| id).collect();
+        for session_id in sessions {
+            let Some(session) = self.session(session_id) else { continue };
+            let matching = || session.lanes.iter().filter(|lane| !lane.serve && lane.matcher.matches(&topic));
+            if matching().next().is_none() {
+                continue;
+            }
+            let subscriber = session.info.peer.clone();
+            let permitted = session.info.permissions.permit(Right::Subscribe, &topic);
+            let plain: SubscriptionIds =
+                matching().filter(|lane| lane.group.is_none()).map(|lane| lane.id).collect();
+            let grouped: Vec<_> = matching()
+                .filter_map(|lane| Some(((lane.group.clone()?, lane.matcher.describe()), lane.id)))
+                .collect();
+            let key = RowKey {
+                publisher: Some(publisher.clone()),
+                topic: Some(topic.clone()),
+                subscriber: Some(subscriber),
+            };
+            let row = self.ledger.row(key);
+            if !permitted {
+                denied.push(row);
+                continue;
+            }
+            if let Some(lane) = plain.first().copied() {
+                targets.push(Target { session: session_id, lane, subscriptions: plain, row });
+            }
+            for (group, lane) in grouped {
+                let subscriptions = SubscriptionIds::from_slice(&[lane]);
+                groups.entry(group).or_default().push(Target {
+                    session: session_id,
+                    lane,
+                    subscriptions,
+                    row,
+                });
+            }
+        }
+        let statistics = self.statistics.topic(&topic);
+        if may_publish {
+            self.statistics.published_by(statistics, &publisher);
+        }
+        let nobody = self.ledger.row(RowKey {
+            publisher: Some(publisher),
+            topic: Some(topic.clone()),
+            subscriber: None,
+        });
+        // Read last: making rows above may have evicted one, which shifts the generation.
+        let generation = self.route_generation + self.ledger.evictions();
+        let groups = groups.into_values().collect();
+        Route { generation, topic, statistics, may_publish, targets, groups, denied, nobody }
+    }
+
+    pub(super) fn origin_of(&mut self, id: SessionId) -> u32 {
+        let peer = self.info(id).map(|info| info.peer.clone());
+        peer.map_or(0, |peer| self.origin(&peer))
+    }
+
+    pub(super) fn origin(&mut self, peer: &PeerName) -> u32 {
+        if let Some(origin) = self.origin_index.get(peer) {
+            return *origin;
+        }
+        self.origins.push(peer.clone());
+        let origin = self.origins.len() as u32 - 1;
+        self.origin_index.insert(peer.clone(), origin);
+        origin
+    }
+}

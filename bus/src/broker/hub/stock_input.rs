@@ -1,0 +1,79 @@
+//! What stock sessions ask for.
+
+use super::*;
+
+/// A message of a stock client: no header, and its frames joined if there are several.
+fn stock_block(topic: &TopicName, parts: &[Bytes]) -> Block {
+    match parts {
+        [] => Block::new(topic, b"", b""),
+        [payload] => Block::new(topic, b"", payload),
+        several => {
+            let mut joined = Vec::with_capacity(several.iter().map(|part| part.len() + 4).sum());
+            for part in several {
+                joined.extend_from_slice(&(part.len() as u32).to_le_bytes());
+                joined.extend_from_slice(part);
+            }
+            let mut block = Block::new(topic, b"", &joined);
+            block.flags = Block::PARTS;
+            block
+        }
+    }
+}
+
+impl Hub {
+    /// Changes a stock subscriber's set of prefixes.
+    pub fn stock_subscribe(&mut self, id: SessionId, prefix: Vec<u8>, add: bool) {
+        let Some(session) = self.session_mut(id) else { return };
+        let Some(Lane { matcher: Matcher::Prefixes(prefixes), .. }) = session.lanes.first_mut() else {
+            return;
+        };
+        if !add {
+            prefixes.remove(&prefix);
+        } else if prefixes.len() < limits::SUBSCRIPTIONS_PER_SESSION_MAX {
+            prefixes.insert(prefix);
+        } else {
+            let text = format!("a session has at most {} prefixes", limits::SUBSCRIPTIONS_PER_SESSION_MAX);
+            return self.end(id, Ending { code: "too_many", text });
+        }
+        self.route_generation += 1;
+    }
+
+    /// Publishes a message of a stock publisher.
+    pub fn stock_publish(&mut self, id: SessionId, topic: &[u8], parts: &[Bytes]) {
+        let denied = |hub: &mut Self, code, text: String| {
+            hub.note_denial(id, Operation::Publish, code, &String::from_utf8_lossy(topic), &text);
+        };
+        let name = match TopicName::from_bytes(topic) {
+            Ok(name) => name,
+            Err(error) => return denied(self, "invalid_topic", error.to_string()),
+        };
+        if let Err((code, _, text)) = self.publish(id, stock_block(&name, parts)) {
+            denied(self, code, text);
+        }
+    }
+
+    /// Takes a request of a stock requester; the answer comes as [`Record::Reply`] and
+    /// [`Record::ReplyEnd`] with this id.
+    pub fn stock_request(&mut self, id: SessionId, request: u64, topic: &[u8], parts: &[Bytes]) {
+        match TopicName::from_bytes(topic) {
+            Ok(name) => self.on_request(id, request, stock_block(&name, parts)),
+            Err(error) => {
+                let text = String::from_utf8_lossy(topic).into_owned();
+                self.refuse_request(id, request, "invalid_topic", &text, &error.to_string());
+            }
+        }
+    }
+
+    /// Counts deliveries that were written to the kernel for a stock session.
+    pub fn stock_delivered(&mut self, id: SessionId, messages: u64) {
+        let current = self.generations.get(id.index as usize).copied();
+        let Some(Some(session)) = self.sessions.get_mut(id.index as usize) else { return };
+        if current != Some(id.generation) {
+            return;
+        }
+        if let Some(lane) = session.lanes.first_mut() {
+            let ledger = &mut self.ledger;
+            lane.queue.credit_more(messages, |row, messages| ledger.delivered(row, messages));
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Subscriptions, served filters and their credit.
+
+use super::*;
+
+impl Hub {
+    pub(super) fn on_subscribe(&mut self, id: SessionId, spec: SubscribeSpec) {
+        let (operation, right) = match spec.serve {
+            true => (Operation::Serve, Right::Serve),
+            false => (Operation::Subscribe, Right::Subscribe),
+        };
+        let reference = u64::from(spec.id);
+        let Some(session) = self.session(id) else { return };
+        let filter = match spec.filter.parse::<TopicFilter>() {
+            Ok(filter) => filter,
+            Err(error) => {
+                return self.deny(
+                    id,
+                    operation,
+                    reference,
+                    "invalid_filter",
+                    &spec.filter,
+                    &error.to_string(),
+                );
+            }
+        };
+        if spec.id == 0 || session.lanes.iter().any(|lane| lane.id == spec.id) {
+            let text = format!("subscription id {} is zero or in use", spec.id);
+            return self.deny(id, operation, reference, "invalid_id", &spec.filter, &text);
+        }
+        if session.lanes.len() >= limits::SUBSCRIPTIONS_PER_SESSION_MAX {
+            let text =
+                format!("a session has at most {} subscriptions", limits::SUBSCRIPTIONS_PER_SESSION_MAX);
+            return self.deny(id, operation, reference, "too_many", &spec.filter, &text);
+        }
+        let permissions = Arc::clone(&session.info.permissions);
+        let rules = permissions.rules(right);
+        let concrete = spec.filter.parse::<TopicName>().ok();
+        let possible = match &concrete {
+            Some(topic) => rules.permit(topic),
+            None => rules.allow.iter().any(|allowed| allowed.overlaps(&filter)),
+        };
+        if !possible {
+            let text = format!("`{}` may not {} `{}`", session.info.peer, operation.as_str(), spec.filter);
+            return self.deny(id, operation, reference, "not_permitted", &spec.filter, &text);
+        }
+        if spec.overflow == Overflow::Wait && !permissions.wait {
+            let text = format!("`{}` may not hold publishers; give it `wait = true`", session.info.peer);
+            return self.deny(id, operation, reference, "wait_not_permitted", &spec.filter, &text);
+        }
+        let lane = Lane {
+            id: spec.id,
+            matcher: Matcher::Filter(filter.clone()),
+            serve: spec.serve,
+            group: (!spec.group.is_empty()).then_some(spec.group),
+            queue: SendQueue::new(spec.overflow, spec.queue_messages_max, spec.queue_bytes_max),
+        };
+        if let Some(session) = self.session_mut(id) {
+            session.lanes.push(lane);
+        }
+        self.route_generation += 1;
+        self.send_control(id, Record::Subscribed { id: spec.id, from_sequence: self.sequence + 1 });
+        if spec.retained && !spec.serve {
+            self.send_retained(id, spec.id, &filter);
+        }
+    }
+
+    pub(super) fn send_retained(&mut self, id: SessionId, lane: u32, filter: &TopicFilter) {
+        let Some(session) = self.session(id) else { return };
+        let (subscriber, permissions) = (session.info.peer.clone(), Arc::clone(&session.info.permissions));
+        let mut values: Vec<(TopicName, Block)> = self
+            .retained
+            .iter()
+            .filter(|(topic, _)| filter.matches(topic) && permissions.permit(Right::Subscribe, topic))
+            .map(|(topic, block)| (topic.clone(), block.clone()))
+            .collect();
+        values.sort_by_key(|(_, block)| block.sequence);
+        for (topic, mut block) in values {
+            block.flags = (block.flags & Block::PARTS) | Block::RETAIN;
+            let publisher = self.origins.get(block.origin as usize).cloned();
+            let row = self.ledger.row(RowKey {
+                publisher,
+                topic: Some(topic),
+                subscriber: Some(subscriber.clone()),
+            });
+            let target =
+                Target { session: id, lane, subscriptions: SubscriptionIds::from_slice(&[lane]), row };
+            self.push(&target, block, None, id);
+        }
+    }
+
+    pub(super) fn on_unsubscribe(&mut self, id: SessionId, subscription: u32) {
+        let Some(session) = self.session_mut(id) else { return };
+        let Some(at) = session.lanes.iter().position(|lane| lane.id == subscription) else { return };
+        let mut lane = session.lanes.remove(at);
+        session.next_lane = 0;
+        self.route_generation += 1;
+        self.settle_lane(id, &mut lane, DropReason::Unsubscribed);
+        for key in
+            self.requests.matching(|request| request.server == id && request.subscription == subscription)
+        {
+            self.end_request(key, Status::ServerGone, "", "the server stopped serving the topic");
+        }
+    }
+
+    pub(super) fn settle_lane(&mut self, id: SessionId, lane: &mut Lane, reason: DropReason) {
+        let ledger = &mut self.ledger;
+        lane.queue.abandon(|row, messages| ledger.dropped_from_queue(row, messages, reason));
+        self.release_held(id, lane.id);
+    }
+
+    pub(super) fn on_credit(&mut self, id: SessionId, subscription: u32, messages: u64) {
+        let current = self.generations.get(id.index as usize).copied();
+        let Some(Some(session)) = self.sessions.get_mut(id.index as usize) else { return };
+        if current != Some(id.generation) {
+            return;
+        }
+        let Some(lane) = session.lanes.iter_mut().find(|lane| lane.id == subscription) else { return };
+        let ledger = &mut self.ledger;
+        lane.queue.credit(messages, |row, messages| ledger.delivered(row, messages));
+        if lane.queue.can_pop() {
+            self.mark_dirty(id);
+        }
+        self.release_held_by(id, subscription);
+    }
+
+    pub(super) fn on_schema(
+        &mut self,
+        id: SessionId,
+        fingerprint: u64,
+        name: String,
+        format: String,
+        body: Bytes,
+    ) {
+        const SCHEMAS_MAX: usize = 1024;
+        const SCHEMA_BYTES_MAX: usize = 64 << 10;
+        if body.len() > SCHEMA_BYTES_MAX
+            || (self.schemas.len() >= SCHEMAS_MAX && !self.schemas.contains_key(&fingerprint))
+        {
+            let text = format!(
+                "schema `{name}` is refused: {SCHEMAS_MAX} schemas of {SCHEMA_BYTES_MAX} bytes at most"
+            );
+            return self.deny(id, Operation::Publish, fingerprint, "schema_limit", "", &text);
+        }
+        self.schemas.insert(fingerprint, (name, format, body));
+    }
+}
