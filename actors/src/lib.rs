@@ -1,5 +1,6 @@
 //! Actors.
 
+pub mod conversation;
 pub mod log_record;
 pub mod log_transport;
 pub mod model;
