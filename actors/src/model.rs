@@ -11,4 +11,4 @@ pub mod openai;
 pub mod script;
 
 pub use back_end::{Answer, BackEnd, BackEndError, Piece};
-pub use config::{BackEndKind, ModelConfig, ModelConfigError, OpenAiConfig, ScriptConfig, Secret};
+pub use config::{BackEndKind, ModelConfig, ModelConfigError};

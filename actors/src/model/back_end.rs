@@ -36,7 +36,7 @@ pub enum BackEndError {
     #[error("the request holds no message of the role `user`; there is nothing to answer")]
     NothingToAnswer,
     /// No connection.
-    #[error("`{url}` cannot be reached: {problem}; is the server running, and is `model.openai.url` right?")]
+    #[error("`{url}` cannot be reached: {problem}; is the server running, and is `model.url` right?")]
     Unreachable {
         /// Where.
         url: String,
@@ -44,7 +44,9 @@ pub enum BackEndError {
         problem: String,
     },
     /// Status 401 or 403.
-    #[error("`{url}` refuses the API key with status {status}: {says}; set `model.openai.api_key`")]
+    #[error(
+        "`{url}` refuses the API key with status {status}: {says}; set `model.api_key_file` or `model.api_key_env`"
+    )]
     KeyRefused {
         /// Where.
         url: String,
@@ -64,7 +66,7 @@ pub enum BackEndError {
         says: String,
     },
     /// The server lists no model and none is configured.
-    #[error("`{url}` lists no model; load one there, or set `model.openai.model`")]
+    #[error("`{url}` lists no model; load one there, or set `model.model`")]
     NoModel {
         /// Where.
         url: String,
@@ -106,12 +108,12 @@ pub enum BackEndError {
         problem: String,
     },
     /// Silence for too long.
-    #[error("`{url}` was silent for {seconds} s; `model.openai.read_timeout_s` allows for slower servers")]
+    #[error("`{url}` was silent for {limit:?}; a larger `model.read_timeout` allows for slower servers")]
     TimedOut {
         /// Where.
         url: String,
         /// The limit.
-        seconds: u64,
+        limit: std::time::Duration,
     },
 }
 
@@ -166,10 +168,10 @@ impl BackEnd {
         config.validate()?;
         match config.back_end {
             BackEndKind::Script => {
-                let script = ScriptBackEnd::new(config.script.file.as_deref(), config.script_pause())?;
+                let script = ScriptBackEnd::new(config.script.as_deref(), config.script_pause)?;
                 Ok(Self::Script(script))
             }
-            BackEndKind::OpenAi => OpenAiBackEnd::new(&config.openai).map(Self::OpenAi),
+            BackEndKind::OpenAi => OpenAiBackEnd::new(config).map(Self::OpenAi),
         }
     }
 

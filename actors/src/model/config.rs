@@ -1,72 +1,51 @@
-//! What can be configured about the model service.
+//! What can be configured about the model service. The runtime's configuration fills it in.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use serde::Deserialize;
 use zeroize::Zeroize;
 
 use super::limits;
 
-/// Section `model` of the configuration.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// Settings of the model service. [`Default`] answers with the built-in script.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Which back end answers.
     pub back_end: BackEndKind,
     /// Completions at once; 1 to [`limits::CONCURRENT_MAX`].
     pub concurrent_max: usize,
-    /// Completions waiting for their turn; 0 to [`limits::WAITING_MAX`]. A further one gets `busy`.
+    /// Completions waiting for their turn; at most [`limits::WAITING_MAX`]. A further one gets `busy`.
     pub waiting_max: usize,
-    /// Settings of the embedded script.
-    pub script: ScriptConfig,
-    /// Settings for an OpenAI-compatible server.
-    pub openai: OpenAiConfig,
+    /// A script that replaces the built-in one; `None` is the built-in one.
+    pub script: Option<PathBuf>,
+    /// Pause between two words of the script, at most [`limits::SCRIPT_PAUSE_MAX`]; zero says
+    /// everything at once.
+    pub script_pause: Duration,
+    /// Where an OpenAI-compatible server's API begins, for example `http://127.0.0.1:11434/v1` for Ollama.
+    pub url: String,
+    /// Which model of that server; `None` takes the first that it lists.
+    pub model: Option<String>,
+    /// Environment variable that holds the API key; `None` sends none.
+    pub api_key_env: Option<String>,
+    /// File that holds the API key and nothing else; `None` sends none. At most one of the two.
+    pub api_key_file: Option<PathBuf>,
+    /// How long connecting may take, 1 ms to [`limits::TIMEOUT_MAX`].
+    pub connect_timeout: Duration,
+    /// How long the server may be silent, 1 ms to [`limits::TIMEOUT_MAX`].
+    pub read_timeout: Duration,
+    /// Randomness, 0 to 2; `None` leaves it to the server.
+    pub temperature: Option<f32>,
+    /// Longest answer in tokens; `None` leaves it to the server.
+    pub tokens_max: Option<u32>,
 }
 
 /// A back end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackEndKind {
     /// The embedded script: no weights, no network, no language model.
     #[default]
     Script,
     /// Any OpenAI-compatible server.
-    #[serde(rename = "openai")]
     OpenAi,
-}
-
-/// Section `model.script`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScriptConfig {
-    /// A script that replaces the built-in one; `None` is the built-in one.
-    pub file: Option<PathBuf>,
-    /// Milliseconds between two words, 0 to 10000; 0 says everything at once.
-    pub pause_ms: u64,
-}
-
-/// Section `model.openai`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OpenAiConfig {
-    /// Where the server's API begins, for example `http://127.0.0.1:11434/v1` for Ollama.
-    pub url: String,
-    /// Which model; `None` takes the first that the server lists.
-    pub model: Option<String>,
-    /// The API key itself. At most one of the three ways to give it may be used.
-    pub api_key: Option<Secret>,
-    /// Environment variable that holds the API key.
-    pub api_key_env: Option<String>,
-    /// File that holds the API key and nothing else.
-    pub api_key_file: Option<PathBuf>,
-    /// Seconds that connecting may take, 1 to 3600.
-    pub connect_timeout_s: u64,
-    /// Seconds that the server may be silent, 1 to 3600.
-    pub read_timeout_s: u64,
-    /// Randomness, 0 to 2; `None` leaves it to the server.
-    pub temperature: Option<f32>,
-    /// Longest answer in tokens; `None` leaves it to the server.
-    pub tokens_max: Option<u32>,
 }
 
 impl Default for ModelConfig {
@@ -75,22 +54,14 @@ impl Default for ModelConfig {
             back_end: BackEndKind::default(),
             concurrent_max: limits::CONCURRENT,
             waiting_max: limits::WAITING,
-            script: ScriptConfig::default(),
-            openai: OpenAiConfig::default(),
-        }
-    }
-}
-
-impl Default for OpenAiConfig {
-    fn default() -> Self {
-        Self {
+            script: None,
+            script_pause: Duration::ZERO,
             url: "http://127.0.0.1:11434/v1".to_owned(),
             model: None,
-            api_key: None,
             api_key_env: None,
             api_key_file: None,
-            connect_timeout_s: limits::CONNECT_TIMEOUT.as_secs(),
-            read_timeout_s: limits::READ_TIMEOUT.as_secs(),
+            connect_timeout: limits::CONNECT_TIMEOUT,
+            read_timeout: limits::READ_TIMEOUT,
             temperature: None,
             tokens_max: None,
         }
@@ -112,61 +83,50 @@ pub struct ModelConfigError {
 impl ModelConfig {
     /// Checks ranges and combinations, without touching files, environment or network.
     pub fn validate(&self) -> Result<(), ModelConfigError> {
-        let in_range = |key, value: u64, least: u64, most: u64| {
-            let allowed = || format!("{least} to {most}");
-            ((least..=most).contains(&value)).then_some(()).ok_or_else(|| ModelConfigError {
-                key,
-                value: value.to_string(),
-                allowed: allowed(),
-            })
-        };
-        let timeout_max = limits::TIMEOUT_MAX.as_secs();
-        in_range("concurrent_max", self.concurrent_max as u64, 1, limits::CONCURRENT_MAX as u64)?;
-        in_range("waiting_max", self.waiting_max as u64, 0, limits::WAITING_MAX as u64)?;
-        in_range("script.pause_ms", self.script.pause_ms, 0, limits::SCRIPT_PAUSE_MAX.as_millis() as u64)?;
-        in_range("openai.connect_timeout_s", self.openai.connect_timeout_s, 1, timeout_max)?;
-        in_range("openai.read_timeout_s", self.openai.read_timeout_s, 1, timeout_max)?;
-        let keys = [
-            self.openai.api_key.is_some(),
-            self.openai.api_key_env.is_some(),
-            self.openai.api_key_file.is_some(),
-        ];
-        if keys.into_iter().filter(|given| *given).count() > 1 {
-            return Err(ModelConfigError {
-                key: "openai.api_key",
-                value: "given in more than one way".to_owned(),
-                allowed: "one of `api_key`, `api_key_env` and `api_key_file`".to_owned(),
-            });
+        let refuse = |key, value: String, allowed: String| Err(ModelConfigError { key, value, allowed });
+        if !(1..=limits::CONCURRENT_MAX).contains(&self.concurrent_max) {
+            let allowed = format!("1 to {}", limits::CONCURRENT_MAX);
+            return refuse("concurrent_max", self.concurrent_max.to_string(), allowed);
         }
-        if let Some(temperature) = self.openai.temperature.filter(|given| !(0.0..=2.0).contains(given)) {
-            return Err(ModelConfigError {
-                key: "openai.temperature",
-                value: temperature.to_string(),
-                allowed: "0 to 2".to_owned(),
-            });
+        if self.waiting_max > limits::WAITING_MAX {
+            return refuse(
+                "waiting_max",
+                self.waiting_max.to_string(),
+                format!("0 to {}", limits::WAITING_MAX),
+            );
         }
-        super::openai::check_url(&self.openai.url)
-    }
-
-    /// The pause between two words of the script.
-    pub(super) fn script_pause(&self) -> Duration {
-        Duration::from_millis(self.script.pause_ms)
+        if self.script_pause > limits::SCRIPT_PAUSE_MAX {
+            let allowed = format!("0 to {:?}", limits::SCRIPT_PAUSE_MAX);
+            return refuse("script_pause", format!("{:?}", self.script_pause), allowed);
+        }
+        for (key, value) in [("connect_timeout", self.connect_timeout), ("read_timeout", self.read_timeout)] {
+            let least = Duration::from_millis(1);
+            if !(least..=limits::TIMEOUT_MAX).contains(&value) {
+                return refuse(key, format!("{value:?}"), format!("{least:?} to {:?}", limits::TIMEOUT_MAX));
+            }
+        }
+        if self.api_key_env.is_some() && self.api_key_file.is_some() {
+            let allowed = "one of `api_key_env` and `api_key_file`".to_owned();
+            return refuse("api_key_env", "given beside `api_key_file`".to_owned(), allowed);
+        }
+        if let Some(temperature) = self.temperature.filter(|given| !(0.0..=2.0).contains(given)) {
+            return refuse("temperature", temperature.to_string(), "0 to 2".to_owned());
+        }
+        super::openai::check_url(&self.url)
     }
 }
 
 /// A text that is never shown and is wiped when dropped.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret(String);
 
 impl Secret {
-    /// Keeps a text secret.
-    pub fn new(text: impl Into<String>) -> Self {
+    pub(super) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
     /// The text itself, for whoever has to send it.
-    pub fn expose(&self) -> &str {
+    pub(super) fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -187,43 +147,41 @@ impl Drop for Secret {
 mod tests {
     use super::*;
 
-    fn config(text: &str) -> ModelConfig {
-        toml::from_str(text).unwrap()
-    }
-
     #[test]
     fn the_defaults_are_valid_and_need_no_network() {
-        let config = config("");
-        assert_eq!(config, ModelConfig::default());
-        assert_eq!(config.back_end, BackEndKind::Script);
-        config.validate().unwrap();
+        ModelConfig::default().validate().unwrap();
+        assert_eq!(ModelConfig::default().back_end, BackEndKind::Script);
     }
 
     #[test]
     fn a_value_out_of_range_is_refused_with_what_is_allowed() {
-        for (text, says) in [
-            ("concurrent_max = 0", "`model.concurrent_max` is 0; allowed is 1 to 1024"),
-            ("waiting_max = 70000", "`model.waiting_max` is 70000"),
-            ("script.pause_ms = 10001", "0 to 10000"),
-            ("openai.read_timeout_s = 0", "1 to 3600"),
-            ("openai.temperature = 3.0", "0 to 2"),
-            ("openai.api_key = 'a'\nopenai.api_key_env = 'B'", "more than one way"),
-            ("openai.url = 'localhost:11434'", "`model.openai.url` is `localhost:11434`"),
-            ("openai.url = 'ftp://x/v1'", "http:// or https://"),
-            ("openai.url = 'http://me:hidden@x/v1'", "without user and password"),
-        ] {
-            let message = config(text).validate().unwrap_err().to_string();
-            assert!(message.contains(says), "{message}");
-            assert!(!message.contains("hidden"), "{message}");
+        let table: [(fn(&mut ModelConfig), &str); 9] = [
+            (|config| config.concurrent_max = 0, "`model.concurrent_max` is 0; allowed is 1 to 1024"),
+            (|config| config.waiting_max = 70_000, "`model.waiting_max` is 70000"),
+            (|config| config.script_pause = Duration::from_secs(11), "`model.script_pause` is 11s"),
+            (|config| config.read_timeout = Duration::ZERO, "`model.read_timeout` is 0ns; allowed is 1ms to"),
+            (|config| config.temperature = Some(f32::NAN), "0 to 2"),
+            (
+                |config| {
+                    config.api_key_env = Some("A".to_owned());
+                    config.api_key_file = Some("b".into());
+                },
+                "given beside `api_key_file`",
+            ),
+            (|config| config.url = "localhost:11434".to_owned(), "`model.url` is `localhost:11434`"),
+            (|config| config.url = "ftp://x/v1".to_owned(), "http:// or https://"),
+            (|config| config.url = "http://me:hidden@x/v1".to_owned(), "without user and password"),
+        ];
+        for (change, says) in table {
+            let mut config = ModelConfig::default();
+            change(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(says) && !message.contains("hidden"), "{message}");
         }
-        assert!(toml::from_str::<ModelConfig>("bakc_end = 'script'").is_err());
-        assert!(toml::from_str::<ModelConfig>("back_end = 'gpt'").is_err());
     }
 
     #[test]
-    fn an_api_key_is_never_shown() {
-        let config = config("openai.api_key = 'sk-very-secret'");
-        assert!(!format!("{config:?}").contains("very"));
-        assert_eq!(config.openai.api_key.unwrap().expose(), "sk-very-secret");
+    fn a_secret_is_never_shown() {
+        assert!(!format!("{:?}", Secret::new("sk-very-secret")).contains("very"));
     }
 }

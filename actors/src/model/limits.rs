@@ -27,7 +27,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long such a server may be silent, unless configured. Then the completion ends as `timed_out`.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest configurable timeout towards a server: a day is surely a mistake.
+/// Largest configurable timeout towards a server: more is surely a mistake.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 /// Bytes of one server-sent event. A longer one ends the completion as `back_end_protocol`: no

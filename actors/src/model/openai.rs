@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use super::{
     back_end::{BackEndError, Piece},
-    config::{ModelConfigError, OpenAiConfig, Secret},
+    config::{ModelConfig, ModelConfigError, Secret},
     event_stream::EventStream,
     limits,
 };
@@ -26,7 +26,7 @@ pub struct OpenAiBackEnd {
     /// Without a slash at the end.
     url: String,
     key: Option<Secret>,
-    config: OpenAiConfig,
+    config: ModelConfig,
     /// The first model that the server listed, if the configuration names none.
     first_model: Mutex<Option<String>>,
 }
@@ -40,14 +40,14 @@ fn install_tls_provider() {
     });
 }
 
-/// Checks `model.openai.url`.
+/// Checks `model.url`.
 pub(super) fn check_url(text: &str) -> Result<(), ModelConfigError> {
     parse_url(text).map(|_| ())
 }
 
 fn parse_url(text: &str) -> Result<reqwest::Url, ModelConfigError> {
     let refuse = |value: String, allowed: &str| {
-        Err(ModelConfigError { key: "openai.url", value, allowed: allowed.to_owned() })
+        Err(ModelConfigError { key: "url", value, allowed: allowed.to_owned() })
     };
     let url = match reqwest::Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
@@ -57,7 +57,7 @@ fn parse_url(text: &str) -> Result<reqwest::Url, ModelConfigError> {
         }
     };
     if !url.username().is_empty() || url.password().is_some() {
-        return refuse("a URL with a user".to_owned(), "a URL without user and password; use `api_key`");
+        return refuse("a URL with a user".to_owned(), "a URL without user and password; use `api_key_file`");
     }
     if url.query().is_some() || url.fragment().is_some() {
         return refuse(format!("`{text}`"), "a URL without `?` and `#`");
@@ -73,11 +73,9 @@ fn is_loopback(url: &reqwest::Url) -> bool {
     })
 }
 
-fn key(config: &OpenAiConfig) -> Result<Option<Secret>, BackEndError> {
+fn key(config: &ModelConfig) -> Result<Option<Secret>, BackEndError> {
     let refuse = |from: String, problem: String| Err(BackEndError::Key { from, problem });
-    let (from, text) = if let Some(key) = &config.api_key {
-        ("`model.openai.api_key`".to_owned(), key.clone())
-    } else if let Some(variable) = &config.api_key_env {
+    let (from, text) = if let Some(variable) = &config.api_key_env {
         let from = format!("the environment variable `{variable}`");
         match std::env::var(variable) {
             Ok(text) => (from, Secret::new(text)),
@@ -105,12 +103,12 @@ fn key(config: &OpenAiConfig) -> Result<Option<Secret>, BackEndError> {
 
 impl OpenAiBackEnd {
     /// Prepares a client; connects to nothing.
-    pub(super) fn new(config: &OpenAiConfig) -> Result<Self, BackEndError> {
+    pub(super) fn new(config: &ModelConfig) -> Result<Self, BackEndError> {
         let url = parse_url(&config.url)?;
         install_tls_provider();
         let mut builder = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(config.connect_timeout_s))
-            .read_timeout(Duration::from_secs(config.read_timeout_s))
+            .connect_timeout(config.connect_timeout)
+            .read_timeout(config.read_timeout)
             // A redirect would carry the key and the conversation to somebody else.
             .redirect(reqwest::redirect::Policy::none());
         if url.scheme() == "http" {
@@ -222,7 +220,7 @@ impl OpenAiBackEnd {
             usage: None,
             url: self.url.clone(),
             key: self.key.clone(),
-            read_timeout_s: self.config.read_timeout_s,
+            read_timeout: self.config.read_timeout,
         })
     }
 
@@ -275,21 +273,21 @@ impl OpenAiBackEnd {
         if error.is_connect() {
             BackEndError::Unreachable { url, problem: reason(error) }
         } else if error.is_timeout() {
-            BackEndError::TimedOut { url, seconds: self.config.read_timeout_s }
+            BackEndError::TimedOut { url, limit: self.config.read_timeout }
         } else {
             BackEndError::Protocol { url, problem: reason(error) }
         }
     }
 
     fn broken(&self, error: &reqwest::Error) -> BackEndError {
-        broken(&self.url, self.config.read_timeout_s, error)
+        broken(&self.url, self.config.read_timeout, error)
     }
 }
 
-fn broken(url: &str, read_timeout_s: u64, error: &reqwest::Error) -> BackEndError {
+fn broken(url: &str, read_timeout: Duration, error: &reqwest::Error) -> BackEndError {
     let url = url.to_owned();
     match error.is_timeout() {
-        true => BackEndError::TimedOut { url, seconds: read_timeout_s },
+        true => BackEndError::TimedOut { url, limit: read_timeout },
         false => BackEndError::Cut { url, problem: reason(error) },
     }
 }
@@ -337,7 +335,7 @@ pub struct OpenAiAnswer {
     usage: Option<Usage>,
     url: String,
     key: Option<Secret>,
-    read_timeout_s: u64,
+    read_timeout: Duration,
 }
 
 #[derive(Deserialize)]
@@ -385,7 +383,7 @@ impl OpenAiAnswer {
                     let problem = "the stream ended without `[DONE]`".to_owned();
                     return Err(BackEndError::Cut { url: self.url.clone(), problem });
                 }
-                Err(error) => return Err(broken(&self.url, self.read_timeout_s, &error)),
+                Err(error) => return Err(broken(&self.url, self.read_timeout, &error)),
             }
         }
     }

@@ -26,8 +26,8 @@ impl Server {
 
     fn config(&self) -> ModelConfig {
         let mut config = ModelConfig { back_end: BackEndKind::OpenAi, ..ModelConfig::default() };
-        config.openai.url = format!("http://{}/v1/", self.listener.local_addr().unwrap());
-        config.openai.model = Some("small".to_owned());
+        config.url = format!("http://{}/v1/", self.listener.local_addr().unwrap());
+        config.model = Some("small".to_owned());
         config
     }
 
@@ -88,6 +88,14 @@ async fn run(back_end: &BackEnd) -> (Vec<String>, Result<CompletionFinal, BackEn
     (deltas, end)
 }
 
+/// Gives the configuration a file with a key; it lives as long as what is returned.
+fn with_key(config: &mut ModelConfig, key: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), key).unwrap();
+    config.api_key_file = Some(file.path().to_owned());
+    file
+}
+
 fn body(status: &str, body: &str) -> String {
     let length = body.len();
     format!(
@@ -99,8 +107,8 @@ fn body(status: &str, body: &str) -> String {
 async fn an_answer_streams_wherever_the_bytes_are_cut() {
     let server = Server::start().await;
     let mut config = server.config();
-    config.openai.api_key = Some(Secret::new("sk-1"));
-    config.openai.tokens_max = Some(9);
+    let _key = with_key(&mut config, "sk-1");
+    config.tokens_max = Some(9);
     let back_end = BackEnd::new(&config).unwrap();
     let pieces = [
         STREAM,
@@ -129,7 +137,7 @@ async fn an_answer_streams_wherever_the_bytes_are_cut() {
 #[tokio::test]
 async fn each_status_is_an_error_of_its_own_and_none_shows_the_key() {
     let table = [
-        ("401 Unauthorized", code::BACK_END_KEY_REFUSED, "`model.openai.api_key`"),
+        ("401 Unauthorized", code::BACK_END_KEY_REFUSED, "`model.api_key_file`"),
         ("404 Not Found", code::BACK_END_MODEL_UNKNOWN, "does not know the model `small`"),
         ("429 Too Many Requests", code::BACK_END_BUSY, "try again in 7 s"),
         ("500 Internal Server Error", code::BACK_END_FAILED, "status 500: no good (key) today"),
@@ -138,7 +146,7 @@ async fn each_status_is_an_error_of_its_own_and_none_shows_the_key() {
     for (status, code, says) in table {
         let server = Server::start().await;
         let mut config = server.config();
-        config.openai.api_key = Some(Secret::new("sk-hidden"));
+        let _key = with_key(&mut config, "sk-hidden");
         let back_end = BackEnd::new(&config).unwrap();
         let reply = body(status, "{\"error\":{\"message\":\"no good\\n sk-hidden today\"}}");
         let (_, (deltas, end)) = tokio::join!(server.answer(vec![&reply]), run(&back_end));
@@ -202,7 +210,7 @@ async fn nobody_listening_is_said_with_the_address() {
 async fn a_silent_server_is_given_up_after_the_read_timeout() {
     let server = Server::start().await;
     let mut config = server.config();
-    config.openai.read_timeout_s = 1;
+    config.read_timeout = Duration::from_millis(300);
     let back_end = BackEnd::new(&config).unwrap();
     let silent = async {
         let (mut stream, _) = server.request().await;
@@ -236,7 +244,7 @@ async fn dropping_an_answer_closes_the_connection() {
 async fn without_a_configured_model_the_first_listed_one_answers() {
     let server = Server::start().await;
     let mut config = server.config();
-    config.openai.model = None;
+    config.model = None;
     let back_end = BackEnd::new(&config).unwrap();
     let list = body("200 OK", "{\"data\":[{\"id\":\"tiny\"},{\"id\":\"huge\"}]}");
     let serve = async {
@@ -262,7 +270,7 @@ async fn without_a_configured_model_the_first_listed_one_answers() {
 fn a_key_comes_from_a_file_or_the_reason_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("key");
-    let config = OpenAiConfig { api_key_file: Some(file.clone()), ..OpenAiConfig::default() };
+    let config = ModelConfig { api_key_file: Some(file.clone()), ..ModelConfig::default() };
     assert!(matches!(key(&config), Err(BackEndError::Key { .. })));
     std::fs::write(&file, "sk-1\n").unwrap();
     assert_eq!(key(&config).unwrap().unwrap().expose(), "sk-1");
@@ -270,8 +278,7 @@ fn a_key_comes_from_a_file_or_the_reason_is_said() {
         std::fs::write(&file, bad).unwrap();
         assert!(matches!(key(&config), Err(BackEndError::Key { .. })));
     }
-    let config =
-        OpenAiConfig { api_key_env: Some("INTERLOCK_NOT_SET".to_owned()), ..OpenAiConfig::default() };
+    let config = ModelConfig { api_key_env: Some("INTERLOCK_NOT_SET".to_owned()), ..ModelConfig::default() };
     assert!(key(&config).unwrap_err().to_string().contains("`INTERLOCK_NOT_SET`"));
-    assert!(key(&OpenAiConfig::default()).unwrap().is_none());
+    assert!(key(&ModelConfig::default()).unwrap().is_none());
 }
