@@ -100,10 +100,10 @@ impl LocalPort {
         Self { session, queue }
     }
 
-    /// Hands a record to the broker; gives it back if its queue is full or it has ended.
-    pub(crate) fn send(&self, record: Record) -> Result<(), Record> {
-        self.queue.send(Command::Record(self.session, record)).map_err(|(command, _full)| match command {
-            Command::Record(_, record) => record,
+    /// Hands a record to the broker; gives it back if its queue is full (`true`) or it has ended (`false`).
+    pub(crate) fn send(&self, record: Record) -> Result<(), (Record, bool)> {
+        self.queue.send(Command::Record(self.session, record)).map_err(|(command, full)| match command {
+            Command::Record(_, record) => (record, full),
             _ => unreachable!("the queue gives back what it was given"),
         })
     }

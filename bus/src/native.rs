@@ -5,7 +5,8 @@ pub mod record;
 
 pub use batch::{BatchReader, BatchWriter};
 pub use record::{
-    Block, CreditScope, Operation, Overflow, Record, RecordError, Status, SubscribeSpec, SubscriptionIds,
+    Block, CreditScope, Operation, Overflow, PublishParts, Record, RecordError, Status, SubscribeSpec,
+    SubscriptionIds,
 };
 
 /// Major version of the protocol, as announced in `X-Interlock` and `hello`. Peers of different

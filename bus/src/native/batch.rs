@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::record::{Record, RecordError};
+use super::record::{PublishParts, Record, RecordError};
 use crate::limits;
 
 /// Appends records to one batch. A record above [`limits::RECORD_BYTES_MAX`] is cut into fragments,
@@ -45,6 +45,16 @@ impl BatchWriter {
     pub fn put_control(&self, record: &Record, out: &mut Vec<u8>) {
         put_framed(record, out);
     }
+}
+
+/// Appends a publish; see [`PublishParts::put`].
+pub fn put_publish(parts: &PublishParts<'_>, sequence: u64, out: &mut Vec<u8>) -> Result<(), usize> {
+    let length_at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    parts.put(sequence, out).inspect_err(|_| out.truncate(length_at))?;
+    let length = (out.len() - length_at - 4) as u32;
+    out[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
+    Ok(())
 }
 
 fn put_framed(record: &Record, out: &mut Vec<u8>) {

@@ -6,7 +6,7 @@
 use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
-use crate::{limits, topic::TopicName};
+use crate::{codec, envelope::Header, limits, topic::TopicName};
 
 /// Why bytes are not a record. The session that sent them ends with this as its reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -151,12 +151,12 @@ pub struct Block {
     pub sequence: u64,
     /// Milliseconds since the Unix epoch after which nobody wants it; zero if never.
     pub deadline_ms: u64,
-    /// Length of the topic inside `tail`.
+    /// Length of the topic inside `names`.
     topic_bytes: u8,
-    /// Length of the header inside `tail`.
-    header_bytes: u16,
-    /// Topic, header, payload, as they stand on the wire.
-    tail: Bytes,
+    /// Topic and header, as they stand on the wire.
+    names: Bytes,
+    /// What follows them. Apart, so that a payload is never copied within one process.
+    payload: Bytes,
 }
 
 impl Block {
@@ -173,61 +173,130 @@ impl Block {
     /// Builds a block. `header` is written by [`crate::codec::put_header`] or empty; the lengths must be
     /// within [`limits`], which the callers check with their own errors.
     pub fn new(topic: &TopicName, header: &[u8], payload: &[u8]) -> Self {
-        let mut tail = Vec::with_capacity(topic.as_str().len() + header.len() + payload.len());
-        tail.extend_from_slice(topic.as_str().as_bytes());
-        tail.extend_from_slice(header);
-        tail.extend_from_slice(payload);
+        Self::with_payload(topic, header, Bytes::copy_from_slice(payload))
+    }
+
+    /// [`Block::new`] without a copy of the payload.
+    pub fn with_payload(topic: &TopicName, header: &[u8], payload: Bytes) -> Self {
+        let mut names = Vec::with_capacity(topic.as_str().len() + header.len());
+        names.extend_from_slice(topic.as_str().as_bytes());
+        names.extend_from_slice(header);
         Self {
             flags: 0,
             origin: 0,
             sequence: 0,
             deadline_ms: 0,
             topic_bytes: topic.as_str().len() as u8,
-            header_bytes: header.len() as u16,
-            tail: tail.into(),
+            names: names.into(),
+            payload,
         }
     }
 
     /// The topic's bytes, not yet checked.
     pub fn topic(&self) -> &[u8] {
-        &self.tail[..self.topic_bytes.into()]
+        &self.names[..self.topic_bytes.into()]
     }
 
     /// The header's bytes.
     pub fn header(&self) -> &[u8] {
-        let from = usize::from(self.topic_bytes);
-        &self.tail[from..from + usize::from(self.header_bytes)]
+        &self.names[self.topic_bytes.into()..]
     }
 
     /// The payload, sharing the block's memory.
     pub fn payload(&self) -> Bytes {
-        self.tail.slice(usize::from(self.topic_bytes) + usize::from(self.header_bytes)..)
+        self.payload.clone()
     }
 
     /// Bytes of the block on the wire.
     pub fn bytes(&self) -> usize {
-        Self::PREFIX_BYTES + self.tail.len()
+        Self::PREFIX_BYTES + self.names.len() + self.payload.len()
     }
 
     /// Appends the block.
     pub fn put(&self, out: &mut Vec<u8>) {
-        out.push(self.flags);
-        out.push(self.topic_bytes);
-        out.extend_from_slice(&self.header_bytes.to_le_bytes());
-        out.extend_from_slice(&self.origin.to_le_bytes());
-        out.extend_from_slice(&self.sequence.to_le_bytes());
-        out.extend_from_slice(&self.deadline_ms.to_le_bytes());
-        out.extend_from_slice(&self.tail);
+        let header_bytes = self.names.len() - usize::from(self.topic_bytes);
+        let numbers = [self.sequence, self.deadline_ms];
+        put_prefix(self.flags, (self.topic_bytes, header_bytes as u16), self.origin, numbers, out);
+        out.extend_from_slice(&self.names);
+        out.extend_from_slice(&self.payload);
     }
 
     fn take(body: &mut Body) -> Result<Self, RecordError> {
         let (flags, topic_bytes, header_bytes) = (body.u8()?, body.u8()?, body.u16()?);
         let (origin, sequence, deadline_ms) = (body.u32()?, body.u64()?, body.u64()?);
-        let tail = body.rest();
-        if topic_bytes == 0 || tail.len() < usize::from(topic_bytes) + usize::from(header_bytes) {
+        let names_bytes = usize::from(topic_bytes) + usize::from(header_bytes);
+        if topic_bytes == 0 || body.bytes.len() < names_bytes {
             return Err(RecordError::Field { kind: body.kind, field: "block length" });
         }
-        Ok(Self { flags, origin, sequence, deadline_ms, topic_bytes, header_bytes, tail })
+        let (names, payload) = (body.split(names_bytes)?, body.rest());
+        Ok(Self { flags, origin, sequence, deadline_ms, topic_bytes, names, payload })
+    }
+}
+
+/// Appends what stands in front of a block's topic.
+fn put_prefix(
+    flags: u8,
+    (topic_bytes, header_bytes): (u8, u16),
+    origin: u32,
+    [sequence, deadline_ms]: [u64; 2],
+    out: &mut Vec<u8>,
+) {
+    out.push(flags);
+    out.push(topic_bytes);
+    out.extend_from_slice(&header_bytes.to_le_bytes());
+    out.extend_from_slice(&origin.to_le_bytes());
+    out.extend_from_slice(&sequence.to_le_bytes());
+    out.extend_from_slice(&deadline_ms.to_le_bytes());
+}
+
+/// A publish before it is a record: a client's link writes it straight into a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct PublishParts<'a> {
+    /// As in [`Block`].
+    pub flags: u8,
+    /// As in [`Block`].
+    pub deadline_ms: u64,
+    /// The topic.
+    pub topic: &'a TopicName,
+    /// The header, not yet encoded.
+    pub header: &'a Header,
+    /// The payload.
+    pub payload: &'a Bytes,
+}
+
+impl PublishParts<'_> {
+    /// Appends `kind u8 | block`. A header above [`limits::HEADER_BYTES_MAX`] gives its size, and `out` is as it was.
+    pub fn put(&self, sequence: u64, out: &mut Vec<u8>) -> Result<(), usize> {
+        let start = out.len();
+        let topic = self.topic.as_str().as_bytes();
+        out.push(kind::PUBLISH);
+        put_prefix(self.flags, (topic.len() as u8, 0), 0, [sequence, self.deadline_ms], out);
+        out.extend_from_slice(topic);
+        let header_at = out.len();
+        codec::put_header(self.header, out);
+        let header_bytes = out.len() - header_at;
+        let Ok(length) = u16::try_from(header_bytes) else {
+            out.truncate(start);
+            return Err(header_bytes);
+        };
+        // Behind the record's kind, the block's flags and the topic's length.
+        out[start + 3..start + 5].copy_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(self.payload);
+        Ok(())
+    }
+
+    /// The same as a block, sharing the payload's memory.
+    ///
+    /// # Errors
+    /// The size of a header above its limit.
+    pub fn block(&self, sequence: u64) -> Result<Block, usize> {
+        let mut header = Vec::with_capacity(128);
+        codec::put_header(self.header, &mut header);
+        if header.len() > limits::HEADER_BYTES_MAX {
+            return Err(header.len());
+        }
+        let block = Block::with_payload(self.topic, &header, self.payload.clone());
+        Ok(Block { flags: self.flags, deadline_ms: self.deadline_ms, sequence, ..block })
     }
 }
 
@@ -888,6 +957,23 @@ pub(crate) mod tests {
         for record in every_record() {
             assert_eq!(Record::take(encoded(&record)).unwrap(), Some(record));
         }
+    }
+
+    #[test]
+    fn a_publish_written_in_parts_has_the_bytes_of_its_block() {
+        let (header, payload) = (Header::new(), Bytes::from_static(b"payload"));
+        let topic = "a/b".parse().unwrap();
+        let parts =
+            PublishParts { flags: 2, deadline_ms: 7, topic: &topic, header: &header, payload: &payload };
+        let mut direct = b"before".to_vec();
+        parts.put(9, &mut direct).unwrap();
+        assert_eq!(direct[6..], encoded(&Record::Publish(parts.block(9).unwrap())));
+        let header = Header { user: vec![("k".into(), "v".repeat(70_000))], ..header };
+        let parts = PublishParts { header: &header, ..parts };
+        let before = direct.clone();
+        assert!(parts.put(9, &mut direct).unwrap_err() > 70_000);
+        assert!(parts.block(9).unwrap_err() > 70_000);
+        assert_eq!(direct, before);
     }
 
     #[test]
