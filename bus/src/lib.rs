@@ -1,14 +1,18 @@
 //! The message bus of Interlock: an encrypted ZeroMQ broker, its client, and what the `bus` tool is made of.
 //!
 //! Reading order: [`topic`] and [`peer`] (names), [`envelope`] (what travels), [`native`] (how it
-//! stands on the wire), [`crypto`] and [`zmtp`] (the encrypted connection under it). [`limits`] holds
+//! stands on the wire), [`crypto`] and [`zmtp`] (the encrypted connection under it), [`broker`] and
+//! [`client`] (the two ends). [`limits`] holds
 //! every bound.
 
+pub mod blocking;
 pub mod broker;
+pub mod client;
 pub mod codec;
 pub mod crypto;
 pub mod endpoint;
 pub mod envelope;
+pub mod error;
 pub mod keys;
 pub mod limits;
 mod local;
@@ -18,9 +22,14 @@ pub mod topic;
 pub mod zmtp;
 
 pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle};
+pub use client::{
+    Ack, CancelToken, Client, ConnectOptions, Event, LinkState, PublishOptions, ReplyStream, Request,
+    ServeOptions, Service, SubscribeOptions, Subscription,
+};
 pub use codec::CodecError;
 pub use endpoint::Endpoint;
 pub use envelope::{ContentType, Header, Message, Payload};
+pub use error::{ConnectError, Denial, NextError, PublishError, ReplyError, RequestError, SubscribeError};
 pub use keys::{Credentials, KeyStore, Permissions, Rules};
 pub use peer::PeerName;
 pub use topic::{TopicError, TopicFilter, TopicName};

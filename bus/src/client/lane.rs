@@ -1,0 +1,219 @@
+//! The queue of one subscription or service at the client, and the credit it gives.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use super::{link::Link, service::Served};
+use crate::{
+    limits,
+    native::{Block, CreditScope, Record},
+    peer::PeerName,
+};
+
+/// Messages consumed before credit is sent although more are waiting; a quarter of what is usually on its way.
+const CREDIT_MESSAGES: u64 = 1024;
+/// Bytes consumed before credit is sent although more are waiting.
+const CREDIT_BYTES: u64 = limits::CREDIT_WINDOW_BYTES / 4;
+
+/// One thing that waits for the application.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A published message.
+    Delivery {
+        /// Who published it.
+        origin: PeerName,
+        /// The message.
+        block: Block,
+        /// Whom to credit once it has been consumed.
+        ticket: Ticket,
+    },
+    /// A request for this service.
+    Request {
+        /// Who asks.
+        origin: PeerName,
+        /// The question.
+        block: Block,
+        /// Its state.
+        served: Arc<Served>,
+        /// Whom to credit once it has been taken.
+        ticket: Ticket,
+    },
+    /// Messages that did not come.
+    Gap {
+        /// How many; `None` if nobody knows.
+        count: Option<u64>,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What is owed to the broker for one delivery.
+#[derive(Clone, Debug)]
+pub(crate) enum Ticket {
+    /// It came for this lane alone.
+    Own { session: u32 },
+    /// Several lanes have it; the first is credited when the last has consumed it.
+    Shared(Arc<SharedTicket>),
+    /// The lane that would be credited is gone.
+    Nobody,
+}
+
+/// The debt that several lanes share.
+#[derive(Debug)]
+pub(crate) struct SharedTicket {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) session: u32,
+}
+
+/// The client's end of one subscription.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) id: u32,
+    queue: Mutex<Queue>,
+    credit: Mutex<Credit>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    waker: Option<Waker>,
+    ended: Option<String>,
+}
+
+/// Totals of one session; a new session begins at zero.
+#[derive(Debug, Default)]
+struct Credit {
+    session: u32,
+    consumed: u64,
+    sent: u64,
+    bytes_since: u64,
+}
+
+/// Locks; a panic elsewhere leaves nothing half-done in these few statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lane {
+    pub(crate) fn new(id: u32, session: u32) -> Self {
+        Self { id, queue: Mutex::default(), credit: Mutex::new(Credit { session, ..Credit::default() }) }
+    }
+
+    /// Adds an item and wakes the consumer. Gaps of one reason in a row become one.
+    pub(crate) fn push(&self, item: Item) {
+        let mut queue = lock(&self.queue);
+        if queue.ended.is_some() {
+            return;
+        }
+        if let (Item::Gap { count, reason }, Some(Item::Gap { count: last_count, reason: last_reason })) =
+            (&item, queue.items.back_mut())
+            && reason == last_reason
+        {
+            *last_count = last_count.zip(*count).map(|(last, more)| last.saturating_add(more));
+            return;
+        }
+        queue.items.push_back(item);
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Takes all that waits. `Ready(false)` means that nothing will come any more.
+    pub(crate) fn poll_take(&self, context: &mut Context<'_>, into: &mut VecDeque<Item>) -> Poll<bool> {
+        let mut queue = lock(&self.queue);
+        if !queue.items.is_empty() {
+            std::mem::swap(&mut queue.items, into);
+            return Poll::Ready(true);
+        }
+        if queue.ended.is_some() {
+            return Poll::Ready(false);
+        }
+        if !queue.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            queue.waker = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// No item will follow. What waits can still be taken.
+    pub(crate) fn end(&self, reason: &str) {
+        let mut queue = lock(&self.queue);
+        queue.ended.get_or_insert_with(|| reason.to_owned());
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Why it has ended, if it has.
+    pub(crate) fn end_reason(&self) -> Option<String> {
+        lock(&self.queue).ended.clone()
+    }
+
+    /// Ends it and takes what nobody will consume.
+    pub(crate) fn abandon(&self) -> VecDeque<Item> {
+        let mut queue = lock(&self.queue);
+        queue.ended.get_or_insert_with(|| "dropped by its owner".to_owned());
+        queue.waker = None;
+        std::mem::take(&mut queue.items)
+    }
+
+    /// Starts the totals of a new session.
+    pub(crate) fn begin_session(&self, session: u32) {
+        *lock(&self.credit) = Credit { session, ..Credit::default() };
+    }
+
+    /// Counts one delivery as consumed and sends credit if enough has come together.
+    fn count(&self, session: u32, bytes: usize, link: &dyn Link) {
+        let mut credit = lock(&self.credit);
+        if credit.session != session {
+            return;
+        }
+        credit.consumed += 1;
+        credit.bytes_since += bytes as u64;
+        if credit.consumed - credit.sent >= CREDIT_MESSAGES || credit.bytes_since >= CREDIT_BYTES {
+            credit.send(self.id, link);
+        }
+    }
+
+    /// Sends the credit that is due. Called before the consumer waits.
+    pub(crate) fn flush_credit(&self, link: &dyn Link) {
+        let mut credit = lock(&self.credit);
+        if credit.consumed > credit.sent {
+            credit.send(self.id, link);
+        }
+    }
+
+    /// Settles what is owed for one item of this lane. If it is owed by another lane, whose consumer
+    /// may be waiting already, that lane is returned: flush it before waiting.
+    pub(crate) fn settle(&self, ticket: Ticket, bytes: usize, link: &dyn Link) -> Option<Arc<Lane>> {
+        match ticket {
+            Ticket::Own { session } => {
+                self.count(session, bytes, link);
+                None
+            }
+            Ticket::Shared(shared) => {
+                let SharedTicket { lane, session } = Arc::into_inner(shared)?;
+                lane.count(session, bytes, link);
+                (lane.id != self.id).then_some(lane)
+            }
+            Ticket::Nobody => None,
+        }
+    }
+}
+
+impl Credit {
+    /// The lock is held meanwhile, so that totals never go out in the wrong order.
+    fn send(&mut self, id: u32, link: &dyn Link) {
+        self.sent = self.consumed;
+        self.bytes_since = 0;
+        link.send_control(Record::Credit {
+            scope: CreditScope::Subscription { id, messages: self.consumed },
+        });
+    }
+}

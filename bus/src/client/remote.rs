@@ -1,0 +1,305 @@
+//! The client's thread: makes the first session or says why not, and later ones when a session is lost.
+
+use std::{
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Poll, Waker};
+use tokio::sync::oneshot;
+
+use super::{
+    core::{Core, SessionEnd},
+    link::Link,
+    options::ConnectOptions,
+    outgoing::Outgoing,
+    session::{End, SOCKET, Session, WAKER, Workbench},
+    socket::{self, Address, Socket},
+};
+use crate::{
+    crypto,
+    endpoint::Endpoint,
+    error::ConnectError,
+    keys::Credentials,
+    limits, native,
+    zmtp::{ClientConfig, Engine, Metadata, Refusal, SocketType, X_INTERLOCK, ZmtpError},
+};
+
+/// Bytes taken from the socket at once.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// Waits between attempts: the first, and the longest, with jitter down to half.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// The same after an ERROR in clear text, which may be forged but is probably true.
+const BACKOFF_REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+type Outcome = oneshot::Sender<Result<(), ConnectError>>;
+type Started = (Arc<Core>, JoinHandle<()>, oneshot::Receiver<Result<(), ConnectError>>);
+
+/// Starts the thread. The receiver gets the outcome of the first session.
+pub(super) fn start(options: ConnectOptions) -> Result<Started, ConnectError> {
+    let poll = Poll::new().map_err(ConnectError::Thread)?;
+    let waker = Waker::new(poll.registry(), WAKER).map_err(ConnectError::Thread)?;
+    let outgoing = Arc::new(Outgoing::new(Arc::new(waker)));
+    let core = Core::new(Arc::clone(&outgoing) as Arc<dyn Link>);
+    let (outcome, answer) = oneshot::channel();
+    let name = format!("bus-{}", options.credentials.name);
+    let thread_core = Arc::clone(&core);
+    let thread = thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            let _last_words = LastWords(Arc::clone(&thread_core));
+            let events = Events::with_capacity(8);
+            let scratch = vec![0; SCRATCH_BYTES];
+            let bench = Workbench { core: &thread_core, outgoing: &outgoing, poll, events, scratch };
+            Remote { options: &options, bench }.run(outcome);
+        })
+        .map_err(ConnectError::Thread)?;
+    Ok((core, thread, answer))
+}
+
+/// Closes the core if the thread panics, so that nobody waits for ever.
+struct LastWords(Arc<Core>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.session_closed("the client's thread has ended");
+    }
+}
+
+struct Remote<'a> {
+    options: &'a ConnectOptions,
+    bench: Workbench<'a>,
+}
+
+impl Remote<'_> {
+    fn run(&mut self, outcome: Outcome) {
+        let mut session = match self.first_session() {
+            Ok(session) => session,
+            Err(error) => {
+                self.bench.core.session_closed(&error.to_string());
+                // The receiver is gone if nobody waits for the client any more.
+                let _ = outcome.send(Err(error));
+                return;
+            }
+        };
+        let _ = outcome.send(Ok(()));
+        loop {
+            let end = session.run(&mut self.bench);
+            drop(session);
+            let unsent = self.bench.outgoing.end_session();
+            if let Some(reason) = definite(&end) {
+                if unsent > 0 {
+                    tracing::warn!(unsent, reason, "messages were not sent before the client closed");
+                }
+                return self.bench.core.session_closed(&reason);
+            }
+            tracing::warn!(peer = %self.options.credentials.name, reason = %end, unsent, "link to the broker lost");
+            self.bench.core.session_lost(&end.to_string());
+            match self.later_session() {
+                Some(renewed) => session = renewed,
+                None => return self.bench.core.session_closed("closed by its owner"),
+            }
+            tracing::info!(peer = %self.options.credentials.name, "link to the broker renewed");
+        }
+    }
+
+    /// Tries every endpoint in order, once; again and again only if asked to wait for the broker.
+    fn first_session(&mut self) -> Result<Session, ConnectError> {
+        let deadline = Instant::now() + self.options.timeout;
+        let mut attempt = 0;
+        loop {
+            let error = match self.try_endpoints(deadline) {
+                Ok(session) => return Ok(session),
+                Err((error, _)) => error,
+            };
+            let waits = self.options.waits_for_broker && matches!(error, ConnectError::Unreachable { .. });
+            let pause = backoff(attempt, BACKOFF);
+            if !waits || Instant::now() + pause >= deadline || !self.pause(pause) {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Tries until there is a session again; `None` if the client was closed.
+    fn later_session(&mut self) -> Option<Session> {
+        let mut attempt = 0;
+        let mut range = BACKOFF;
+        loop {
+            if !self.pause(backoff(attempt, range)) {
+                return None;
+            }
+            match self.try_endpoints(Instant::now() + self.options.timeout) {
+                Ok(session) => return Some(session),
+                Err((error, refused)) => {
+                    tracing::debug!(%error, attempt, "no new session yet");
+                    if !self.bench.outgoing.is_closing() {
+                        self.bench.core.still_lost(&error.to_string());
+                    }
+                    if refused && range != BACKOFF_REFUSED {
+                        (range, attempt) = (BACKOFF_REFUSED, 0);
+                    } else {
+                        attempt += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits; `false` if the client was closed meanwhile.
+    fn pause(&mut self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while !self.bench.outgoing.is_closing() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            // An interrupted wait is taken up again.
+            let _ = self.bench.poll.poll(&mut self.bench.events, Some(left));
+        }
+        false
+    }
+
+    /// The error is that of the endpoint that came furthest, with whether a broker refused us.
+    fn try_endpoints(&mut self, deadline: Instant) -> Result<Session, (ConnectError, bool)> {
+        let mut furthest: Option<(ConnectError, bool)> = None;
+        for endpoint in &self.options.credentials.endpoints {
+            match self.try_endpoint(endpoint, deadline) {
+                Ok(session) => return Ok(session),
+                Err(failed) => {
+                    if furthest
+                        .as_ref()
+                        .is_none_or(|(error, _)| matches!(error, ConnectError::Unreachable { .. }))
+                    {
+                        furthest = Some(failed);
+                    }
+                }
+            }
+        }
+        Err(furthest.unwrap_or_else(|| {
+            let name = self.options.credentials.name.clone();
+            (ConnectError::BadCredentials { name, problem: "they name no endpoint".to_owned() }, false)
+        }))
+    }
+
+    fn try_endpoint(
+        &mut self,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<Session, (ConnectError, bool)> {
+        let unreachable = |source| (ConnectError::Unreachable { endpoint: endpoint.clone(), source }, false);
+        let addresses = socket::addresses(endpoint).map_err(unreachable)?;
+        let mut last = None;
+        for address in addresses {
+            match self.try_address(endpoint, &address, deadline) {
+                Ok(session) => return Ok(session),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            unreachable(std::io::Error::new(std::io::ErrorKind::NotFound, "the host name has no address"))
+        }))
+    }
+
+    fn try_address(
+        &mut self,
+        endpoint: &Endpoint,
+        address: &Address,
+        deadline: Instant,
+    ) -> Result<Session, (ConnectError, bool)> {
+        let started = Instant::now();
+        let socket = Socket::open(address, self.bench.poll.registry(), SOCKET)
+            .map_err(|source| (ConnectError::Unreachable { endpoint: endpoint.clone(), source }, false))?;
+        let mut session = Session::new(socket, Engine::client(client_config(&self.options.credentials)));
+        let deadline = deadline.min(started + limits::HANDSHAKE_TIMEOUT);
+        session.open(&mut self.bench, deadline).map_err(|end| {
+            // Undoes what the hello may have set in motion before the session failed.
+            self.bench.outgoing.end_session();
+            let refused = matches!(end, End::PeerError { .. } | End::Said(SessionEnd::Goodbye { .. }));
+            (connect_error(&self.options.credentials, endpoint, &session, end, started.elapsed()), refused)
+        })?;
+        Ok(session)
+    }
+}
+
+fn client_config(credentials: &Credentials) -> ClientConfig {
+    let metadata = Metadata::new(&SocketType::Dealer)
+        .with(X_INTERLOCK, native::VERSION_MAJOR.to_string())
+        .expect("the constant is a legal property name and stands once");
+    ClientConfig {
+        frame_bytes_max: limits::NATIVE_FRAME_BYTES_MAX,
+        ..ClientConfig::new(credentials.keys.clone(), credentials.broker, metadata)
+    }
+}
+
+/// Why no further session is to be tried after this end; `None` if one is.
+fn definite(end: &End) -> Option<String> {
+    match end {
+        End::Closed | End::Said(SessionEnd::Version { .. }) => Some(end.to_string()),
+        End::Said(SessionEnd::Goodbye { code, .. }) if matches!(code.as_str(), "revoked" | "version") => {
+            Some(end.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn connect_error(
+    credentials: &Credentials,
+    endpoint: &Endpoint,
+    session: &Session,
+    end: End,
+    waited: Duration,
+) -> ConnectError {
+    let endpoint = endpoint.clone();
+    let wrong_key = |endpoint| ConnectError::WrongServerKey { endpoint, expected: credentials.broker };
+    match end {
+        End::Io(source) if !session.is_connected() => ConnectError::Unreachable { endpoint, source },
+        End::Io(source) => ConnectError::Broken { endpoint, awaited: session.awaited(), source },
+        End::PeerError { reason } => match Refusal::from_reason(&reason) {
+            Refusal::ServerKeyWrong => wrong_key(endpoint),
+            Refusal::KeyRefused => ConnectError::KeyRefused { endpoint, name: credentials.name.clone() },
+            _ => ConnectError::Refused { endpoint, reason: format!("ERROR `{reason}`") },
+        },
+        End::Zmtp(ZmtpError::BoxRefused { name: "WELCOME" }) => wrong_key(endpoint),
+        End::Zmtp(ZmtpError::Key(problem)) => {
+            ConnectError::BadCredentials { name: credentials.name.clone(), problem: problem.to_string() }
+        }
+        End::Zmtp(source) => ConnectError::NotInterlock { endpoint, source },
+        End::Said(SessionEnd::Goodbye { code, text }) if code != "version" => {
+            ConnectError::Refused { endpoint, reason: format!("goodbye `{code}`: {text}") }
+        }
+        end @ (End::Record(_) | End::Said(_)) => {
+            ConnectError::ProtocolMismatch { endpoint, seen: end.to_string() }
+        }
+        End::TimedOut | End::Silent | End::Stuck { .. } => {
+            ConnectError::TimedOut { endpoint, waited, awaited: session.awaited() }
+        }
+        end @ (End::Closed | End::EndOfStream | End::Overflowed) => {
+            ConnectError::Refused { endpoint, reason: end.to_string() }
+        }
+    }
+}
+
+/// The wait before attempt `attempt`, counted from zero.
+fn backoff(attempt: u32, (first, longest): (Duration, Duration)) -> Duration {
+    let full = first.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(longest);
+    let random = u32::from(u16::from_le_bytes(crypto::random()));
+    full / 2 + (full / 2) * random / u32::from(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_with_jitter_and_have_a_longest() {
+        for (attempt, full_ms) in [(0, 50), (1, 100), (6, 3200), (7, 5000), (40, 5000), (u32::MAX, 5000)] {
+            for _ in 0..20 {
+                let full = Duration::from_millis(full_ms);
+                let wait = backoff(attempt, BACKOFF);
+                assert!(wait >= full / 2 && wait <= full, "attempt {attempt}: {wait:?}");
+            }
+        }
+    }
+}
