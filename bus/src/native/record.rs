@@ -968,7 +968,7 @@ pub(crate) mod tests {
         let mut direct = b"before".to_vec();
         parts.put(9, &mut direct).unwrap();
         assert_eq!(direct[6..], encoded(&Record::Publish(parts.block(9).unwrap())));
-        let header = Header { user: vec![("k".into(), "v".repeat(70_000))], ..header };
+        let header = Header { user: vec![("k".into(), "v".repeat(70_000))], ..Header::new() };
         let parts = PublishParts { header: &header, ..parts };
         let before = direct.clone();
         assert!(parts.put(9, &mut direct).unwrap_err() > 70_000);
