@@ -14,9 +14,13 @@
 
 mod attached;
 mod core;
+#[cfg(test)]
+mod core_tests;
 mod gate;
 mod lane;
 mod link;
+#[cfg(test)]
+mod link_tests;
 mod options;
 mod outgoing;
 mod received;

@@ -1,0 +1,388 @@
+//! Clients and a broker in one process: over sockets and attached.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use super::{Client, ConnectOptions, Event, LinkState, PublishOptions, ServeOptions, SubscribeOptions};
+use crate::{
+    blocking::{wait, wait_until},
+    broker::{Broker, BrokerConfig, BrokerHandle},
+    crypto::KeyPair,
+    endpoint::Endpoint,
+    envelope::Payload,
+    error::{ConnectError, RequestError},
+    keys::{Credentials, KeyStore, Permissions, Rules},
+    limits,
+    topic::TopicName,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    store: KeyStore,
+    broker: BrokerHandle,
+}
+
+fn everything() -> Permissions {
+    let all = || Rules::allowing(["#", "$sys/#"].map(|filter| filter.parse().unwrap()));
+    Permissions { publish: all(), subscribe: all(), serve: all(), request: all(), wait: true }
+}
+
+fn start(store: &KeyStore, endpoints: Vec<Endpoint>) -> BrokerHandle {
+    Broker::start(BrokerConfig::from_key_store(store, endpoints).unwrap()).unwrap()
+}
+
+fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+    for name in ["alice", "bob"] {
+        store.issue(&name.parse().unwrap(), &everything(), &[], None).unwrap();
+    }
+    let endpoints =
+        vec![Endpoint::Ipc(directory.path().join("bus.sock")), "tcp://127.0.0.1:0".parse().unwrap()];
+    let broker = start(&store, endpoints);
+    Fixture { directory, store, broker }
+}
+
+impl Fixture {
+    fn credentials(&self, name: &str) -> Credentials {
+        let credentials = self.broker.issue_incarnation(&name.parse().unwrap());
+        assert_eq!(credentials.endpoints.len(), 2);
+        credentials
+    }
+
+    fn connect(&self, name: &str) -> Client {
+        connect(self.credentials(name)).unwrap()
+    }
+
+    /// One client for each kind of link.
+    fn clients(&self, name: &str) -> [(&'static str, Client); 3] {
+        let over = |endpoint: usize| {
+            let mut credentials = self.credentials(name);
+            credentials.endpoints = vec![credentials.endpoints[endpoint].clone()];
+            connect(credentials).unwrap()
+        };
+        let attached = self.broker.attach(&name.parse().unwrap()).unwrap();
+        [("ipc", over(0)), ("tcp", over(1)), ("attached", attached)]
+    }
+}
+
+fn connect(credentials: Credentials) -> Result<Client, ConnectError> {
+    Client::connect_blocking(ConnectOptions::new(credentials).timeout(TIMEOUT))
+}
+
+fn soon<F: Future>(future: F) -> F::Output {
+    wait_until(future, Instant::now() + TIMEOUT).expect("the future ends in time")
+}
+
+fn subscribe(client: &Client, filter: &str) -> super::Subscription {
+    soon(client.subscribe(&filter.parse().unwrap(), SubscribeOptions::default())).unwrap()
+}
+
+fn next_text(subscription: &mut super::Subscription) -> String {
+    match subscription.next_blocking(Instant::now() + TIMEOUT).unwrap() {
+        Event::Message(message) => message.text().unwrap().to_owned(),
+        Event::Gap { count, reason } => format!("gap {count:?} {reason}"),
+    }
+}
+
+fn topic(text: &str) -> TopicName {
+    text.parse().unwrap()
+}
+
+fn ask_broker(client: &Client, what: &str) -> serde_json::Value {
+    let topic = topic(&format!("$sys/broker/{what}"));
+    soon(client.request(&topic, Payload::default(), TIMEOUT)).unwrap().decode().unwrap()
+}
+
+#[test]
+fn what_is_published_right_after_subscribe_returns_arrives_over_every_link() {
+    let fixture = fixture();
+    let publisher = fixture.connect("alice");
+    for (link, subscriber) in fixture.clients("bob") {
+        assert_eq!(subscriber.name().as_str(), "bob");
+        let mut subscription = subscribe(&subscriber, "a/#");
+        publisher.publish(&topic("a/b"), Payload::text(link)).unwrap();
+        match subscription.next_blocking(Instant::now() + TIMEOUT).unwrap() {
+            Event::Message(message) => {
+                assert_eq!((message.text(), message.origin.as_str()), (Some(link), "alice"));
+                assert_eq!(message.topic, topic("a/b"));
+            }
+            gap => panic!("{link}: {gap:?}"),
+        }
+        soon(subscriber.close());
+    }
+}
+
+#[test]
+fn a_flood_arrives_whole_and_in_order_and_the_ledger_balances_over_every_link() {
+    const MESSAGES: u32 = 20_000;
+    let fixture = fixture();
+    for (link, publisher) in fixture.clients("alice") {
+        for (other, subscriber) in fixture.clients("bob") {
+            let name = topic(&format!("flood/{link}/{other}"));
+            let filter = crate::topic::TopicFilter::exactly(&name);
+            let options = SubscribeOptions::default();
+            let mut subscription = soon(subscriber.subscribe(&filter, options)).unwrap();
+            let flooding = std::thread::spawn({
+                let (publisher, name) = (publisher.clone(), name.clone());
+                move || {
+                    for number in 0..MESSAGES {
+                        let payload = Payload::text(number.to_string());
+                        soon(publisher.publish_waiting(&name, payload, &PublishOptions::default())).unwrap();
+                    }
+                }
+            });
+            for number in 0..MESSAGES {
+                assert_eq!(next_text(&mut subscription), number.to_string(), "{link} to {other}");
+            }
+            flooding.join().unwrap();
+            assert!(subscription.try_next().is_none(), "and this sends the last credit");
+            soon(subscriber.ping()).unwrap();
+            let rows = ask_broker(&subscriber, "ledger");
+            let row = rows.as_array().unwrap().iter().find(|row| row["topic"] == name.as_str()).unwrap();
+            assert_eq!(row["published"], MESSAGES, "{row}");
+            assert_eq!(row["delivered"], MESSAGES, "{row}");
+        }
+    }
+}
+
+#[test]
+fn close_sends_what_was_published_before() {
+    const MESSAGES: u32 = 5_000;
+    let fixture = fixture();
+    let subscriber = fixture.connect("bob");
+    let mut subscription = subscribe(&subscriber, "a");
+    for (link, publisher) in fixture.clients("alice") {
+        for number in 0..MESSAGES {
+            publisher.publish(&topic("a"), Payload::text(number.to_string())).unwrap();
+        }
+        soon(publisher.close());
+        assert_eq!(*publisher.watch().borrow(), LinkState::Closed);
+        for number in 0..MESSAGES {
+            assert_eq!(next_text(&mut subscription), number.to_string(), "{link}");
+        }
+    }
+}
+
+#[test]
+fn a_message_of_several_fragments_arrives_whole_and_control_records_overtake_it() {
+    let fixture = fixture();
+    let publisher = fixture.connect("alice");
+    let subscriber = fixture.connect("bob");
+    let mut subscription = subscribe(&subscriber, "a");
+    let payload: Vec<u8> = (0..5 << 20u32).map(|number| (number % 251) as u8).collect();
+    publisher.publish(&topic("a"), Payload::bytes(payload.clone())).unwrap();
+    soon(publisher.ping()).unwrap();
+    match subscription.next_blocking(Instant::now() + TIMEOUT).unwrap() {
+        Event::Message(message) => assert!(message.payload == payload),
+        gap => panic!("{gap:?}"),
+    }
+}
+
+#[test]
+fn an_acknowledged_publish_counts_its_subscribers() {
+    let fixture = fixture();
+    let subscriber = fixture.connect("bob");
+    let _subscription = subscribe(&subscriber, "a");
+    for (link, publisher) in fixture.clients("alice") {
+        let publish = |name| {
+            let options = PublishOptions::default();
+            soon(publisher.publish_acknowledged(&topic(name), Payload::text("x"), options)).unwrap()
+        };
+        assert_eq!(publish("a").subscribers, 1, "{link}");
+        assert_eq!(publish("nobody").subscribers, 0, "{link}");
+    }
+}
+
+#[test]
+fn a_request_is_answered_in_parts_over_every_link() {
+    let fixture = fixture();
+    let parts = 3 * u64::from(limits::REPLY_WINDOW);
+    for (link, server) in fixture.clients("bob") {
+        let filter = format!("count/{link}").parse().unwrap();
+        let mut service = soon(server.serve(&filter, ServeOptions::default())).unwrap();
+        let serving = std::thread::spawn(move || {
+            while let Some(request) = wait(service.next()) {
+                for part in 0..parts {
+                    soon(request.reply(Payload::text(part.to_string()))).unwrap();
+                }
+                soon(request.end(Payload::text("end"))).unwrap();
+            }
+        });
+        for (other, requester) in fixture.clients("alice") {
+            let name = topic(&format!("count/{link}"));
+            let mut stream = soon(requester.request_stream(&name, Payload::text("go"), TIMEOUT)).unwrap();
+            for part in 0..parts {
+                let message = soon(stream.next()).unwrap().unwrap();
+                assert_eq!(message.text(), Some(&*part.to_string()), "{other} asks {link}");
+            }
+            assert_eq!(soon(stream.next()).unwrap().unwrap().text(), Some("end"));
+            assert_eq!(soon(stream.next()), None);
+            let single = soon(requester.request(&name, Payload::text("go"), TIMEOUT)).unwrap();
+            assert_eq!(single.text(), Some("end"));
+        }
+        soon(server.close());
+        serving.join().unwrap();
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_answered_ends_at_once_with_its_reason() {
+    let fixture = fixture();
+    let (requester, server) = (fixture.connect("alice"), fixture.connect("bob"));
+    let ask = |deadline| soon(requester.request(&topic("q"), Payload::text("?"), deadline));
+    assert_eq!(ask(TIMEOUT), Err(RequestError::NoResponders { topic: topic("q") }));
+
+    let mut service = soon(server.serve(&"q".parse().unwrap(), ServeOptions::default())).unwrap();
+    let soon_enough = Duration::from_millis(50);
+    assert_eq!(ask(soon_enough), Err(RequestError::TimedOut { topic: topic("q"), after: soon_enough }));
+    drop(soon(service.next()).unwrap());
+
+    let stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
+    let request = soon(service.next()).unwrap();
+    drop(stream);
+    soon(request.cancelled().wait());
+
+    let mut stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
+    drop(soon(service.next()).unwrap());
+    assert!(matches!(soon(stream.next()), Some(Err(RequestError::Failed { code, .. })) if code == "dropped"));
+
+    let mut stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
+    let _in_hand = soon(service.next()).unwrap();
+    soon(server.close());
+    assert_eq!(soon(stream.next()), Some(Err(RequestError::ServerGone)));
+}
+
+#[test]
+fn a_service_dropped_right_after_its_answer_does_not_lose_it() {
+    let fixture = fixture();
+    let (requester, server) = (fixture.connect("alice"), fixture.connect("bob"));
+    for _ in 0..50 {
+        let mut service = soon(server.serve(&"q".parse().unwrap(), ServeOptions::default())).unwrap();
+        let mut stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
+        let request = soon(service.next()).unwrap();
+        soon(request.end(Payload::text("!"))).unwrap();
+        drop(service);
+        assert_eq!(soon(stream.next()).unwrap().unwrap().text(), Some("!"));
+    }
+}
+
+#[test]
+fn each_way_of_not_getting_in_is_its_own_error_and_names_the_way_out() {
+    let fixture = fixture();
+    let good = fixture.credentials("alice");
+    let error = |credentials| connect(credentials).unwrap_err();
+
+    for endpoint in &good.endpoints {
+        let endpoints = vec![endpoint.clone()];
+        let wrong_server =
+            Credentials { broker: KeyPair::generate().public, endpoints: endpoints.clone(), ..good.clone() };
+        let wrong = error(wrong_server);
+        assert!(matches!(wrong, ConnectError::WrongServerKey { .. }), "{wrong}");
+        assert!(wrong.to_string().contains(&endpoint.to_string()), "{wrong}");
+        let unknown = error(Credentials { keys: KeyPair::generate(), endpoints, ..good.clone() });
+        assert!(matches!(unknown, ConnectError::KeyRefused { .. }), "{unknown}");
+        assert!(unknown.to_string().contains("interlock keys issue alice"), "{unknown}");
+    }
+
+    let nowhere = Endpoint::Ipc(fixture.directory.path().join("nobody.sock"));
+    let unreachable = error(Credentials { endpoints: vec![nowhere], ..good.clone() });
+    assert!(matches!(unreachable, ConnectError::Unreachable { .. }), "{unreachable}");
+}
+
+/// A listener that sends `greeting` to the first who comes and then stays silent.
+fn impostor(greeting: &'static [u8]) -> (Endpoint, std::thread::JoinHandle<std::net::TcpStream>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let accepting = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, greeting).unwrap();
+        stream
+    });
+    (endpoint, accepting)
+}
+
+#[test]
+fn what_is_no_broker_is_named_and_silence_ends_at_the_timeout() {
+    let fixture = fixture();
+    let good = fixture.credentials("alice");
+    let (web_server, accepting) =
+        impostor(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n----------------------");
+    let error = connect(Credentials { endpoints: vec![web_server], ..good.clone() }).unwrap_err();
+    assert!(matches!(error, ConnectError::NotInterlock { .. }), "{error}");
+    drop(accepting.join().unwrap());
+
+    let (silent, accepting) = impostor(b"");
+    let options = ConnectOptions::new(Credentials { endpoints: vec![silent], ..good.clone() });
+    let error = Client::connect_blocking(options.timeout(Duration::from_millis(50))).unwrap_err();
+    assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
+    drop(accepting.join().unwrap());
+
+    // The first endpoint is a stranger, the second the broker: the client gets in.
+    let (web_server, accepting) =
+        impostor(b"SSH-2.0-OpenSSH_9.2\r\n--------------------------------------------");
+    let endpoints = vec![web_server, good.endpoints[1].clone()];
+    connect(Credentials { endpoints, ..good }).unwrap();
+    drop(accepting.join().unwrap());
+}
+
+#[test]
+fn a_revoked_key_closes_the_client_for_good_with_the_reason() {
+    let fixture = fixture();
+    let credentials = fixture.credentials("bob");
+    let client = connect(credentials.clone()).unwrap();
+    let mut subscription = subscribe(&client, "a");
+    fixture.broker.revoke_incarnation(&credentials.keys.public);
+    assert!(soon(subscription.next()).is_none());
+    assert!(client.closed_reason().unwrap().contains("revoked"), "{:?}", client.closed_reason());
+    assert!(matches!(connect(credentials).unwrap_err(), ConnectError::KeyRefused { .. }));
+}
+
+#[test]
+fn a_restarted_broker_is_found_again_and_subscriptions_and_services_are_renewed() {
+    let fixture = fixture();
+    let endpoints = fixture.broker.endpoints().to_vec();
+    let load = |name: &str| {
+        let path = fixture.directory.path().join("keys").join(format!("{name}.toml"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.replace("endpoints = []", &format!("endpoints = [\"{}\"]", endpoints[0]));
+        Credentials::from_toml(&text, &path).unwrap()
+    };
+    let (subscriber, publisher) = (connect(load("bob")).unwrap(), connect(load("alice")).unwrap());
+    let mut subscription = subscribe(&subscriber, "a");
+    let mut service = soon(subscriber.serve(&"q".parse().unwrap(), ServeOptions::default())).unwrap();
+    publisher.publish(&topic("a"), Payload::text("before")).unwrap();
+    assert_eq!(next_text(&mut subscription), "before");
+
+    let mut states = publisher.watch();
+    fixture.broker.stop(TIMEOUT);
+    soon(states.wait_for(|state| matches!(state, LinkState::Lost { .. }))).unwrap();
+    let broker = start(&fixture.store, endpoints.clone());
+    soon(states.wait_for(|state| *state == LinkState::Ready)).unwrap();
+    assert_eq!(next_text(&mut subscription), "gap None disconnected");
+    // The renewed subscription is in place once its session answers a later question.
+    soon(subscriber.watch().wait_for(|state| *state == LinkState::Ready)).unwrap();
+    soon(subscriber.ping()).unwrap();
+    publisher.publish(&topic("a"), Payload::text("after")).unwrap();
+    assert_eq!(next_text(&mut subscription), "after");
+    let mut stream = soon(publisher.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
+    soon(soon(service.next()).unwrap().end(Payload::text("!"))).unwrap();
+    assert_eq!(soon(stream.next()).unwrap().unwrap().text(), Some("!"));
+    broker.stop(TIMEOUT);
+}
+
+#[test]
+fn attached_clients_learn_that_the_broker_has_ended() {
+    let fixture = fixture();
+    let client = fixture.broker.attach(&"bob".parse().unwrap()).unwrap();
+    let mut subscription = subscribe(&client, "a");
+    fixture.broker.stop(TIMEOUT);
+    assert!(soon(subscription.next()).is_none());
+    assert!(client.publish(&topic("a"), Payload::text("x")).is_err());
+    soon(client.close());
+    assert!(fixture.broker.attach(&"bob".parse().unwrap()).is_err());
+}
