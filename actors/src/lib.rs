@@ -1,6 +1,9 @@
 //! Actors.
 
+pub mod actor;
+pub mod context;
 pub mod conversation;
+pub mod host;
 pub mod log_record;
 pub mod log_transport;
 pub mod model;
