@@ -4,7 +4,7 @@
 
 use std::{fmt, future::Future, time::Duration};
 
-use interlock_bus::{Message, TopicFilter, client::Request};
+use interlock_bus::{Message, Request, TopicFilter};
 
 use crate::context::Context;
 
@@ -20,7 +20,7 @@ use crate::context::Context;
 ///
 /// ```
 /// # use interlock_actors::{actor::{Actor, Failure, Input}, context::Context};
-/// # use interlock_bus::client::SubscribeOptions;
+/// # use interlock_bus::SubscribeOptions;
 /// struct Printer;
 ///
 /// impl Actor for Printer {
@@ -157,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_failure_keeps_the_whole_chain_of_an_error() {
-        let failure = Failure::from(Outer(std::io::Error::other("no such file"))).context("history was not read");
+        let failure =
+            Failure::from(Outer(std::io::Error::other("no such file"))).context("history was not read");
 
         assert_eq!(failure.to_string(), "history was not read: the table `turns` is missing: no such file");
         assert_eq!(failure.reason(), "history was not read");

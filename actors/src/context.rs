@@ -2,10 +2,7 @@
 
 use std::{cell::Cell, fmt, future::Future, rc::Rc, sync::Arc};
 
-use interlock_bus::{
-    Client, PeerName, TopicFilter,
-    client::{ServeOptions, SubscribeError, SubscribeOptions},
-};
+use interlock_bus::{Client, PeerName, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter};
 use tokio::sync::watch;
 
 use crate::{
@@ -76,7 +73,11 @@ impl Context {
     /// Returns when the subscription is in the routing table. A subscription is declared again by each
     /// incarnation, in `started`; one that the incarnation before also declared goes on without a gap, with the
     /// options it was made with.
-    pub async fn subscribe(&self, filter: &TopicFilter, options: SubscribeOptions) -> Result<(), SubscribeError> {
+    pub async fn subscribe(
+        &self,
+        filter: &TopicFilter,
+        options: SubscribeOptions,
+    ) -> Result<(), SubscribeError> {
         self.inner.post.subscribe(self.client(), self.inner.incarnation, filter, options).await
     }
 
@@ -87,7 +88,11 @@ impl Context {
     }
 
     /// Serves topics with options.
-    pub async fn serve_with(&self, filter: &TopicFilter, options: ServeOptions) -> Result<(), SubscribeError> {
+    pub async fn serve_with(
+        &self,
+        filter: &TopicFilter,
+        options: ServeOptions,
+    ) -> Result<(), SubscribeError> {
         self.inner.post.serve(self.client(), self.inner.incarnation, filter, options).await
     }
 
@@ -180,7 +185,11 @@ impl Context {
 impl fmt::Debug for Context {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { name, incarnation, .. } = &*self.inner;
-        formatter.debug_struct("Context").field("name", name).field("incarnation", incarnation).finish_non_exhaustive()
+        formatter
+            .debug_struct("Context")
+            .field("name", name)
+            .field("incarnation", incarnation)
+            .finish_non_exhaustive()
     }
 }
 

@@ -181,7 +181,8 @@ impl Host for ActorHost {
             reports: reports.clone(),
         };
         let launch = self.launch.clone();
-        let thread = std::thread::Builder::new().name(self.name.to_string()).spawn(move || launch(incarnation));
+        let thread =
+            std::thread::Builder::new().name(self.name.to_string()).spawn(move || launch(incarnation));
         match thread {
             Ok(thread) => self.present = Some(Present { number, control, thread }),
             Err(error) => {
@@ -210,7 +211,13 @@ impl Host for ActorHost {
         if let Some(Present { number, control, thread }) = self.present.take() {
             control.kill(at_fault);
             if at_fault {
-                put_back_or_set_aside(&self.name, &self.mailbox, &self.post, number, "it did not end when killed");
+                put_back_or_set_aside(
+                    &self.name,
+                    &self.mailbox,
+                    &self.post,
+                    number,
+                    "it did not end when killed",
+                );
             } else {
                 self.mailbox.interrupted(number);
             }
@@ -259,9 +266,9 @@ fn put_back_or_set_aside(name: &PeerName, mailbox: &Mailbox, post: &Post, incarn
         "payload_bytes": message.payload.len(),
     });
     let topic = format!("$dlq/{name}").parse().expect("a peer name is a legal level");
-    let sent = Payload::json(&letter).map_err(Failure::from).and_then(|letter| {
-        client.publish(&topic, letter).map_err(|error| Failure::new(error.to_string()))
-    });
+    let sent = Payload::json(&letter)
+        .map_err(Failure::from)
+        .and_then(|letter| client.publish(&topic, letter).map_err(|error| Failure::new(error.to_string())));
     if let Err(failure) = sent {
         tracing::error!(what, %failure, "the dead letter was not published");
     }
@@ -313,7 +320,9 @@ impl Incarnation {
             Exit::Killed | Exit::Normal => None,
         };
         match reason {
-            Some(reason) => put_back_or_set_aside(&self.name, &self.mailbox, &self.post, self.number, &reason),
+            Some(reason) => {
+                put_back_or_set_aside(&self.name, &self.mailbox, &self.post, self.number, &reason)
+            }
             None => self.mailbox.interrupted(self.number),
         }
         self.reports.send(HostReport::Exited(exit));
@@ -347,7 +356,12 @@ impl Incarnation {
         retired.map(|_| ())
     }
 
-    async fn drive<A: Actor>(&self, stage: &actix::Addr<Stage<A>>, context: &Context, begun: Instant) -> Result<(), End> {
+    async fn drive<A: Actor>(
+        &self,
+        stage: &actix::Addr<Stage<A>>,
+        context: &Context,
+        begun: Instant,
+    ) -> Result<(), End> {
         let tick_every = self.step(stage, Step::Start).await?;
         let mut proof = self.post.settle(self.number);
         proof.insert(0, format!("started in {} ms", begun.elapsed().as_millis()));
@@ -439,7 +453,11 @@ impl Incarnation {
     }
 
     /// Gives actix one step and waits for it. Only one is ever inside.
-    async fn step<A: Actor>(&self, stage: &actix::Addr<Stage<A>>, step: Step) -> Result<Option<Duration>, End> {
+    async fn step<A: Actor>(
+        &self,
+        stage: &actix::Addr<Stage<A>>,
+        step: Step,
+    ) -> Result<Option<Duration>, End> {
         match stage.send(step).await {
             Ok(Ok(tick_every)) => Ok(tick_every),
             Ok(Err(None)) => Err(End::Killed),

@@ -3,3 +3,5 @@
 pub mod config;
 pub mod exit;
 pub mod lifecycle;
+pub mod process;
+pub mod supervisor;

@@ -84,7 +84,8 @@ impl Mailbox {
 
     fn try_offer(&self, parcel: Parcel) -> Result<(), Parcel> {
         let mut state = self.lock();
-        let fits = state.waiting.len() < MAILBOX_INPUTS_MAX && state.waiting_bytes + parcel.bytes <= MAILBOX_BYTES_MAX;
+        let fits = state.waiting.len() < MAILBOX_INPUTS_MAX
+            && state.waiting_bytes + parcel.bytes <= MAILBOX_BYTES_MAX;
         if !fits && !state.waiting.is_empty() {
             return Err(parcel);
         }

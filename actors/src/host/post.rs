@@ -9,10 +9,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use interlock_bus::{
-    Client, TopicFilter,
-    client::{Event, LinkState, ServeOptions, SubscribeError, SubscribeOptions},
-};
+use interlock_bus::{Client, Event, LinkState, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::mailbox::Mailbox;
@@ -154,7 +151,9 @@ impl Post {
             while let Some(event) = carrying.wait(subscription.next()).await {
                 let input = match event {
                     Event::Message(message) => Input::Message(message),
-                    Event::Gap { count, reason } => Input::Gap { filter: filter.clone(), count, reason: reason.to_string() },
+                    Event::Gap { count, reason } => {
+                        Input::Gap { filter: filter.clone(), count, reason: reason.to_string() }
+                    }
                 };
                 mailbox.offer(input).await;
             }
@@ -188,9 +187,10 @@ impl Post {
     /// Whether the same source is there already; it then belongs to this incarnation too.
     fn redeclared(&self, kind: Kind, incarnation: u64, filter: &TopicFilter) -> bool {
         let mut state = self.lock();
-        let there = state.sources.iter_mut().find(|source| {
-            source.kind == kind && source.filter == *filter && !source.carrier.is_finished()
-        });
+        let there = state
+            .sources
+            .iter_mut()
+            .find(|source| source.kind == kind && source.filter == *filter && !source.carrier.is_finished());
         let found = there.is_some();
         if let Some(source) = there {
             source.declared_by = incarnation;

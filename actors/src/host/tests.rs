@@ -162,7 +162,11 @@ impl Stand {
     fn await_done(&self, what: &str) {
         let deadline = Instant::now() + DEADLINE;
         while !self.done().iter().any(|done| done == what) {
-            assert!(Instant::now() < deadline, "`{what}` was not done within the deadline: {:?}", self.done());
+            assert!(
+                Instant::now() < deadline,
+                "`{what}` was not done within the deadline: {:?}",
+                self.done()
+            );
             std::thread::yield_now();
         }
     }
@@ -300,7 +304,8 @@ fn a_stop_for_a_restart_leaves_the_queue_to_the_next_incarnation() {
 fn a_full_mailbox_makes_its_source_wait_and_takes_one_input_of_any_size() {
     let mailbox = Mailbox::default();
     mailbox.open(1);
-    let gap = |bytes: usize| Input::Gap { filter: "a/#".parse().unwrap(), count: None, reason: "x".repeat(bytes) };
+    let gap =
+        |bytes: usize| Input::Gap { filter: "a/#".parse().unwrap(), count: None, reason: "x".repeat(bytes) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         for _ in 0..MAILBOX_INPUTS_MAX {

@@ -1,0 +1,367 @@
+//! Programs under their host, with real processes. The guardian is this test binary, run again.
+
+use std::{
+    io::Read,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, bounded};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use tempfile::TempDir;
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const AS_GUARDIAN: &str = "INTERLOCK_TEST_GUARDIAN";
+const AS_RUNTIME: &str = "INTERLOCK_TEST_RUNTIME";
+
+/// Not a test: what [`again`] runs as the guardian.
+#[test]
+fn entry_of_the_guardian() {
+    if std::env::var_os(AS_GUARDIAN).is_some() {
+        std::process::exit(if guardian::run() == ExitCode::SUCCESS { 0 } else { 1 });
+    }
+}
+
+/// Not a test: what the test of `kill -9` runs as the runtime.
+#[test]
+fn entry_of_a_runtime() {
+    if let Some(script) = std::env::var_os(AS_RUNTIME) {
+        let stand = Stand::start(shell(&script.into_string().unwrap()));
+        loop {
+            stand.report();
+        }
+    }
+}
+
+fn again(entry: &str, variable: &str, value: &str) -> GuardianCommand {
+    let entry = format!("process::tests::{entry}");
+    GuardianCommand {
+        binary: "/proc/self/exe".into(),
+        arguments: vec![entry.into(), "--exact".into()],
+        environment: vec![(variable.into(), value.into())],
+    }
+}
+
+fn shell(script: &str) -> Program {
+    Program {
+        arguments: vec!["-c".into(), script.into()],
+        grace: Duration::from_millis(300),
+        guardian: again("entry_of_the_guardian", AS_GUARDIAN, "1"),
+        ..Program::new("sh")
+    }
+}
+
+fn line(pattern: &str) -> Readiness {
+    Readiness::Line(regex_lite::Regex::new(pattern).unwrap())
+}
+
+struct Stand {
+    host: ProgramHost,
+    reports: Receiver<HostReport>,
+}
+
+impl Stand {
+    fn start(program: Program) -> Self {
+        let mut host = ProgramHost::new("scripted".parse().unwrap(), program);
+        let (sink, reports) = bounded(64);
+        host.start(1, Reports::new(move |report| sink.send(report).unwrap()));
+        Self { host, reports }
+    }
+
+    /// The next report that is not about progress.
+    fn report(&self) -> HostReport {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.reports.recv_deadline(deadline).expect("a report within the deadline") {
+                HostReport::Progress(_) => {}
+                report => return report,
+            }
+        }
+    }
+
+    fn ready(&self) -> String {
+        match self.report() {
+            HostReport::Ready { proof } => proof,
+            other => panic!("expected readiness, heard {other:?}"),
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self.report() {
+            HostReport::Exited(exit) => exit,
+            other => panic!("expected the end, heard {other:?}"),
+        }
+    }
+
+    fn failure(&self) -> String {
+        match self.exit() {
+            Exit::Failed(failure) => failure.to_string(),
+            other => panic!("expected a failure, heard {other:?}"),
+        }
+    }
+}
+
+/// A pipe that programs hold open by opening it: it ends when the last of them has died.
+struct Pulse {
+    directory: TempDir,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        mkfifo(&directory.path().join("pulse"), Mode::S_IRWXU).unwrap();
+        Self { directory }
+    }
+
+    fn path(&self) -> std::path::Display<'_> {
+        // Lives as long as `self`.
+        Path::new(self.directory.path()).display()
+    }
+
+    /// What was written into it, once everybody who held it has died; and tells when it was opened.
+    fn listen(&self) -> Receiver<String> {
+        let path = self.directory.path().join("pulse");
+        let (sink, heard) = bounded(2);
+        std::thread::spawn(move || {
+            let mut pipe = std::fs::File::open(path).unwrap();
+            let mut first = [0; 3];
+            pipe.read_exact(&mut first).unwrap();
+            sink.send(String::from_utf8_lossy(&first).into_owned()).unwrap();
+            let mut rest = String::new();
+            pipe.read_to_string(&mut rest).unwrap();
+            sink.send(rest).unwrap();
+        });
+        heard
+    }
+}
+
+#[test]
+fn the_reason_of_an_end_is_its_code_or_signal_with_the_last_words() {
+    let stand = Stand::start(shell("echo the weights are missing >&2; exit 3"));
+    stand.ready();
+    assert_eq!(stand.failure(), "exited with code 3: the weights are missing");
+
+    let stand = Stand::start(shell("kill -SEGV $$"));
+    stand.ready();
+    assert_eq!(stand.failure(), "ended by signal SIGSEGV");
+
+    let stand = Stand::start(shell("exit 0"));
+    stand.ready();
+    assert_eq!(stand.exit(), Exit::Normal);
+}
+
+#[test]
+fn a_program_that_is_not_there_is_a_failure_that_names_it() {
+    let stand = Stand::start(Program { command: "/no/such/program".into(), ..shell("") });
+    let failure = stand.failure();
+    assert!(failure.starts_with("`/no/such/program` was not started: No such file"), "{failure}");
+
+    let guardian = GuardianCommand { binary: "/no/such/guardian".into(), ..GuardianCommand::default() };
+    let stand = Stand::start(Program { guardian, ..shell("") });
+    let failure = stand.failure();
+    assert!(failure.starts_with("guardian `/no/such/guardian` was not started: "), "{failure}");
+}
+
+#[test]
+fn a_newline_on_the_descriptor_is_readiness() {
+    let program = Program {
+        readiness: Readiness::Newline,
+        ..shell("echo listening > /proc/self/fd/$NOTIFY_FD; exec sleep 1000")
+    };
+    let mut stand = Stand::start(program);
+    assert_eq!(stand.ready(), "it wrote a newline to NOTIFY_FD");
+    stand.host.stop(Stop::Final);
+    assert_eq!(stand.exit(), Exit::Normal, "ended by the signal that it was asked with");
+}
+
+#[test]
+fn a_datagram_on_the_notify_socket_is_readiness() {
+    let script = "
+import os, socket, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ['NOTIFY_SOCKET'])
+notify.send(b'STATUS=loading weights')
+notify.send(b'READY=1\\nSTATUS=waiting')
+time.sleep(1000)";
+    let program = Program {
+        command: "python3".into(),
+        arguments: vec!["-c".into(), script.into()],
+        readiness: Readiness::SdNotify,
+        ..shell("")
+    };
+    let mut stand = Stand::start(program);
+    assert_eq!(stand.ready(), "it sent READY=1");
+    stand.host.stop(Stop::Final);
+    assert_eq!(stand.exit(), Exit::Normal);
+}
+
+#[test]
+fn a_matching_line_of_output_is_readiness() {
+    let stand = Stand::start(Program {
+        readiness: line("^listening on"),
+        ..shell("echo hello; echo listening on 1")
+    });
+    assert_eq!(stand.ready(), "it wrote `listening on 1`");
+}
+
+#[test]
+fn credentials_come_through_a_descriptor_and_our_own_variables_do_not() {
+    let issue: Arc<IssueCredentials> = Arc::new(|incarnation| Ok(format!("name = \"for {incarnation}\"\n")));
+    let program = Program {
+        credentials: Credentials::Descriptor(issue),
+        environment: vec![("GREETING".into(), "hi".into())],
+        readiness: line("^end"),
+        ..shell(
+            "cat /proc/self/fd/$INTERLOCK_CREDENTIALS_FD >&2; echo $GREETING $(env | grep -c ^INTERLOCK_) >&2; exit 1",
+        )
+    };
+    let stand = Stand::start(program);
+    // The descriptor's number is the only variable of ours; the test's own are not inherited.
+    assert_eq!(stand.failure(), "exited with code 1: hi 1");
+
+    let program = Program {
+        credentials: Credentials::Descriptor(Arc::new(|incarnation| {
+            Ok(format!("name = \"for {incarnation}\"\n"))
+        })),
+        readiness: line("^name = \"for 1\"$"),
+        ..shell("cat /proc/self/fd/$INTERLOCK_CREDENTIALS_FD")
+    };
+    Stand::start(program).ready();
+
+    let refuse: Arc<IssueCredentials> = Arc::new(|_| Err(Failure::new("the broker is down")));
+    let stand = Stand::start(Program { credentials: Credentials::Descriptor(refuse), ..shell("") });
+    assert_eq!(stand.failure(), "no credentials were issued: the broker is down");
+}
+
+#[test]
+fn a_program_starts_with_no_signal_blocked() {
+    // Python, because a shell clears its mask itself.
+    let script = "import signal; print('blocked:', signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)";
+    let program = Program {
+        command: "python3".into(),
+        arguments: vec!["-c".into(), script.into()],
+        readiness: line(r"^blocked: set\(\)$"),
+        ..shell("")
+    };
+    Stand::start(program).ready();
+}
+
+#[test]
+fn a_signal_to_the_guardian_stops_its_program() {
+    let stand = Stand::start(shell("trap 'exit 7' TERM; sleep 1000 & wait"));
+    stand.ready();
+    let guardian = stand.host.present.as_ref().unwrap().lock().guardian.unwrap();
+    kill(guardian, Signal::SIGINT).unwrap();
+    assert!(stand.failure().starts_with("exited with code 7"));
+}
+
+#[test]
+fn a_stop_ends_forked_grandchildren_too_even_those_that_ignore_it_or_left_the_group() {
+    let pulse = Pulse::new();
+    let heard = pulse.listen();
+    let script = format!(
+        "exec 9> {}/pulse
+         (trap '' TERM; sleep 1000 & wait; sleep 1000) &
+         setsid sh -c 'trap \"\" TERM; sleep 1000' &
+         echo up >&9
+         wait",
+        pulse.path()
+    );
+    let mut stand = Stand::start(shell(&script));
+    stand.ready();
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
+    stand.host.stop(Stop::Final);
+    assert_eq!(stand.exit(), Exit::Normal);
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "", "all of them are gone");
+}
+
+#[test]
+fn what_a_program_leaves_behind_at_its_end_is_stopped() {
+    let pulse = Pulse::new();
+    let heard = pulse.listen();
+    let stand =
+        Stand::start(shell(&format!("exec 9> {}/pulse; sleep 1000 & echo up >&9; exit 4", pulse.path())));
+    stand.ready();
+    assert_eq!(stand.failure(), "exited with code 4");
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "");
+}
+
+#[test]
+fn a_kill_does_not_ask() {
+    let mut stand =
+        Stand::start(Program { readiness: line("up"), ..shell("trap '' TERM; echo up; sleep 1000") });
+    stand.ready();
+    stand.host.kill(false);
+    assert_eq!(stand.exit(), Exit::Killed);
+}
+
+#[test]
+fn an_order_that_comes_before_the_guardian_is_obeyed() {
+    let mut stand = Stand::start(shell("exec sleep 1000"));
+    stand.host.kill(false);
+    let reports: Vec<_> = std::iter::repeat_with(|| stand.report()).take(2).collect();
+    assert!(reports.contains(&HostReport::Exited(Exit::Killed)), "{reports:?}");
+}
+
+#[test]
+fn a_suspended_program_does_not_count_as_alive() {
+    let mut stand = Stand::start(Program {
+        readiness: line("up"),
+        ..shell("echo up; kill -STOP $$; echo again; sleep 1000")
+    });
+    stand.ready();
+    let program = stand.host.present.as_ref().unwrap().lock().program.unwrap();
+    let stopped = || std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap().contains(") T ");
+    while !stopped() {
+        std::thread::yield_now();
+    }
+    stand.host.ask(1);
+    kill(program, Signal::SIGCONT).unwrap();
+    while stopped() {
+        std::thread::yield_now();
+    }
+    stand.host.ask(2);
+    let answer = stand.report();
+    // The first question may have been read only after the program went on; then both are answered.
+    assert!(matches!(answer, HostReport::Alive { nonce: 1 | 2 }), "{answer:?}");
+}
+
+#[test]
+fn no_program_outlives_a_runtime_killed_with_9_by_more_than_its_grace() {
+    let pulse = Pulse::new();
+    let heard = pulse.listen();
+    let script = format!(
+        "exec 9> {}/pulse; (trap '' TERM; sleep 1000 & wait; sleep 1000) & echo up >&9; trap '' TERM; sleep 1000; sleep 1000",
+        pulse.path()
+    );
+    let GuardianCommand { binary, arguments, environment } = again("entry_of_a_runtime", AS_RUNTIME, &script);
+    let mut runtime =
+        Command::new(binary).args(arguments).envs(environment).stdout(Stdio::null()).spawn().unwrap();
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
+
+    let killed = Instant::now();
+    runtime.kill().unwrap();
+    runtime.wait().unwrap();
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "", "all of them are gone");
+    let took = killed.elapsed();
+    assert!(took >= Duration::from_millis(290), "they were given their grace: {took:?}");
+    assert!(took < Duration::from_secs(3), "and not much more: {took:?}");
+}
+
+#[test]
+fn a_guardian_that_dies_takes_its_program_along_and_says_so() {
+    let pulse = Pulse::new();
+    let heard = pulse.listen();
+    let stand =
+        Stand::start(shell(&format!("exec 9> {}/pulse; echo up >&9; sleep 1000; sleep 1000", pulse.path())));
+    stand.ready();
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
+    let guardian = stand.host.present.as_ref().unwrap().lock().guardian.unwrap();
+    kill(guardian, Signal::SIGKILL).unwrap();
+    assert_eq!(stand.failure(), "its guardian died");
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "");
+}

@@ -1,0 +1,787 @@
+//! The supervisor as a pure state machine: reports and the time go in, actions come out. It starts no thread and
+//! reads no clock, so that scripts and a random test can drive it.
+
+use std::time::{Duration, Instant};
+
+use interlock_actors::{
+    actor::Failure,
+    host::{Busy, Exit, HostReport, Stop},
+};
+use interlock_bus::PeerName;
+
+use super::{
+    backoff::Backoff,
+    child::Clocks,
+    intensity::{Budget, HEALTHY_AFTER, Verdict},
+    report::{Report, ReportContext},
+    strategy::{AutoShutdown, Restart, Strategy, WhenSpent},
+};
+
+/// How long a killed incarnation may take to end before it is abandoned.
+pub(crate) const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// The rules of one child, places instead of names.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) name: PeerName,
+    pub(crate) restart: Restart<bool>,
+    pub(crate) when_spent: WhenSpent,
+    /// Children that must be ready before each start.
+    pub(crate) needs: Vec<usize>,
+    /// Whether its first start also waits until all children before it have settled (ready, or failed once).
+    pub(crate) in_line: bool,
+    pub(crate) clocks: Clocks,
+}
+
+/// What the machine wants done. Carried out in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Start { child: usize, incarnation: u64 },
+    Stop { child: usize, stop: Stop },
+    Kill { child: usize, at_fault: bool },
+    Abandon { child: usize, at_fault: bool },
+    Ask { child: usize, nonce: u64 },
+    Report(Report),
+}
+
+/// How a supervisor ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why it stopped.
+    pub why: Why,
+    /// Children that had to be killed because the drain phase was over or a second signal came.
+    pub forced: Vec<PeerName>,
+    /// Children that had not ended when the supervisor gave up waiting.
+    pub pending: Vec<PeerName>,
+}
+
+/// Why a supervisor stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Why {
+    /// It was asked to.
+    Asked,
+    /// Its significant children had ended.
+    AutoShutdown,
+    /// The first start of a child with [`WhenSpent::Escalate`] failed.
+    StartFailed {
+        /// The child.
+        child: PeerName,
+        /// Why it did not start.
+        reason: Failure,
+    },
+    /// A child with [`WhenSpent::Escalate`] spent its budget.
+    Escalated {
+        /// The child.
+        child: PeerName,
+        /// Its last failure.
+        reason: Failure,
+    },
+}
+
+/// How long the phases of a shutdown last, both counted from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownPhases {
+    /// Until then children are asked, each with its grace. What is left is killed.
+    pub drain: Duration,
+    /// Until then killed children are waited for. What is left is reported as pending.
+    pub forced: Duration,
+}
+
+impl Default for ShutdownPhases {
+    fn default() -> Self {
+        Self { drain: Duration::from_secs(60), forced: Duration::from_secs(120) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Machine {
+    name: String,
+    strategy: Strategy,
+    auto_shutdown: Option<AutoShutdown>,
+    pub(crate) children: Vec<Child>,
+    pub(crate) stage: Stage,
+    random: Random,
+    actions: Vec<Action>,
+    questions: u64,
+}
+
+/// Draws evenly from 0.0 to 1.0.
+pub(crate) type Random = fn() -> f64;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Running,
+    Stopping {
+        why: Why,
+        kill_at: Instant,
+        give_up_at: Instant,
+        forced: Vec<PeerName>,
+        pending: Vec<PeerName>,
+    },
+    Stopped(Outcome),
+}
+
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) rules: Rules,
+    pub(crate) phase: Phase,
+    /// Since when it is in its phase.
+    pub(crate) since: Instant,
+    /// How often it was started; zero before the first time.
+    pub(crate) incarnation: u64,
+    /// Since when the present incarnation is ready.
+    ready_at: Option<Instant>,
+    pub(crate) proof: Option<String>,
+    pub(crate) status: Option<String>,
+    pub(crate) last_failure: Option<(Instant, Report)>,
+    budget: Budget,
+    backoff: Backoff,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not running, about to be started as soon as nothing stands in the way.
+    Waiting {
+        /// The end of its backoff.
+        not_before: Option<Instant>,
+        /// Whether it has failed and is tried again.
+        retry: bool,
+    },
+    Starting {
+        deadline: Instant,
+    },
+    Running(Asking),
+    /// An incarnation on its way out.
+    Ending {
+        then: Then,
+        step: Step,
+    },
+    /// Not running, and not started again by itself.
+    Down(Down),
+}
+
+/// Liveness: one question at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Asking {
+    Silent { next: Instant, missed: u32 },
+    Asked { nonce: u64, at: Instant, missed: u32 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Restart,
+    Stay,
+    /// It is killed for this failure.
+    Fail(Failure),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// To be asked once those that build on it have ended.
+    Queued,
+    Asked {
+        deadline: Instant,
+    },
+    Killed {
+        deadline: Instant,
+        at_fault: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Down {
+    /// By order.
+    Stopped,
+    /// By itself, normally.
+    Finished,
+    /// It failed, and will not be tried again.
+    Failed,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        name: String,
+        strategy: Strategy,
+        auto_shutdown: Option<AutoShutdown>,
+        rules: Vec<Rules>,
+        random: Random,
+        now: Instant,
+    ) -> Self {
+        let children = rules.into_iter().map(|rules| Child::new(rules, now)).collect();
+        Self {
+            name,
+            strategy,
+            auto_shutdown,
+            children,
+            stage: Stage::Running,
+            random,
+            actions: Vec::new(),
+            questions: 0,
+        }
+    }
+
+    /// What is to be done now.
+    pub(crate) fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// How it ended, once it has.
+    pub(crate) fn outcome(&self) -> Option<&Outcome> {
+        match &self.stage {
+            Stage::Stopped(outcome) => Some(outcome),
+            Stage::Running | Stage::Stopping { .. } => None,
+        }
+    }
+
+    /// Starts what can be started.
+    pub(crate) fn start(&mut self, now: Instant) {
+        self.settle(now);
+    }
+
+    /// An incarnation reported. Reports of earlier incarnations are ignored.
+    pub(crate) fn on_report(&mut self, index: usize, incarnation: u64, report: HostReport, now: Instant) {
+        let child = &mut self.children[index];
+        if child.incarnation != incarnation || matches!(child.phase, Phase::Waiting { .. } | Phase::Down(_)) {
+            return;
+        }
+        match report {
+            HostReport::Ready { proof } => child.on_ready(proof, now),
+            HostReport::Progress(text) => child.on_progress(text, now),
+            HostReport::Status(text) => child.status = Some(text),
+            HostReport::Alive { nonce } => child.on_alive(nonce),
+            HostReport::Exited(exit) => self.on_exit(index, exit, now),
+            _ => {}
+        }
+        self.settle(now);
+    }
+
+    /// What the child was busy with when it was last asked.
+    pub(crate) fn on_busy(&mut self, index: usize, busy: Option<Busy>, now: Instant) {
+        let child = &self.children[index];
+        let Some(busy) = busy.filter(|_| matches!(child.phase, Phase::Running(_))) else { return };
+        let busy_for = now.saturating_duration_since(busy.since);
+        if busy_for > child.rules.clocks.stuck_after {
+            let reason = format!("stuck: busy for {} s with {}", busy_for.as_secs(), busy.with);
+            self.fail_running(index, Failure::new(reason), now);
+            self.settle(now);
+        }
+    }
+
+    /// Time has passed.
+    pub(crate) fn on_time(&mut self, now: Instant) {
+        for index in 0..self.children.len() {
+            self.on_time_of(index, now);
+        }
+        if let Stage::Stopping { kill_at, give_up_at, .. } = self.stage {
+            if kill_at <= now {
+                self.kill_remaining(now);
+            }
+            if give_up_at <= now {
+                self.abandon_remaining(now);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// When [`Machine::on_time`] is due next, if it was called at `now`. What lay before that waits for an event.
+    pub(crate) fn next_timer(&self, now: Instant) -> Option<Instant> {
+        let children = self.children.iter().filter_map(|child| match &child.phase {
+            Phase::Waiting { not_before, .. } => *not_before,
+            Phase::Starting { deadline } => Some(*deadline),
+            Phase::Running(Asking::Silent { next, .. }) => Some(*next),
+            Phase::Running(Asking::Asked { at, .. }) => Some(*at + child.rules.clocks.ask_timeout),
+            Phase::Ending { step: Step::Asked { deadline } | Step::Killed { deadline, .. }, .. } => {
+                Some(*deadline)
+            }
+            Phase::Ending { step: Step::Queued, .. } | Phase::Down(_) => None,
+        });
+        let stage = match &self.stage {
+            Stage::Stopping { kill_at, give_up_at, .. } => [Some(*kill_at), Some(*give_up_at)],
+            Stage::Running | Stage::Stopped(_) => [None, None],
+        };
+        children.chain(stage.into_iter().flatten()).filter(|&at| at > now).min()
+    }
+
+    /// Starts a child that is down; a child in backoff is tried at once. Its budget is whole again.
+    pub(crate) fn order_start(&mut self, index: usize, now: Instant) {
+        if self.stage != Stage::Running {
+            return;
+        }
+        let child = &mut self.children[index];
+        match &mut child.phase {
+            Phase::Waiting { not_before, .. } => *not_before = None,
+            Phase::Down(_) => child.enter(Phase::Waiting { not_before: None, retry: false }, now),
+            Phase::Ending { then, .. } if *then == Then::Stay => *then = Then::Restart,
+            _ => return,
+        }
+        child.forgive();
+        self.settle(now);
+    }
+
+    /// Stops a child and keeps it down.
+    pub(crate) fn order_stop(&mut self, index: usize, now: Instant) {
+        self.children[index].end(Then::Stay, now);
+        self.settle(now);
+    }
+
+    /// Stops a child if it runs, and starts it.
+    pub(crate) fn order_restart(&mut self, index: usize, now: Instant) {
+        if self.stage != Stage::Running {
+            return;
+        }
+        let child = &mut self.children[index];
+        if matches!(child.phase, Phase::Starting { .. } | Phase::Running(_)) {
+            child.forgive();
+            child.end(Then::Restart, now);
+            return self.settle(now);
+        }
+        self.order_start(index, now);
+    }
+
+    /// Begins the shutdown. A second call makes it shorter, never longer.
+    pub(crate) fn shutdown(&mut self, phases: ShutdownPhases, now: Instant) {
+        self.stop_all(Why::Asked, phases, now);
+        self.on_time(now);
+    }
+
+    fn stop_all(&mut self, because: Why, phases: ShutdownPhases, now: Instant) {
+        let (kill, give_up) = (now + phases.drain, now + phases.forced);
+        match &mut self.stage {
+            Stage::Running => {
+                self.stage = Stage::Stopping {
+                    why: because,
+                    kill_at: kill,
+                    give_up_at: give_up,
+                    forced: Vec::new(),
+                    pending: Vec::new(),
+                };
+                for index in 0..self.children.len() {
+                    self.children[index].end(Then::Stay, now);
+                    // One that was asked to stop for a restart leaves its queue; now it is to take it.
+                    if let Phase::Ending { step: Step::Asked { .. }, .. } = self.children[index].phase {
+                        self.actions.push(Action::Stop { child: index, stop: Stop::Final });
+                    }
+                }
+            }
+            Stage::Stopping { kill_at, give_up_at, .. } => {
+                *kill_at = kill.min(*kill_at);
+                *give_up_at = give_up.min(*give_up_at);
+            }
+            Stage::Stopped(_) => {}
+        }
+    }
+
+    fn on_exit(&mut self, index: usize, exit: Exit, now: Instant) {
+        let child = &mut self.children[index];
+        let was_ready = child.ready_at.is_some();
+        let phase = std::mem::replace(&mut child.phase, Phase::Down(Down::Stopped));
+        let by_itself = |exit| match exit {
+            Exit::Failed(failure) => Some(failure),
+            Exit::Killed => Some(Failure::new("killed")),
+            Exit::Normal => None,
+        };
+        match phase {
+            Phase::Ending { then, step } => {
+                let failure = match (step, exit) {
+                    (_, Exit::Failed(failure)) => Some(failure),
+                    _ => None,
+                };
+                self.on_ended(index, then, failure, now);
+            }
+            Phase::Starting { .. } | Phase::Running(_) => match (by_itself(exit), child.rules.restart) {
+                (Some(failure), _) => self.on_failed(index, failure, now),
+                (None, Restart::Permanent) if was_ready => {
+                    self.on_failed(index, Failure::new("ended without being asked"), now);
+                }
+                (None, Restart::Permanent) => {
+                    self.on_failed(index, Failure::new("ended before it was ready"), now)
+                }
+                (None, Restart::Transient { .. } | Restart::Temporary { .. }) => {
+                    child.enter(Phase::Down(Down::Finished), now);
+                    self.on_significant_end(index, now);
+                }
+            },
+            Phase::Waiting { .. } | Phase::Down(_) => unreachable!("only incarnations that exist report"),
+        }
+    }
+
+    /// An incarnation that was on its way out has ended, or was abandoned.
+    fn on_ended(&mut self, index: usize, then: Then, failure: Option<Failure>, now: Instant) {
+        if let (Some(failure), Then::Restart | Then::Stay) = (failure, &then) {
+            self.report(index, ReportContext::ShutdownError, failure, now);
+        }
+        let child = &mut self.children[index];
+        match then {
+            Then::Fail(failure) => self.on_failed(index, failure, now),
+            Then::Restart => child.enter(Phase::Waiting { not_before: None, retry: false }, now),
+            Then::Stay => child.enter(Phase::Down(Down::Stopped), now),
+        }
+    }
+
+    /// A child failed by itself: report, judge, restart it and its followers, or not.
+    fn on_failed(&mut self, index: usize, failure: Failure, now: Instant) {
+        let child = &mut self.children[index];
+        let was_ready = child.ready_at.is_some();
+        let ready_for = child.ready_at.map_or(Duration::ZERO, |ready| now.saturating_duration_since(ready));
+        if ready_for >= HEALTHY_AFTER {
+            child.backoff.reset();
+        }
+        let verdict = child.budget.record(now, ready_for);
+        let first_start = child.incarnation == 1 && !was_ready;
+        let (restart, when_spent, name) =
+            (child.rules.restart, child.rules.when_spent, child.rules.name.clone());
+        let context = match (&self.stage, was_ready) {
+            (Stage::Running, true) => ReportContext::ChildTerminated,
+            (Stage::Running, false) => ReportContext::StartError,
+            (Stage::Stopping { .. } | Stage::Stopped(_), _) => ReportContext::ShutdownError,
+        };
+        self.report(index, context, failure.clone(), now);
+
+        let child = &mut self.children[index];
+        child.enter(Phase::Down(Down::Failed), now);
+        if self.stage != Stage::Running {
+            return;
+        }
+        match (restart, when_spent, verdict) {
+            (Restart::Temporary { .. }, ..) => self.on_significant_end(index, now),
+            (_, WhenSpent::Escalate, _) if first_start => {
+                self.stop_all(
+                    Why::StartFailed { child: name, reason: failure },
+                    ShutdownPhases::default(),
+                    now,
+                );
+            }
+            (_, WhenSpent::Escalate, Verdict::GiveUp) => {
+                self.stop_all(
+                    Why::Escalated { child: name, reason: failure },
+                    ShutdownPhases::default(),
+                    now,
+                );
+            }
+            (_, WhenSpent::LeaveFailed, Verdict::GiveUp) => {}
+            (_, _, Verdict::Restart) => {
+                let wait = child.backoff.next((self.random)());
+                child.enter(Phase::Waiting { not_before: Some(now + wait), retry: true }, now);
+                self.take_followers_along(index, now);
+            }
+        }
+    }
+
+    fn take_followers_along(&mut self, failed: usize, now: Instant) {
+        for (sibling, child) in self.children.iter_mut().enumerate() {
+            if self.strategy.follows(sibling, failed) {
+                let temporary = matches!(child.rules.restart, Restart::Temporary { .. });
+                match child.phase {
+                    Phase::Starting { .. } | Phase::Running(_) if temporary => child.end(Then::Stay, now),
+                    Phase::Starting { .. } | Phase::Running(_) => child.end(Then::Restart, now),
+                    // Those that wait, wait on; those that end, end; those that are down stay down.
+                    Phase::Waiting { .. } | Phase::Ending { .. } | Phase::Down(_) => {}
+                }
+            }
+        }
+    }
+
+    /// A child has ended for good by itself. Whether that ends the supervisor.
+    fn on_significant_end(&mut self, index: usize, now: Instant) {
+        let Some(rule) = self.auto_shutdown else { return };
+        let ends = match rule {
+            AutoShutdown::AnySignificant => self.children[index].is_significant(),
+            AutoShutdown::AllSignificant => {
+                self.children[index].is_significant()
+                    && self.children.iter().filter(|child| child.is_significant()).all(Child::is_over)
+            }
+        };
+        if ends {
+            self.stop_all(Why::AutoShutdown, ShutdownPhases::default(), now);
+        }
+    }
+
+    /// Kills a running incarnation for a failure that it did not notice itself.
+    fn fail_running(&mut self, index: usize, failure: Failure, now: Instant) {
+        let step = Step::Killed { deadline: now + KILL_GRACE, at_fault: true };
+        self.children[index].phase = Phase::Ending { then: Then::Fail(failure), step };
+        self.actions.push(Action::Kill { child: index, at_fault: true });
+    }
+
+    fn on_time_of(&mut self, index: usize, now: Instant) {
+        let child = &mut self.children[index];
+        let clocks = child.rules.clocks;
+        match &mut child.phase {
+            Phase::Starting { deadline } if *deadline <= now => {
+                let last =
+                    child.status.as_ref().map(|status| format!("; last said: {status}")).unwrap_or_default();
+                let reason = format!(
+                    "not ready within {} s of its last progress{last}",
+                    clocks.start_deadline.as_secs()
+                );
+                self.fail_running(index, Failure::new(reason), now);
+            }
+            Phase::Running(Asking::Silent { next, missed }) if *next <= now => {
+                self.questions += 1;
+                let nonce = self.questions;
+                child.phase = Phase::Running(Asking::Asked { nonce, at: now, missed: *missed });
+                self.actions.push(Action::Ask { child: index, nonce });
+            }
+            Phase::Running(Asking::Asked { at, missed, .. }) if *at + clocks.ask_timeout <= now => {
+                let missed = *missed + 1;
+                if missed >= clocks.asks_missed_max {
+                    let reason = format!("not alive: {missed} questions in a row went unanswered for 1 s");
+                    return self.fail_running(index, Failure::new(reason), now);
+                }
+                child.phase = Phase::Running(Asking::Silent { next: *at + clocks.ask_every, missed });
+            }
+            Phase::Ending { step, .. } => match *step {
+                Step::Asked { deadline } if deadline <= now => {
+                    *step = Step::Killed { deadline: now + KILL_GRACE, at_fault: false };
+                    self.actions.push(Action::Kill { child: index, at_fault: false });
+                    let reason =
+                        format!("did not stop within its grace of {} s, killed", clocks.stop_grace.as_secs());
+                    self.report(index, ReportContext::ShutdownError, Failure::new(reason), now);
+                }
+                Step::Killed { deadline, at_fault } if deadline <= now => self.abandon(index, at_fault, now),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    fn abandon(&mut self, index: usize, at_fault: bool, now: Instant) {
+        self.actions.push(Action::Abandon { child: index, at_fault });
+        let child = &mut self.children[index];
+        let Phase::Ending { then, .. } = std::mem::replace(&mut child.phase, Phase::Down(Down::Stopped))
+        else {
+            unreachable!("only what is ending is abandoned")
+        };
+        if let Stage::Stopping { pending, .. } = &mut self.stage {
+            pending.push(child.rules.name.clone());
+        }
+        self.on_ended(index, then, Some(Failure::new("did not end when killed, abandoned")), now);
+    }
+
+    fn kill_remaining(&mut self, now: Instant) {
+        for (index, child) in self.children.iter_mut().enumerate().rev() {
+            let Phase::Ending { step, .. } = &mut child.phase else { continue };
+            if !matches!(step, Step::Killed { .. }) {
+                *step = Step::Killed { deadline: now + KILL_GRACE, at_fault: false };
+                self.actions.push(Action::Kill { child: index, at_fault: false });
+                if let Stage::Stopping { forced, .. } = &mut self.stage {
+                    forced.push(child.rules.name.clone());
+                }
+            }
+        }
+    }
+
+    fn abandon_remaining(&mut self, now: Instant) {
+        for index in 0..self.children.len() {
+            if let Phase::Ending { step: Step::Killed { at_fault, .. }, .. } = self.children[index].phase {
+                self.abandon(index, at_fault, now);
+            }
+        }
+    }
+
+    /// Stops and starts whatever nothing stands in the way of any more; notices that all is over.
+    fn settle(&mut self, now: Instant) {
+        for index in (0..self.children.len()).rev() {
+            self.stop_if_free(index, now);
+        }
+        for index in 0..self.children.len() {
+            if self.may_start(index, now) {
+                let child = &mut self.children[index];
+                let incarnation = child.begin(now);
+                self.actions.push(Action::Start { child: index, incarnation });
+            }
+        }
+        if let Stage::Stopping { why, forced, pending, .. } = &self.stage
+            && self.children.iter().all(|child| matches!(child.phase, Phase::Down(_)))
+        {
+            let (why, forced, pending) = (why.clone(), forced.clone(), pending.clone());
+            self.stage = Stage::Stopped(Outcome { why, forced, pending });
+        }
+    }
+
+    /// Asks a child to stop once everything that builds on it and is ending too has ended.
+    fn stop_if_free(&mut self, index: usize, now: Instant) {
+        let Phase::Ending { step: Step::Queued, then } = &self.children[index].phase else { return };
+        let stop = if *then == Then::Restart { Stop::Restart } else { Stop::Final };
+        let built_on = (0..self.children.len()).any(|other| {
+            matches!(self.children[other].phase, Phase::Ending { .. }) && self.builds_on(other, index)
+        });
+        if built_on {
+            return;
+        }
+        let child = &mut self.children[index];
+        let deadline = now + child.rules.clocks.stop_grace;
+        if let Phase::Ending { step, .. } = &mut child.phase {
+            *step = Step::Asked { deadline };
+        }
+        self.actions.push(Action::Stop { child: index, stop });
+    }
+
+    /// Whether `one` is started after `other` for a reason, and so stopped before it.
+    fn builds_on(&self, one: usize, other: usize) -> bool {
+        let rules = &self.children[one].rules;
+        let in_line = rules.in_line || self.is_strict();
+        rules.needs.contains(&other) || (in_line && other < one)
+    }
+
+    fn may_start(&self, index: usize, now: Instant) -> bool {
+        let child = &self.children[index];
+        let Phase::Waiting { not_before, retry } = child.phase else { return false };
+        let in_line = self.is_strict() || (child.rules.in_line && !retry && child.incarnation == 0);
+        not_before.is_none_or(|at| at <= now)
+            && child.rules.needs.iter().all(|&need| matches!(self.children[need].phase, Phase::Running(_)))
+            && (!in_line || (0..index).all(|earlier| self.has_settled(earlier)))
+            && !(self.is_strict() && self.children.iter().any(Child::is_ending_for_a_restart))
+    }
+
+    /// Whether later children need not wait for this one any longer. Under a strategy with followers the
+    /// order is strict: a child that is tried again is waited for until its budget is spent.
+    fn has_settled(&self, index: usize) -> bool {
+        let child = &self.children[index];
+        match child.phase {
+            Phase::Running(_) | Phase::Down(_) => true,
+            Phase::Waiting { retry: true, .. } if !self.is_strict() => true,
+            Phase::Starting { .. } if !self.is_strict() => child.incarnation > 1,
+            // Waits for one that will not come up soon. Needs lie earlier, so this ends.
+            Phase::Waiting { .. } => child.rules.needs.iter().any(|&need| {
+                !matches!(self.children[need].phase, Phase::Running(_)) && self.has_settled(need)
+            }),
+            Phase::Starting { .. } | Phase::Ending { .. } => false,
+        }
+    }
+
+    fn is_strict(&self) -> bool {
+        self.strategy != Strategy::OneForOne
+    }
+
+    fn report(&mut self, index: usize, context: ReportContext, reason: Failure, now: Instant) {
+        let child = &mut self.children[index];
+        let report = Report {
+            supervisor: self.name.clone(),
+            context,
+            reason,
+            offender: child.rules.name.clone(),
+            incarnation: child.incarnation,
+        };
+        child.last_failure = Some((now, report.clone()));
+        self.actions.push(Action::Report(report));
+    }
+}
+
+impl Child {
+    fn new(rules: Rules, now: Instant) -> Self {
+        Self {
+            rules,
+            phase: Phase::Waiting { not_before: None, retry: false },
+            since: now,
+            incarnation: 0,
+            ready_at: None,
+            proof: None,
+            status: None,
+            last_failure: None,
+            budget: Budget::default(),
+            backoff: Backoff::default(),
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Instant) {
+        self.phase = phase;
+        self.since = now;
+    }
+
+    fn begin(&mut self, now: Instant) -> u64 {
+        self.incarnation += 1;
+        self.ready_at = None;
+        self.proof = None;
+        self.status = None;
+        self.enter(Phase::Starting { deadline: now + self.rules.clocks.start_deadline }, now);
+        self.incarnation
+    }
+
+    fn on_ready(&mut self, proof: String, now: Instant) {
+        if let Phase::Starting { .. } = self.phase {
+            self.ready_at = Some(now);
+            self.proof = Some(proof);
+            let next = now + self.rules.clocks.ask_every;
+            self.enter(Phase::Running(Asking::Silent { next, missed: 0 }), now);
+        }
+    }
+
+    fn on_progress(&mut self, text: String, now: Instant) {
+        self.status = Some(text);
+        if let Phase::Starting { deadline } = &mut self.phase {
+            *deadline = now + self.rules.clocks.start_deadline;
+        }
+    }
+
+    fn on_alive(&mut self, answered: u64) {
+        if let Phase::Running(asking) = &mut self.phase
+            && let Asking::Asked { nonce, at, .. } = *asking
+            && nonce == answered
+        {
+            *asking = Asking::Silent { next: at + self.rules.clocks.ask_every, missed: 0 };
+        }
+    }
+
+    /// Sets a running child on its way out, or changes what comes after. A failure on its way stays one.
+    fn end(&mut self, to: Then, now: Instant) {
+        match &mut self.phase {
+            Phase::Starting { .. } | Phase::Running(_) => {
+                self.enter(Phase::Ending { then: to, step: Step::Queued }, now);
+            }
+            Phase::Ending { then: Then::Fail(_), .. } => {}
+            Phase::Ending { then, .. } => *then = to,
+            Phase::Waiting { .. } if to == Then::Stay => self.enter(Phase::Down(Down::Stopped), now),
+            Phase::Waiting { .. } | Phase::Down(_) => {}
+        }
+    }
+
+    fn forgive(&mut self) {
+        self.budget = Budget::default();
+        self.backoff.reset();
+    }
+
+    fn is_significant(&self) -> bool {
+        match self.rules.restart {
+            Restart::Permanent => false,
+            Restart::Transient { significant } | Restart::Temporary { significant } => significant,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Down(_))
+    }
+
+    fn is_ending_for_a_restart(&self) -> bool {
+        matches!(self.phase, Phase::Ending { then: Then::Restart, .. })
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    /// One line that says why.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { why, forced, pending } = self;
+        write!(formatter, "{why}")?;
+        for (names, what) in [(forced, "killed"), (pending, "still pending")] {
+            if !names.is_empty() {
+                let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+                write!(formatter, "; {what}: {}", names.join(", "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Asked => formatter.write_str("stopped as asked"),
+            Self::AutoShutdown => formatter.write_str("stopped because its significant children had ended"),
+            Self::StartFailed { child, reason } => write!(formatter, "`{child}` did not start: {reason}"),
+            Self::Escalated { child, reason } => {
+                write!(formatter, "`{child}` failed too often; its last failure: {reason}")
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Plays the scripts in `scripts/` against the machine. Above a `---` what is done, below it exactly what follows.
+//!
+//! Commands:
+//! - `tree strategy=S [jitter=1] [until=any_significant] children=a,b(word word)...` starts a tree. Words: `escalate`,
+//!   `transient`, `temporary`, `significant`, `on:x` (needs), `slow` (not ready by itself), `deaf` (does not stop
+//!   when asked), `frozen` (nor when killed), `mute` (answers no question).
+//! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `busy NAME SECONDS`: an incarnation does that.
+//! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
+//! - `status` shows the states.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt::Write,
+    time::{Duration, Instant},
+};
+
+use interlock_actors::{
+    actor::Failure,
+    host::{Busy, Exit, HostReport},
+};
+
+use super::{
+    child::{Clocks, Dependencies, check},
+    machine::{Action, Machine, Phase, Rules, ShutdownPhases},
+    strategy::{AutoShutdown, Restart, Strategy, WhenSpent},
+};
+
+macro_rules! scripts {
+    ($($name:ident),* $(,)?) => {
+        $(#[test] fn $name() { play(include_str!(concat!("scripts/", stringify!($name), ".txt"))); })*
+    };
+}
+
+scripts! {
+    one_for_one_restarts_the_failed_child_only,
+    rest_for_one_restarts_the_failed_child_and_those_after_it,
+    one_for_all_restarts_everything_but_temporary_children,
+    a_spent_budget_leaves_the_child_or_escalates,
+    the_first_start_of_an_escalating_child_is_not_retried,
+    a_start_deadline_is_moved_by_progress,
+    backoff_doubles_and_is_forgotten_after_health,
+    dependencies_order_start_and_stop,
+    shutdown_asks_then_kills_then_gives_up,
+    significant_children_end_the_supervisor,
+    silence_and_a_stuck_handler_are_failures,
+    orders_from_people,
+}
+
+fn play(script: &str) {
+    let mut player = None;
+    for block in script.split("\n\n") {
+        let (commands, expected) = block.split_once("---").unwrap_or((block, ""));
+        let commands = commands.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+        let mut log = String::new();
+        let mut said = String::new();
+        for command in commands {
+            let _ = writeln!(said, "{command}");
+            if let Some(tree) = command.strip_prefix("tree ") {
+                player = Some(Player::new(tree));
+            } else {
+                player.as_mut().expect("a script begins with a tree").command(command);
+            }
+            log += &std::mem::take(&mut player.as_mut().unwrap().log);
+        }
+        assert_eq!(
+            log.trim(),
+            expected.trim(),
+            "after\n{said}this followed (left), that was expected (right)"
+        );
+    }
+}
+
+struct Player {
+    machine: Machine,
+    begin: Instant,
+    now: Instant,
+    words: HashMap<usize, Vec<String>>,
+    reports: VecDeque<(usize, u64, HostReport)>,
+    waits: Vec<Option<Instant>>,
+    log: String,
+}
+
+impl Player {
+    fn new(line: &str) -> Self {
+        let (head, children) = line.split_once("children=").unwrap();
+        let head: HashMap<&str, &str> =
+            head.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
+        let mut parts = Vec::new();
+        for child in children.split(',') {
+            let (name, words) = child.trim_end_matches(')').split_once('(').unwrap_or((child, ""));
+            parts.push((name, words.split_whitespace().map(str::to_owned).collect::<Vec<_>>()));
+        }
+        let listed: Vec<_> = parts
+            .iter()
+            .map(|(name, words)| {
+                let needs: Vec<_> = words
+                    .iter()
+                    .filter_map(|word| word.strip_prefix("on:"))
+                    .map(|need| need.parse().unwrap())
+                    .collect();
+                let dependencies =
+                    if needs.is_empty() { Dependencies::InLine } else { Dependencies::On(needs) };
+                (name.parse().unwrap(), dependencies)
+            })
+            .collect();
+        let needs = check(listed.iter().map(|(name, dependencies)| (name, dependencies))).unwrap();
+        let rules =
+            parts.iter().zip(&listed).zip(needs).map(|(((_, words), (name, dependencies)), needs)| {
+                let has = |word: &str| words.iter().any(|there| there == word);
+                let significant = has("significant");
+                Rules {
+                    name: name.clone(),
+                    restart: match (has("transient"), has("temporary")) {
+                        (true, _) => Restart::Transient { significant },
+                        (_, true) => Restart::Temporary { significant },
+                        _ => Restart::Permanent,
+                    },
+                    when_spent: if has("escalate") { WhenSpent::Escalate } else { WhenSpent::LeaveFailed },
+                    needs,
+                    in_line: *dependencies == Dependencies::InLine,
+                    clocks: Clocks::ACTOR,
+                }
+            });
+        let strategy = match head["strategy"] {
+            "one_for_one" => Strategy::OneForOne,
+            "rest_for_one" => Strategy::RestForOne,
+            "one_for_all" => Strategy::OneForAll,
+            other => panic!("{other}"),
+        };
+        let until = head.get("until").map(|until| match *until {
+            "any_significant" => AutoShutdown::AnySignificant,
+            "all_significant" => AutoShutdown::AllSignificant,
+            other => panic!("{other}"),
+        });
+        let random = if head.get("jitter") == Some(&"1") { || 1.0 } else { || 0.0 };
+        let now = Instant::now();
+        let machine = Machine::new("root".to_owned(), strategy, until, rules.collect(), random, now);
+        let waits = vec![None; machine.children.len()];
+        let words = parts.into_iter().map(|(_, words)| words).enumerate().collect();
+        let mut player =
+            Self { machine, begin: now, now, words, reports: VecDeque::new(), waits, log: String::new() };
+        player.machine.start(now);
+        player.follow();
+        player
+    }
+
+    fn command(&mut self, line: &str) {
+        let mut words = line.splitn(3, ' ');
+        let (verb, name, rest) =
+            (words.next().unwrap(), words.next().unwrap_or(""), words.next().unwrap_or(""));
+        let now = self.now;
+        let place = self.machine.children.iter().position(|child| child.rules.name.as_str() == name);
+        let child = || place.unwrap_or_else(|| panic!("no child `{name}` in `{line}`"));
+        match verb {
+            "fail" => self.exits(child(), Exit::Failed(Failure::new(rest))),
+            "exit" => self.exits(child(), Exit::Normal),
+            "ready" => self.says(child(), HostReport::Ready { proof: String::new() }),
+            "progress" => self.says(child(), HostReport::Progress(rest.to_owned())),
+            "busy" => {
+                let since = now - Duration::from_secs(rest.parse().unwrap());
+                self.machine.on_busy(child(), Some(Busy { since, with: "message on `a/b`".to_owned() }), now);
+            }
+            "start" => self.machine.order_start(child(), now),
+            "stop" => self.machine.order_stop(child(), now),
+            "restart" => self.machine.order_restart(child(), now),
+            "shutdown" => self.machine.shutdown(ShutdownPhases::default(), now),
+            "now" => {
+                self.machine.shutdown(ShutdownPhases { drain: Duration::ZERO, ..Default::default() }, now)
+            }
+            "after" => self.pass(parse_duration(name)),
+            "status" => self.status(),
+            _ => panic!("unknown command `{line}`"),
+        }
+        self.follow();
+    }
+
+    fn exits(&mut self, child: usize, exit: Exit) {
+        self.says(child, HostReport::Exited(exit));
+    }
+
+    fn says(&mut self, child: usize, report: HostReport) {
+        self.reports.push_back((child, self.machine.children[child].incarnation, report));
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while let Some(timer) = self.machine.next_timer(self.now).filter(|&timer| timer <= end) {
+            self.now = timer;
+            self.machine.on_time(timer);
+            self.follow();
+        }
+        self.now = end;
+    }
+
+    /// Writes down what the machine wants, and lets the children answer.
+    fn follow(&mut self) {
+        let ended = self.machine.outcome().is_some();
+        loop {
+            for action in self.machine.take_actions() {
+                self.act(action);
+            }
+            self.note_waits();
+            let Some((child, incarnation, report)) = self.reports.pop_front() else { break };
+            self.machine.on_report(child, incarnation, report, self.now);
+        }
+        if let Some(outcome) = self.machine.outcome()
+            && !ended
+        {
+            let _ = writeln!(self.log, "ended {outcome}");
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        let is = |child: usize, word: &str| self.words[&child].iter().any(|there| there == word);
+        let name = |child: usize| self.machine.children[child].rules.name.clone();
+        let (line, answer) = match action {
+            Action::Start { child, incarnation } => {
+                let ready = HostReport::Ready { proof: String::new() };
+                (
+                    format!("start {}", name(child)),
+                    (!is(child, "slow")).then_some((child, incarnation, ready)),
+                )
+            }
+            Action::Stop { child, .. } => {
+                let stops = !is(child, "deaf") && !is(child, "frozen");
+                (format!("stop  {}", name(child)), stops.then(|| self.ended(child, Exit::Normal)))
+            }
+            Action::Kill { child, at_fault } => {
+                let fault = if at_fault { " at_fault" } else { "" };
+                let ends = (!is(child, "frozen")).then(|| self.ended(child, Exit::Killed));
+                (format!("kill  {}{fault}", name(child)), ends)
+            }
+            Action::Abandon { child, .. } => (format!("abandon {}", name(child)), None),
+            Action::Ask { child, .. } if is(child, "mute") => (format!("ask   {}", name(child)), None),
+            Action::Ask { child, nonce } => {
+                let incarnation = self.machine.children[child].incarnation;
+                return self.reports.push_back((child, incarnation, HostReport::Alive { nonce }));
+            }
+            Action::Report(report) => (report.to_string(), None),
+        };
+        let _ = writeln!(self.log, "{line}");
+        self.reports.extend(answer);
+    }
+
+    fn ended(&self, child: usize, exit: Exit) -> (usize, u64, HostReport) {
+        (child, self.machine.children[child].incarnation, HostReport::Exited(exit))
+    }
+
+    fn note_waits(&mut self) {
+        for (child, noted) in self.machine.children.iter().zip(&mut self.waits) {
+            let waits = match child.phase {
+                Phase::Waiting { not_before, .. } => not_before.filter(|&at| at > self.now),
+                _ => None,
+            };
+            if waits != *noted {
+                *noted = waits;
+                if let Some(at) = waits {
+                    let _ = writeln!(self.log, "wait  {} {:?}", child.rules.name, at - self.now);
+                }
+            }
+        }
+    }
+
+    fn status(&mut self) {
+        let at = self.now - self.begin;
+        let _ = write!(self.log, "{at:?} {}:", self.machine.state().as_str());
+        for child in &self.machine.children {
+            let _ = write!(self.log, " {}={}", child.rules.name, child.state().as_str());
+        }
+        self.log.push('\n');
+    }
+}
+
+fn parse_duration(text: &str) -> Duration {
+    match text.strip_suffix("ms") {
+        Some(millis) => Duration::from_millis(millis.parse().unwrap()),
+        None => Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap()),
+    }
+}
