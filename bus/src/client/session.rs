@@ -220,8 +220,10 @@ impl Session {
             }
             wake_at = wake_at.min(deadline);
         }
-        let must_not_wait =
-            self.readable || (self.stage == Stage::Open && self.unsent() == 0 && !bench.outgoing.sleep());
+        // What is left although the socket would take or give more is for the next turn.
+        let may_write = self.writable && self.unsent() > 0 && self.stage != Stage::Connecting;
+        let may_seal = self.unsent() == 0 && self.stage == Stage::Open && !bench.outgoing.sleep();
+        let must_not_wait = self.readable || may_write || may_seal;
         let timeout = if must_not_wait { Duration::ZERO } else { wake_at.saturating_duration_since(now) };
         self.wait(bench, timeout)?;
         if self.stage == Stage::Connecting && self.writable {
