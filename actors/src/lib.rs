@@ -3,6 +3,7 @@
 pub mod actor;
 pub mod context;
 pub mod conversation;
+pub mod gateway;
 pub mod host;
 pub mod log_record;
 pub mod log_transport;

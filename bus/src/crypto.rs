@@ -283,6 +283,17 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Bytes of a [`digest`].
+pub const DIGEST_BYTES: usize = 32;
+
+/// BLAKE2b of `content`, for comparing secrets that are random and long; it is no password hash.
+pub fn digest(content: &[u8]) -> [u8; DIGEST_BYTES] {
+    let mut digest = [0; DIGEST_BYTES];
+    dryoc::classic::crypto_generichash::crypto_generichash(&mut digest, content, None)
+        .expect("32 bytes and no key are within the limits of BLAKE2b");
+    digest
+}
+
 /// Compares without telling by its duration where the first difference is. Different lengths are
 /// different at once.
 pub fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {

@@ -1,0 +1,170 @@
+//! The gateway: HTTP for people and programs outside. The only place that names actix-web.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | the chat page |
+//! | `POST /v1/conversations/{id}/messages` with `{"text":"hello"}` | the turn as server-sent events |
+//! | `POST /v1/chat` with plain text, or `{"text","conversation"}` | the answer as plain text, or as events if `Accept` says so |
+//! | `GET /v1/conversations`, `GET /v1/conversations/{id}` | what was said |
+//! | `GET /v1/models`, `GET /v1/status` | what answers; the tree |
+//! | `GET /health/live`, `/health/ready`, `/health` | whether it lives, all is ready, it can be used |
+//!
+//! Events of a turn: `started`, any number of `delta`, then exactly one `final` or `error`. A turn that cannot begin is
+//! answered with an HTTP error instead. Errors are `{"error":{"code","message"}}`. Everything but the page and
+//! liveness needs the token.
+
+mod body;
+mod error;
+mod health;
+mod history;
+mod page;
+mod port;
+mod server;
+mod token;
+mod turn;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix_web::{dev::ServerHandle, web};
+use interlock_bus::{Client, TopicName, client::LinkState};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use port::{Port, PortError};
+pub use token::Token;
+
+use self::error::ApiError;
+use crate::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+    store::Store,
+};
+
+/// What a gateway is started with.
+#[derive(Clone)]
+pub struct Options {
+    /// Where to listen.
+    pub port: Arc<Port>,
+    /// Threads that answer.
+    pub workers: usize,
+    /// Largest request body in bytes.
+    pub body_bytes_max: usize,
+    /// Answers streamed at the same time.
+    pub streams_max: usize,
+    /// For a request's head.
+    pub head_timeout: Duration,
+    /// For a request's body.
+    pub body_timeout: Duration,
+    /// For a client that takes nothing of its answer.
+    pub write_timeout: Duration,
+    /// For a whole turn.
+    pub turn_timeout: Duration,
+    /// What clients must carry.
+    pub token: Token,
+    /// Answers with the runtime's status.
+    pub status_topic: TopicName,
+    /// The store, where past conversations are read; `None` while it is not open.
+    pub store: Arc<dyn Fn() -> Option<Store> + Send + Sync>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Options").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+/// What all workers share.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    client: Client,
+    streams: Arc<Semaphore>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Shared {
+    /// The right to stream one answer.
+    fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(ApiError::Stopping);
+        }
+        let busy = |_| ApiError::Busy { limit: self.options.streams_max };
+        Arc::clone(&self.streams).try_acquire_owned().map_err(busy)
+    }
+}
+
+/// The gateway as an actor.
+#[derive(Debug)]
+pub struct Gateway {
+    options: Options,
+    running: Option<Running>,
+}
+
+/// A server that answers.
+#[derive(Debug)]
+struct Running {
+    server: ServerHandle,
+    streams: Arc<Semaphore>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Gateway {
+    /// A gateway that listens once it is started.
+    pub fn new(options: Options) -> Self {
+        Self { options, running: None }
+    }
+}
+
+impl Actor for Gateway {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        let listener = self.options.port.open()?;
+        let streams = Arc::new(Semaphore::new(self.options.streams_max));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let shared = Shared {
+            options: self.options.clone(),
+            client: context.client().clone(),
+            streams: Arc::clone(&streams),
+            stopping: Arc::clone(&stopping),
+        };
+        let server = server::build(listener, web::Data::new(shared))?;
+        self.running = Some(Running { server: server.handle(), streams, stopping });
+        context.spawn_background(async move {
+            server.await.map_err(|error| Failure::from(error).context("the HTTP server ended"))
+        });
+        // A gateway subscribes to nothing, so nobody else would notice that its session is over.
+        let mut link = context.client().watch();
+        context.spawn_background(async move {
+            let _ = link.wait_for(|state| *state == LinkState::Closed).await;
+            Err(Failure::new("the gateway's session on the bus has ended"))
+        });
+        context.status(format!("listening on http://{}", self.options.port.address()));
+        Ok(())
+    }
+
+    async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
+        // It subscribes to nothing and serves nothing on the bus.
+        Ok(())
+    }
+
+    /// Refuses new turns, lets running ones end, then closes what is left.
+    async fn stopping(&mut self, context: &Context) -> Result<(), Failure> {
+        let Some(Running { server, streams, stopping }) = self.running.take() else { return Ok(()) };
+        stopping.store(true, Ordering::Relaxed);
+        let left = self.options.streams_max - streams.available_permits();
+        if left > 0 {
+            context.progress(format!("waiting for {left} answers to end"));
+        }
+        let all = u32::try_from(self.options.streams_max).unwrap_or(u32::MAX);
+        // Fails only if the semaphore is closed, which nobody does.
+        let _ = streams.acquire_many(all).await;
+        self.options.port.close();
+        server.stop(false).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! The one form in which the gateway says that something is wrong: `{"error":{"code","message"}}`.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpResponse, HttpResponseBuilder, ResponseError,
+    http::{StatusCode, header},
+};
+use interlock_bus::RequestError;
+use serde::Serialize;
+
+use crate::{store::StoreError, topics::code};
+
+/// Why a request was not answered. Each variant is one thing the client can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error(
+        "this needs the gateway's token, in the header `Authorization: Bearer TOKEN`; it is in the file `run/gateway-token` \
+         of the data directory"
+    )]
+    Unauthorized,
+    #[error("no such path `{0}`; see `/v1/status`, `/v1/conversations`, `/v1/chat`, `/health`")]
+    UnknownPath(String),
+    #[error("method `{method}` is not allowed on `{path}`; allowed: {allowed}")]
+    Method { method: String, path: String, allowed: &'static str },
+    #[error("no conversation `{0}`")]
+    UnknownConversation(String),
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("body is larger than {limit} bytes (`gateway.body_bytes_max`)")]
+    TooLarge { limit: usize },
+    #[error("the body did not come within {0:?} (`gateway.body_timeout`)")]
+    BodyTimeout(Duration),
+    #[error("{limit} answers are being streamed, which is the limit (`gateway.streams_max`); try again soon")]
+    Busy { limit: usize },
+    #[error("the gateway is stopping")]
+    Stopping,
+    #[error("{text}")]
+    Turn { status: StatusCode, code: String, text: String },
+}
+
+/// The body of an error.
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    error: Content<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Content<'a> {
+    code: &'a str,
+    message: String,
+}
+
+impl ApiError {
+    /// The word for programs.
+    pub(super) fn code(&self) -> &str {
+        match self {
+            Self::Unauthorized => "unauthorized",
+            Self::UnknownPath(_) => "unknown_path",
+            Self::Method { .. } => "method_not_allowed",
+            Self::UnknownConversation(_) => "unknown_conversation",
+            Self::BadRequest(_) => code::BAD_REQUEST,
+            Self::TooLarge { .. } => "body_too_large",
+            Self::BodyTimeout(_) => "body_timeout",
+            Self::Busy { .. } => code::BUSY,
+            Self::Stopping => code::STOPPING,
+            Self::Turn { code, .. } => code,
+        }
+    }
+
+    /// How a request on the bus failed.
+    pub(super) fn of_request(error: &RequestError) -> Self {
+        let (status, code) = match error {
+            RequestError::NoResponders { .. } => (StatusCode::SERVICE_UNAVAILABLE, "no_responders"),
+            RequestError::Denied { .. } => (StatusCode::FORBIDDEN, "denied"),
+            RequestError::TimedOut { .. } => (StatusCode::GATEWAY_TIMEOUT, code::TIMED_OUT),
+            RequestError::ServerGone => (StatusCode::BAD_GATEWAY, "server_gone"),
+            RequestError::Failed { code, text } => {
+                let status = match code.as_str() {
+                    code::BAD_REQUEST => StatusCode::BAD_REQUEST,
+                    code::BUSY | code::STOPPING => StatusCode::SERVICE_UNAVAILABLE,
+                    code::TIMED_OUT => StatusCode::GATEWAY_TIMEOUT,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                return Self::Turn { status, code: code.clone(), text: text.clone() };
+            }
+            RequestError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, code::BUSY),
+            RequestError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            RequestError::Cancelled => (StatusCode::BAD_GATEWAY, code::CANCELLED),
+            RequestError::Disconnected => (StatusCode::BAD_GATEWAY, code::BUS),
+            _ => (StatusCode::BAD_GATEWAY, code::BUS),
+        };
+        Self::Turn { status, code: code.to_owned(), text: error.to_string() }
+    }
+
+    /// How reading the store failed.
+    pub(super) fn of_store(error: &StoreError) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::Turn { status, code: code::STORE.to_owned(), text: error.to_string() }
+    }
+
+    /// The error as JSON, for the body of a response or an event of a stream.
+    pub(super) fn content(&self) -> serde_json::Value {
+        serde_json::json!({ "code": self.code(), "message": self.to_string() })
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UnknownPath(_) | Self::UnknownConversation(_) => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Busy { .. } | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Turn { status, .. } => *status,
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponseBuilder::new(self.status_code());
+        match self {
+            Self::Unauthorized => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"interlock\""));
+            }
+            Self::Method { allowed, .. } => {
+                response.insert_header((header::ALLOW, *allowed));
+            }
+            Self::Busy { .. } | Self::Stopping => {
+                response.insert_header((header::RETRY_AFTER, "1"));
+            }
+            // What is left of the body is not read: the connection cannot be used again.
+            Self::TooLarge { .. } | Self::BodyTimeout(_) => {
+                response.force_close();
+            }
+            _ => {}
+        }
+        response.json(Body { error: Content { code: self.code(), message: self.to_string() } })
+    }
+}

@@ -1,0 +1,54 @@
+//! The chat page: three files, built in, no outside resource.
+
+use actix_web::{HttpResponse, http::header};
+
+/// Only our own files, only our own server: no inline code, no frames.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// One file of the page.
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) path: &'static str,
+    content_type: &'static str,
+    text: &'static str,
+}
+
+/// All of them.
+pub(super) static FILES: [File; 3] = [
+    File { path: "/", content_type: "text/html; charset=utf-8", text: include_str!("page/index.html") },
+    File {
+        path: "/chat.js",
+        content_type: "text/javascript; charset=utf-8",
+        text: include_str!("page/chat.js"),
+    },
+    File { path: "/chat.css", content_type: "text/css; charset=utf-8", text: include_str!("page/chat.css") },
+];
+
+impl File {
+    pub(super) fn response(&self) -> HttpResponse {
+        HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, self.content_type))
+            .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
+            .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+            .insert_header((header::REFERRER_POLICY, "no-referrer"))
+            .insert_header((header::CACHE_CONTROL, "no-cache"))
+            .body(self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_ascii_and_asks_nobody_else() {
+        for file in &FILES {
+            assert!(file.text.is_ascii(), "{}", file.path);
+            assert!(!file.text.contains("http://") && !file.text.contains("https://"), "{}", file.path);
+        }
+        for reference in ["/chat.js", "/chat.css"] {
+            assert!(FILES[0].text.contains(reference) && FILES.iter().any(|file| file.path == reference));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Which path is answered by what, and who is let in.
+
+use std::{any::Any, net::TcpListener, time::Duration};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer, ResponseError,
+    body::{BoxBody, MessageBody},
+    dev::{Server, ServiceRequest, ServiceResponse},
+    http::header,
+    middleware::{Next, from_fn},
+    rt::net::TcpStream,
+    web,
+};
+use socket2::SockRef;
+
+use super::{
+    Shared, body,
+    error::ApiError,
+    health, history, page,
+    turn::{self, Form},
+};
+use crate::topics::ConversationId;
+
+/// Connections of one worker; further ones wait in the kernel.
+const CONNECTIONS_PER_WORKER_MAX: usize = 1024;
+
+/// How long an idle connection is kept for the next request.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// How long a connection that is being closed may take.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The conversation of `POST /v1/chat` when none is named.
+const CHAT_CONVERSATION: &str = "chat";
+
+type Data = web::Data<Shared>;
+
+/// A server on `listener`. It answers as soon as it is polled.
+pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io::Result<Server> {
+    let options = shared.options.clone();
+    let write_timeout = options.write_timeout;
+    let server =
+        HttpServer::new(move || App::new().wrap(from_fn(admit)).app_data(shared.clone()).configure(routes))
+            .workers(options.workers)
+            .max_connections(CONNECTIONS_PER_WORKER_MAX)
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(options.head_timeout)
+            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+            .shutdown_timeout(DISCONNECT_TIMEOUT.as_secs())
+            .disable_signals()
+            .on_connect(move |connection: &dyn Any, _| {
+                // The kernel closes a connection whose client takes nothing for so long; actix has no such limit.
+                if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+                    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(write_timeout));
+                }
+            })
+            .listen(listener)?
+            .run();
+    Ok(server)
+}
+
+fn routes(config: &mut web::ServiceConfig) {
+    let get = |path: &str, handler: actix_web::Route| {
+        web::resource(path).route(handler).default_service(web::to(|request| refuse_method(request, "GET")))
+    };
+    let post = |path: &str, handler: actix_web::Route| {
+        web::resource(path).route(handler).default_service(web::to(|request| refuse_method(request, "POST")))
+    };
+    for file in &page::FILES {
+        config.service(get(file.path, web::get().to(move || std::future::ready(file.response()))));
+    }
+    config
+        .service(get("/health/live", web::get().to(|| async { health::live() })))
+        .service(get(
+            "/health/ready",
+            web::get().to(|data: Data| async move { health::health(&data, true).await }),
+        ))
+        .service(get(
+            "/health",
+            web::get().to(|data: Data| async move { health::health(&data, false).await }),
+        ))
+        .service(get(
+            "/v1/status",
+            web::get().to(|data: Data| async move { health::status_answer(&data).await }),
+        ))
+        .service(get("/v1/models", web::get().to(|data: Data| async move { health::models(&data).await })))
+        .service(get(
+            "/v1/conversations",
+            web::get().to(|data: Data| async move { history::conversations(&data).await }),
+        ))
+        .service(get("/v1/conversations/{id}", web::get().to(conversation)))
+        .service(post("/v1/conversations/{id}/messages", web::post().to(message)))
+        .service(post("/v1/chat", web::post().to(chat)))
+        .default_service(web::to(|request: HttpRequest| async move {
+            HttpResponse::from_error(ApiError::UnknownPath(request.path().to_owned()))
+        }));
+}
+
+/// Lets in who has the token; the page's files and liveness are for everybody.
+async fn admit(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let is_open =
+        request.path() == "/health/live" || page::FILES.iter().any(|file| file.path == request.path());
+    let header = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes().to_vec());
+    let permitted = request
+        .app_data::<Data>()
+        .is_some_and(|shared| is_open || shared.options.token.permits(header.as_deref()));
+    if permitted {
+        return next.call(request).await.map(ServiceResponse::map_into_boxed_body);
+    }
+    Ok(request.into_response(ApiError::Unauthorized.error_response()))
+}
+
+async fn refuse_method(request: HttpRequest, allowed: &'static str) -> Result<HttpResponse, ApiError> {
+    Err(ApiError::Method { method: request.method().to_string(), path: request.path().to_owned(), allowed })
+}
+
+fn id_of(text: &str) -> Result<ConversationId, ApiError> {
+    text.parse::<ConversationId>().map_err(|error| ApiError::BadRequest(error.to_string()))
+}
+
+/// `GET /v1/conversations/{id}`
+async fn conversation(shared: Data, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let id = id_of(&id)?;
+    history::conversation(&shared, id.as_str().to_owned()).await
+}
+
+/// `POST /v1/conversations/{id}/messages`
+async fn message(
+    shared: Data,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let id = id_of(&id)?;
+    let bytes = body::read(&request, payload, &shared.options).await?;
+    let message: body::NewMessage = body::json(&bytes, "{\"text\":\"hello\"}")?;
+    turn::run(&shared, id, body::text(message.text)?, Form::Events).await
+}
+
+/// `POST /v1/chat`: for `curl -N -d hello`. Answers with plain text, or with events if the client asks for them.
+async fn chat(shared: Data, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    let bytes = body::read(&request, payload, &shared.options).await?;
+    let chat = body::chat(&request, &bytes)?;
+    let conversation = match chat.conversation {
+        Some(conversation) => conversation,
+        None => id_of(CHAT_CONVERSATION)?,
+    };
+    let wants_events = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/event-stream"));
+    let form = if wants_events { Form::Events } else { Form::Text };
+    turn::run(&shared, conversation, body::text(chat.text)?, form).await
+}

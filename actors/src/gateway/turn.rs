@@ -1,0 +1,224 @@
+//! One turn as a stream of server-sent events, or of plain text for a terminal.
+//!
+//! A turn that began ends in exactly one `final` or `error`; one that could not begin is answered with an HTTP
+//! error. A client that goes away, or takes nothing for too long, cancels its turn: the reply stream is dropped.
+
+use std::{convert::Infallible, fmt::Write, future::Future, pin::pin, time::Duration};
+
+use actix_web::{HttpResponse, http::header};
+use bytes::Bytes;
+use futures_util::stream;
+use interlock_bus::{Payload, ReplyStream, RequestError};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{Shared, error::ApiError};
+use crate::topics::{self, ConversationId, TurnPart, UserInput, code};
+
+/// Pieces that wait for a client; then the turn waits for it, which the model's credit window feels in the end.
+const PIECES_WAITING: usize = 16;
+
+/// How often a silent stream shows that it is alive, which is also when a client that went away is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// How a turn is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Server-sent events.
+    Events,
+    /// The answer's text alone.
+    Text,
+}
+
+/// What a turn says.
+#[derive(Debug)]
+enum Step {
+    Started(Value),
+    Delta(Value),
+    Final(Value),
+    Error(ApiError),
+}
+
+/// Sends the user's text, waits for the turn to begin, and streams it.
+pub(super) async fn run(
+    shared: &Shared,
+    conversation: ConversationId,
+    text: String,
+    form: Form,
+) -> Result<HttpResponse, ApiError> {
+    let permit = shared.stream_permit()?;
+    let deadline = Instant::now() + shared.options.turn_timeout;
+    let input = UserInput { conversation: Some(conversation.clone()), turn: None, text };
+    let payload = Payload::encode(&input)
+        .map_err(|error| ApiError::BadRequest(format!("the text cannot be sent: {error}")))?;
+    let mut replies = shared
+        .client
+        .request_stream(&topics::topic(topics::USER_INPUT), payload, shared.options.turn_timeout)
+        .await
+        .map_err(|error| ApiError::of_request(&error))?;
+    let first = match next_step(&mut replies, deadline).await {
+        Step::Error(error) => return Err(error),
+        first => first,
+    };
+    let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+    let write_timeout = shared.options.write_timeout;
+    actix_web::rt::spawn(stream_turn(replies, first, Sink { sender, form, write_timeout }, deadline, permit));
+    let body = stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (Ok::<_, Infallible>(piece), receiver))
+    });
+    let content_type = match form {
+        Form::Events => "text/event-stream; charset=utf-8",
+        Form::Text => "text/plain; charset=utf-8",
+    };
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, content_type))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header(("X-Accel-Buffering", "no"))
+        .insert_header(("X-Interlock-Conversation", conversation.as_str()))
+        .streaming(body))
+}
+
+/// Where the pieces go.
+#[derive(Debug)]
+struct Sink {
+    sender: mpsc::Sender<Bytes>,
+    form: Form,
+    write_timeout: Duration,
+}
+
+/// The client went away, or took nothing for too long.
+struct Gone;
+
+impl Sink {
+    async fn send(&self, piece: String) -> Result<(), Gone> {
+        if piece.is_empty() {
+            return Ok(());
+        }
+        match timeout(self.write_timeout, self.sender.send(piece.into())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
+        }
+    }
+}
+
+/// Streams a turn to its end, or until the client is gone.
+async fn stream_turn(
+    mut replies: ReplyStream,
+    first: Step,
+    sink: Sink,
+    deadline: Instant,
+    _permit: OwnedSemaphorePermit,
+) {
+    let mut step = first;
+    loop {
+        let is_end = matches!(step, Step::Final(_) | Step::Error(_));
+        if sink.send(step.text(sink.form)).await.is_err() || is_end {
+            return;
+        }
+        step = match alive(&sink, next_step(&mut replies, deadline)).await {
+            Ok(step) => step,
+            // Dropping the replies cancels the turn.
+            Err(Gone) => return,
+        };
+    }
+}
+
+/// Waits for `work`, noticing meanwhile whether the client is still there.
+async fn alive<T>(sink: &Sink, work: impl Future<Output = T>) -> Result<T, Gone> {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            () = sink.sender.closed() => return Err(Gone),
+            output = &mut work => return Ok(output),
+            () = tokio::time::sleep(KEEP_ALIVE) => {
+                if sink.form == Form::Events {
+                    sink.send(": still at work\n\n".to_owned()).await?;
+                }
+            }
+        }
+    }
+}
+
+/// The next step of a turn. After `Final` or `Error` nothing follows.
+async fn next_step(replies: &mut ReplyStream, deadline: Instant) -> Step {
+    let part = match timeout_at(deadline, replies.next()).await {
+        Ok(Some(Ok(message))) => topics::read::<TurnPart>(&message),
+        Ok(Some(Err(error))) => return Step::Error(ApiError::of_request(&error)),
+        Ok(None) => return Step::Error(broken("the turn ended without a final part")),
+        Err(_) => {
+            let topic = topics::topic(topics::USER_INPUT);
+            let after = Duration::ZERO;
+            return Step::Error(match ApiError::of_request(&RequestError::TimedOut { topic, after }) {
+                ApiError::Turn { status, code, .. } => ApiError::Turn {
+                    status,
+                    code,
+                    text: "the turn took longer than `gateway.turn_timeout`".to_owned(),
+                },
+                other => other,
+            });
+        }
+    };
+    match part {
+        Ok(TurnPart::Started(started)) => Step::Started(json!(started)),
+        Ok(TurnPart::Delta(delta)) => Step::Delta(json!(delta)),
+        Ok(TurnPart::Final(last)) => Step::Final(json!(last)),
+        Err(error) => Step::Error(broken(&error.to_string())),
+    }
+}
+
+fn broken(problem: &str) -> ApiError {
+    ApiError::Turn {
+        status: actix_web::http::StatusCode::BAD_GATEWAY,
+        code: code::BUS.to_owned(),
+        text: format!("the conversation engine broke its protocol: {problem}"),
+    }
+}
+
+impl Step {
+    fn text(&self, form: Form) -> String {
+        match form {
+            Form::Events => match self {
+                Self::Started(data) => event("started", data),
+                Self::Delta(data) => event("delta", data),
+                Self::Final(data) => event("final", data),
+                Self::Error(error) => event("error", &error.content()),
+            },
+            Form::Text => match self {
+                Self::Started(_) => String::new(),
+                Self::Delta(data) => data["text"].as_str().unwrap_or_default().to_owned(),
+                Self::Final(_) => "\n".to_owned(),
+                Self::Error(error) => format!("\nerror ({}): {error}\n", error.code()),
+            },
+        }
+    }
+}
+
+/// One server-sent event. JSON has no raw line break, so one data line is enough.
+fn event(name: &str, data: &Value) -> String {
+    let mut text = String::new();
+    let _ = write!(text, "event: {name}\ndata: {data}\n\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_name_one_line_of_data_and_an_empty_line() {
+        let step = Step::Delta(json!({ "text": "a\nb", "index": 0 }));
+        assert_eq!(step.text(Form::Events), "event: delta\ndata: {\"index\":0,\"text\":\"a\\nb\"}\n\n");
+        assert_eq!(step.text(Form::Text), "a\nb");
+    }
+
+    #[test]
+    fn an_error_has_the_same_form_in_a_stream_as_in_a_response() {
+        let step = Step::Error(broken("x"));
+        let text = step.text(Form::Events);
+        assert!(text.starts_with("event: error\ndata: {\"code\":\"bus\",\"message\":\""), "{text}");
+    }
+}
