@@ -1,6 +1,155 @@
 //! The conversation engine: takes what a user says, asks the model, streams the answer, and ends
 //! every turn in exactly one way.
+//!
+//! | a user's text that is | is answered |
+//! |---|---|
+//! | requested on [`topics::USER_INPUT`] | to the requester, part by part, and on the turn topics |
+//! | published on it | on the turn topics |
+//!
+//! Reading order: [`turn`] (one turn, pure), [`schedule`] (which turn runs, pure), [`history`]
+//! (what the model is shown, pure), `run` (a turn with its I/O), then the actor below.
 
+mod config;
 pub mod history;
+mod run;
 pub mod schedule;
+#[cfg(test)]
+mod tests;
 pub mod turn;
+
+use std::{cell::RefCell, rc::Rc};
+
+use interlock_bus::{Message, client::SubscribeOptions};
+use uuid::Uuid;
+
+pub use self::config::*;
+use self::{
+    run::{Job, Requester, Turns},
+    schedule::{Admission, Schedule},
+};
+use crate::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+    store::Store,
+    topics::{self, UserInput, code},
+};
+
+/// Serves and listens to [`topics::USER_INPUT`], publishes the turn topics, keeps what is said in the store.
+///
+/// - Every turn ends in one final or one error, towards its requester and on the turn topics.
+/// - The user's text is saved before the model is asked, and stays when the model fails.
+/// - Turns of one conversation run one after another, others side by side, all within bounds.
+#[derive(Debug)]
+pub struct ConversationEngine {
+    config: ConversationConfig,
+    store: Store,
+    engine: Option<Rc<Engine>>,
+}
+
+#[derive(Debug)]
+struct Engine {
+    turns: Turns,
+    schedule: RefCell<Schedule<Job>>,
+}
+
+impl ConversationEngine {
+    /// An engine on an open store.
+    pub fn new(config: ConversationConfig, store: Store) -> Self {
+        Self { config, store, engine: None }
+    }
+}
+
+impl Actor for ConversationEngine {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        self.engine = Some(Rc::new(Engine {
+            turns: Turns::new(self.config.clone(), self.store.clone(), context.client().clone()),
+            schedule: RefCell::new(Schedule::new(self.config.schedule)),
+        }));
+        context.serve(&topics::filter(topics::USER_INPUT)).await?;
+        context.subscribe(&topics::filter(topics::USER_INPUT), SubscribeOptions::default()).await?;
+        Ok(())
+    }
+
+    async fn handle(&mut self, input: Input, context: &Context) -> Result<(), Failure> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        match input {
+            Input::Request(request) => {
+                let said = read(&request.message);
+                engine.offer(said, Requester::of(request), context);
+            }
+            Input::Message(message) => engine.offer(read(&message), Requester::none(), context),
+            Input::Gap { count, reason, .. } => {
+                tracing::warn!(count, reason, "published texts of users were lost on the way to the engine");
+            }
+        }
+        Ok(())
+    }
+
+    async fn stopping(&mut self, _context: &Context) -> Result<(), Failure> {
+        let Some(engine) = &self.engine else { return Ok(()) };
+        let waiting = engine.schedule.borrow_mut().drain();
+        for job in waiting {
+            engine.turns.refuse(job, code::STOPPING, "the conversation engine is stopping").await;
+        }
+        Ok(())
+    }
+}
+
+/// What a user said, checked.
+fn read(message: &Message) -> Result<UserInput, String> {
+    let said: UserInput = topics::read(message).map_err(|error| {
+        format!("{error}; a user's text looks like {{\"conversation\":\"kitchen\",\"text\":\"hello\"}}")
+    })?;
+    match said.text.len() {
+        0 => Err("the text is empty".to_owned()),
+        bytes if bytes > INPUT_BYTES_MAX => {
+            Err(format!("the text is {bytes} bytes long; the limit is {INPUT_BYTES_MAX} bytes"))
+        }
+        _ => Ok(said),
+    }
+}
+
+impl Engine {
+    /// Starts a turn, or lets it wait, or refuses it.
+    fn offer(self: &Rc<Self>, said: Result<UserInput, String>, requester: Requester, context: &Context) {
+        let said = match said {
+            Ok(said) => said,
+            Err(problem) => {
+                return context.spawn(async move {
+                    requester.fail(code::BAD_REQUEST, &problem).await;
+                    Ok(())
+                });
+            }
+        };
+        let job = Job {
+            conversation: said.conversation.unwrap_or_default(),
+            turn: said.turn.unwrap_or_else(Uuid::now_v7),
+            text: said.text,
+            requester,
+        };
+        let conversation = job.conversation.clone();
+        let admission = self.schedule.borrow_mut().admit(&conversation, job);
+        match admission {
+            Admission::Start(job) => self.start(job, context),
+            Admission::Waits => {}
+            Admission::Busy { turn: job, reason } => {
+                let engine = Rc::clone(self);
+                context.spawn(async move {
+                    engine.turns.refuse(job, code::BUSY, &format!("{reason}; try again later")).await;
+                    Ok(())
+                });
+            }
+        }
+    }
+
+    fn start(self: &Rc<Self>, job: Job, context: &Context) {
+        let (engine, spawner) = (Rc::clone(self), context.clone());
+        context.spawn(async move {
+            let conversation = job.conversation.clone();
+            engine.turns.run(job).await;
+            let next = engine.schedule.borrow_mut().finished(&conversation);
+            next.into_iter().for_each(|job| engine.start(job, &spawner));
+            Ok(())
+        });
+    }
+}

@@ -9,4 +9,6 @@ pub mod log_record;
 pub mod log_transport;
 pub mod model;
 pub mod store;
+#[cfg(test)]
+mod test_stage;
 pub mod topics;

@@ -9,6 +9,8 @@ mod event_stream;
 pub mod limits;
 pub mod openai;
 pub mod script;
+mod service;
 
 pub use back_end::{Answer, BackEnd, BackEndError, Piece};
 pub use config::{BackEndKind, ModelConfig, ModelConfigError};
+pub use service::ModelService;

@@ -2,13 +2,14 @@
 //! it and who listens.
 //!
 //! Payloads are written in bincode's format; JSON is accepted wherever something is read
-//! ([`read`]), also from clients that cannot say what they send. A request answered in parts ends
+//! ([`read`]), also from clients that cannot say what they send, and a reply to anything but
+//! bincode's format is JSON ([`Format`]). A request answered in parts ends
 //! in exactly one final part, or in the bus's own error with a code from [`code`]; there is no
 //! third way and no error part beside it.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use interlock_bus::{CodecError, ContentType, Message, TopicFilter, TopicName, codec};
+use interlock_bus::{CodecError, ContentType, Message, Payload, TopicFilter, TopicName, codec};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -121,6 +122,8 @@ pub const CATALOGUE: &[Entry] = &[
 /// Codes of errors that end a turn or a completion; programs may act on them, the text beside
 /// them is for people.
 pub mod code {
+    /// The turn was sent before; its first sending counts.
+    pub const DUPLICATE: &str = "duplicate";
     /// The request could not be read, or holds something impossible.
     pub const BAD_REQUEST: &str = "bad_request";
     /// A queue is full; try again later.
@@ -170,15 +173,42 @@ pub fn filter(name: &'static str) -> TopicFilter {
 }
 
 /// Reads a payload in bincode's format or JSON. A message without a content type (stock ZeroMQ
-/// clients cannot give one) counts as JSON if it begins with `{` and is JSON.
+/// clients cannot give one) is read as JSON if it begins with `{`, and as bincode's format if that fails.
 pub fn read<T: serde::de::DeserializeOwned>(message: &Message) -> Result<T, CodecError> {
-    if message.header.content_type == ContentType::Bytes
-        && message.payload.trim_ascii_start().starts_with(b"{")
-        && let Ok(value) = codec::from_json(&message.payload)
-    {
-        return Ok(value);
+    let may_be_json = message.header.content_type == ContentType::Bytes
+        && message.payload.trim_ascii_start().starts_with(b"{");
+    match may_be_json.then(|| codec::from_json(&message.payload)) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(not_json)) => message.decode().map_err(|_| not_json),
+        None => message.decode(),
     }
-    message.decode()
+}
+
+/// How a reply is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Bincode's format.
+    Bincode,
+    /// JSON.
+    Json,
+}
+
+impl Format {
+    /// The format of replies to `request`: bincode's if it came in that, JSON for everybody else.
+    pub fn of_reply_to(request: &Message) -> Self {
+        match request.header.content_type {
+            ContentType::Bincode => Self::Bincode,
+            _ => Self::Json,
+        }
+    }
+
+    /// A value in this format.
+    pub fn encode(self, value: &impl Serialize) -> Result<Payload, CodecError> {
+        match self {
+            Self::Bincode => Payload::encode(value),
+            Self::Json => Payload::json(value),
+        }
+    }
 }
 
 /// Longest conversation id in bytes: it stands in topics' payloads, URLs and tables.
@@ -467,7 +497,7 @@ pub struct ModelDescription {
 
 #[cfg(test)]
 mod tests {
-    use interlock_bus::{Header, Payload};
+    use interlock_bus::Header;
 
     use super::*;
 
@@ -531,6 +561,16 @@ mod tests {
         let input: UserInput =
             read(&message(Payload::bytes(Payload::encode(&input).unwrap().bytes))).unwrap();
         assert_eq!(input.text, "hello");
+    }
+
+    #[test]
+    fn who_asks_in_bincode_gets_bincode_and_everybody_else_json() {
+        let format = |payload| Format::of_reply_to(&message(payload));
+        assert_eq!(format(Payload::encode(&1u8).unwrap()), Format::Bincode);
+        for other in [Payload::default(), Payload::json(&1).unwrap(), Payload::text("{}")] {
+            assert_eq!(format(other), Format::Json);
+        }
+        assert_eq!(Format::Json.encode(&Role::User).unwrap(), Payload::json("user").unwrap());
     }
 
     #[test]

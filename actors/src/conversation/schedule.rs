@@ -103,6 +103,13 @@ impl<T> Schedule<T> {
         start
     }
 
+    /// Takes out all turns that wait; none of them will start any more.
+    pub fn drain(&mut self) -> Vec<T> {
+        self.ready.clear();
+        self.waiting_count = 0;
+        std::mem::take(&mut self.waiting).into_values().flatten().collect()
+    }
+
     /// Turns that run.
     pub fn running(&self) -> usize {
         self.running.len()
@@ -155,6 +162,17 @@ mod tests {
         assert_eq!(schedule.admit(&id("b"), 4), Admission::Start(4));
         assert_eq!(schedule.admit(&id("b"), 5), Admission::Waits);
         assert!(is_busy(&schedule.admit(&id("c"), 6)));
+    }
+
+    #[test]
+    fn drained_turns_do_not_start() {
+        let mut schedule = Schedule::new(LIMITS);
+        for turn in 0..3 {
+            schedule.admit(&id("a"), turn);
+        }
+        assert_eq!(schedule.drain(), [1, 2]);
+        assert_eq!(schedule.finished(&id("a")), [0; 0]);
+        assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
     }
 
     proptest! {

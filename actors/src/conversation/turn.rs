@@ -149,6 +149,11 @@ impl Turn {
         self.state_by.min(self.end_by)
     }
 
+    /// When the turn as a whole has to be over.
+    pub fn whole_deadline(&self) -> Instant {
+        self.end_by
+    }
+
     /// What one input does.
     pub fn on(self, input: Input, now: Instant) -> Step {
         match (&self.state, input) {

@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_value_out_of_range_is_refused_with_what_is_allowed() {
-        let table: [(fn(&mut ModelConfig), &str); 9] = [
+        type Change = fn(&mut ModelConfig);
+        let table: [(Change, &str); 9] = [
             (|config| config.concurrent_max = 0, "`model.concurrent_max` is 0; allowed is 1 to 1024"),
             (|config| config.waiting_max = 70_000, "`model.waiting_max` is 70000"),
             (|config| config.script_pause = Duration::from_secs(11), "`model.script_pause` is 11s"),
