@@ -4,5 +4,7 @@ mod harness;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
+/// The native client over the encrypted socket and inside the broker's process.
+mod native_client;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.
 mod stock_sockets;
