@@ -59,7 +59,10 @@ impl Service {
                 match self.consumer.topics.message(origin, &block) {
                     Ok(message) => {
                         let handle = Arc::clone(&self.consumer.handle);
-                        return Poll::Ready(Some(Request { message, served, handle }));
+                        return Poll::Ready(Some(Request {
+                            message,
+                            open: Arc::new(Open { served, handle }),
+                        }));
                     }
                     Err(problem) => {
                         let link = self.consumer.handle.core.link();
@@ -88,6 +91,11 @@ impl Service {
 pub struct Request {
     /// The question: its topic, who asks, header and payload.
     pub message: Message,
+    open: Arc<Open>,
+}
+
+/// What all holds on one request share. When the last is gone, an unanswered request counts as dropped.
+struct Open {
     served: Arc<Served>,
     handle: Arc<Handle>,
 }
@@ -98,7 +106,7 @@ impl fmt::Debug for Request {
             .debug_struct("Request")
             .field("topic", &self.message.topic)
             .field("origin", &self.message.origin)
-            .field("id", &self.served.id)
+            .field("id", &self.open.served.id)
             .finish_non_exhaustive()
     }
 }
@@ -110,8 +118,8 @@ impl Request {
     /// [`ReplyError`]; after [`ReplyError::TooLarge`] the request is still open.
     pub async fn reply(&self, payload: Payload) -> Result<(), ReplyError> {
         let header = part_header(&payload).map_err(too_large)?;
-        self.served.permit().await?;
-        self.send(Record::Reply { id: self.served.id, header, payload: payload.bytes }).await
+        self.open.served.permit().await?;
+        self.send(Record::Reply { id: self.open.served.id, header, payload: payload.bytes }).await
     }
 
     /// Ends the answer with a last part, which needs no readiness of the requester.
@@ -142,7 +150,25 @@ impl Request {
 
     /// Says when the requester wants no more.
     pub fn cancelled(&self) -> CancelToken {
-        self.served.cancel.clone()
+        self.open.served.cancel.clone()
+    }
+
+    /// The same request once more: it counts as dropped when every hold on it is. For hosts that may have to
+    /// hand it out again, because the actor that had it failed.
+    #[must_use]
+    pub fn hold(&self) -> Self {
+        Self { message: self.message.clone(), open: Arc::clone(&self.open) }
+    }
+
+    /// Whether nothing of an answer has been sent, and one is still wanted.
+    pub fn is_unanswered(&self) -> bool {
+        let state = lock(&self.open.served.state);
+        state.sent == 0 && !state.ended && state.over.is_none()
+    }
+
+    /// [`Request::fail`] without waiting for room, for all holds on it.
+    pub fn fail_now(&self, code: &str, text: &str) {
+        self.open.served.end(self.open.handle.core.link(), code, text);
     }
 
     async fn finish(
@@ -152,19 +178,19 @@ impl Request {
         text: &str,
         (header, payload): (Bytes, Bytes),
     ) -> Result<(), ReplyError> {
-        self.served.check()?;
+        self.open.served.check()?;
         let (code, text) = (cut(code, 255), cut(text, usize::from(u16::MAX)));
-        let end = Record::ReplyEnd { id: self.served.id, status, code, text, header, payload };
+        let end = Record::ReplyEnd { id: self.open.served.id, status, code, text, header, payload };
         self.send(end).await?;
-        self.served.mark_ended();
+        self.open.served.mark_ended();
         Ok(())
     }
 
     async fn send(&self, mut record: Record) -> Result<(), ReplyError> {
-        let link = self.handle.core.link();
+        let link = self.open.handle.core.link();
         loop {
             let room = link.space().notified();
-            self.served.check()?;
+            self.open.served.check()?;
             match link.send(record) {
                 Ok(_) => return Ok(()),
                 Err((LinkError::Full, back)) => record = back,
@@ -176,7 +202,7 @@ impl Request {
     }
 }
 
-impl Drop for Request {
+impl Drop for Open {
     fn drop(&mut self) {
         self.served.end_dropped(self.handle.core.link());
         self.handle.core.forget_served(self.served.id);
