@@ -23,7 +23,7 @@ use std::{
 };
 
 use actix::{ActorFutureExt, WrapFuture};
-use interlock_bus::{Payload, PeerName};
+use interlock_bus::{Message, Payload, PeerName};
 
 pub use self::{
     control::Busy,
@@ -249,11 +249,24 @@ impl fmt::Debug for ActorHost {
     }
 }
 
-/// After a failure with an input in hand: back in front of the queue, or, the second time, to `$dlq/<name>`.
+/// After a failure with an input in hand: back in front of the queue, or, the second time, set aside. A message
+/// then goes to `$dlq/<name>`; a requester is told.
 fn put_back_or_set_aside(name: &PeerName, mailbox: &Mailbox, post: &Post, incarnation: u64, reason: &str) {
-    let Some(parcel) = mailbox.failed(incarnation) else { return };
-    tracing::error!(what = parcel.what, reason, "set aside: it was in hand at two failures in a row");
-    let Parcel { what, input: Some(Input::Message(message)), .. } = parcel else { return };
+    let Some(Parcel { what, input, crashes, .. }) = mailbox.failed(incarnation) else { return };
+    tracing::error!(
+        what,
+        crashes,
+        reason,
+        "set aside, and not handed out again: the actor failed with it in hand"
+    );
+    match input {
+        Input::Message(message) => publish_dead_letter(name, post, &what, &message, reason),
+        Input::Request(request) => request.fail_now("server_failed", &format!("`{name}` failed: {reason}")),
+        Input::Gap { .. } => {}
+    }
+}
+
+fn publish_dead_letter(name: &PeerName, post: &Post, what: &str, message: &Message, reason: &str) {
     let Some(client) = post.present_client() else { return };
     let letter = serde_json::json!({
         "what": what,

@@ -14,6 +14,8 @@ pub mod strategy;
 
 #[cfg(test)]
 mod scripts;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

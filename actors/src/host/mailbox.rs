@@ -51,12 +51,13 @@ struct State {
 /// One input, and how many failures it has been in hand at.
 #[derive(Debug)]
 pub(crate) struct Parcel {
-    /// The input; `None` if it is with the handler and cannot be handed out twice.
-    pub(crate) input: Option<Input>,
+    /// The input; the handler has a copy, or for a request a second hold.
+    pub(crate) input: Input,
     /// What it is, for people.
     pub(crate) what: String,
     bytes: usize,
-    crashes: u32,
+    /// Failures it was in hand at.
+    pub(crate) crashes: u32,
 }
 
 /// What an idle mailbox yields.
@@ -119,9 +120,9 @@ impl Mailbox {
         if let Some(failure) = state.lost.take() {
             return Some(Next::Lost(failure));
         }
-        let mut parcel = state.waiting.pop_front()?;
+        let parcel = state.waiting.pop_front()?;
         state.waiting_bytes -= parcel.bytes;
-        let input = parcel.hand_out().expect("a waiting parcel holds its input");
+        let input = parcel.hand_out();
         let what = parcel.what.clone();
         state.in_hand = Some(parcel);
         drop(state);
@@ -230,22 +231,26 @@ impl Parcel {
             }
             Input::Gap { filter, .. } => (format!("gap in `{filter}`"), 0),
         };
-        Self { input: Some(input), what, bytes: bytes + PARCEL_BYTES, crashes: 0 }
+        Self { input, what, bytes: bytes + PARCEL_BYTES, crashes: 0 }
     }
 
-    /// The input for the handler; what can be handed out again stays here too.
-    fn hand_out(&mut self) -> Option<Input> {
+    /// The input once more, for the handler.
+    fn hand_out(&self) -> Input {
         match &self.input {
-            Some(Input::Message(message)) => Some(Input::Message(message.clone())),
-            Some(Input::Gap { filter, count, reason }) => {
-                Some(Input::Gap { filter: filter.clone(), count: *count, reason: reason.clone() })
+            Input::Message(message) => Input::Message(message.clone()),
+            Input::Request(request) => Input::Request(request.hold()),
+            Input::Gap { filter, count, reason } => {
+                Input::Gap { filter: filter.clone(), count: *count, reason: reason.clone() }
             }
-            // A request has one owner: dropping it is what tells its requester.
-            Some(Input::Request(_)) | None => self.input.take(),
         }
     }
 
+    /// A request that was answered, if only in part, is not handed out again: its requester would get two
+    /// beginnings.
     fn can_be_retried(&self) -> bool {
-        self.input.is_some()
+        match &self.input {
+            Input::Request(request) => request.is_unanswered(),
+            Input::Message(_) | Input::Gap { .. } => true,
+        }
     }
 }

@@ -89,6 +89,22 @@ impl Stand {
         }
     }
 
+    fn guardian(&self) -> Pid {
+        self.host.present.as_ref().unwrap().lock().guardian.unwrap()
+    }
+
+    /// Known a moment after the program has begun to speak.
+    fn program(&self) -> Pid {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(program) = self.host.present.as_ref().unwrap().lock().program {
+                return program;
+            }
+            assert!(Instant::now() < deadline, "the guardian did not name its program");
+            std::thread::yield_now();
+        }
+    }
+
     fn exit(&self) -> Exit {
         match self.report() {
             HostReport::Exited(exit) => exit,
@@ -251,9 +267,11 @@ fn a_program_starts_with_no_signal_blocked() {
 
 #[test]
 fn a_signal_to_the_guardian_stops_its_program() {
-    let stand = Stand::start(shell("trap 'exit 7' TERM; sleep 1000 & wait"));
+    let program =
+        Program { readiness: line("up"), ..shell("trap 'exit 7' TERM; echo up; sleep 1000 & wait") };
+    let stand = Stand::start(program);
     stand.ready();
-    let guardian = stand.host.present.as_ref().unwrap().lock().guardian.unwrap();
+    let guardian = stand.guardian();
     kill(guardian, Signal::SIGINT).unwrap();
     assert!(stand.failure().starts_with("exited with code 7"));
 }
@@ -314,7 +332,7 @@ fn a_suspended_program_does_not_count_as_alive() {
         ..shell("echo up; kill -STOP $$; echo again; sleep 1000")
     });
     stand.ready();
-    let program = stand.host.present.as_ref().unwrap().lock().program.unwrap();
+    let program = stand.program();
     let stopped = || std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap().contains(") T ");
     while !stopped() {
         std::thread::yield_now();
@@ -360,7 +378,7 @@ fn a_guardian_that_dies_takes_its_program_along_and_says_so() {
         Stand::start(shell(&format!("exec 9> {}/pulse; echo up >&9; sleep 1000; sleep 1000", pulse.path())));
     stand.ready();
     assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
-    let guardian = stand.host.present.as_ref().unwrap().lock().guardian.unwrap();
+    let guardian = stand.guardian();
     kill(guardian, Signal::SIGKILL).unwrap();
     assert_eq!(stand.failure(), "its guardian died");
     assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "");

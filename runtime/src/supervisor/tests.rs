@@ -1,0 +1,201 @@
+//! The loop with real hosts: actors that fail in every way they can, and programs.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use interlock_actors::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+    host::{ActorHost, Bus, Mailroom},
+};
+
+use super::*;
+use crate::process::{Program, ProgramHost};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Fails in the place named, `failures` times in all; then lives.
+struct Clumsy {
+    place: &'static str,
+    failures: Arc<AtomicU32>,
+}
+
+impl Clumsy {
+    fn stumble(&self, place: &str) {
+        let left = |left: u32| left.checked_sub(1);
+        if self.place == place && self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok()
+        {
+            panic!("stumbled");
+        }
+    }
+}
+
+impl Actor for Clumsy {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        self.stumble("started");
+        if self.place == "spawned" {
+            let beside = Clumsy { place: self.place, failures: self.failures.clone() };
+            context.spawn_background(async move {
+                beside.stumble("spawned");
+                std::future::pending().await
+            });
+        }
+        context.status("lives");
+        Ok(())
+    }
+
+    async fn handle(&mut self, _: Input, _: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn tick_every(&self) -> Option<Duration> {
+        Some(Duration::from_millis(1))
+    }
+
+    async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
+        self.stumble("tick");
+        if self.place == "block" && context.incarnation() == 1 {
+            // Blocks its thread: the supervisor must neither wait for it nor be late elsewhere.
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        Ok(())
+    }
+
+    async fn stopping(&mut self, _: &Context) -> Result<(), Failure> {
+        self.stumble("stopping");
+        Ok(())
+    }
+}
+
+fn clumsy(name: &str, mailroom: &Arc<Mailroom>, place: &'static str, failures: u32) -> ChildSpecification {
+    let failures = Arc::new(AtomicU32::new(failures));
+    let factory = move || Ok(Clumsy { place, failures: failures.clone() });
+    let name: PeerName = name.parse().unwrap();
+    ChildSpecification::actor(name.clone(), ActorHost::new(name, Bus::none(), mailroom, factory))
+}
+
+fn supervise(children: Vec<ChildSpecification>) -> Supervision {
+    Supervisor::new("root").start(Strategy::OneForOne, Children::Lasting(children)).unwrap()
+}
+
+fn wait(supervision: &Supervision, wanted: impl Fn(&TreeSnapshot) -> bool) -> Arc<TreeSnapshot> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let waited = runtime.block_on(supervision.handle().wait_until(wanted, DEADLINE));
+    waited.unwrap_or_else(|tree| panic!("not within the deadline: {tree:#?}"))
+}
+
+fn stop(supervision: Supervision) -> Outcome {
+    supervision.handle().shutdown(ShutdownPhases::default()).unwrap();
+    supervision.join()
+}
+
+#[test]
+fn an_actor_that_panics_anywhere_is_restarted_and_its_siblings_are_untouched() {
+    for place in ["started", "tick", "spawned"] {
+        let mailroom = Mailroom::open().unwrap();
+        let supervision =
+            supervise(vec![clumsy("calm", &mailroom, "nowhere", 0), clumsy("clumsy", &mailroom, place, 2)]);
+        let tree = wait(&supervision, |tree| {
+            tree.state == State::Running && tree.child("clumsy").is_some_and(|child| child.restarts == 2)
+        });
+        let [calm, clumsy] = &tree.children[..] else { panic!("two children") };
+        assert_eq!((calm.restarts, calm.last_failure.as_ref()), (0, None));
+        let failure = clumsy.last_failure.as_ref().unwrap();
+        assert!(
+            failure.reason.contains("panicked in") && failure.reason.ends_with("stumbled"),
+            "{failure:?}"
+        );
+        assert!(clumsy.readiness.as_ref().unwrap().starts_with("started in"));
+        assert_eq!(clumsy.status.as_deref(), Some("lives"));
+        let outcome = stop(supervision);
+        assert_eq!(outcome.to_string(), "stopped as asked", "{place}");
+    }
+}
+
+#[test]
+fn a_child_that_never_comes_up_degrades_the_tree_and_can_be_tried_again() {
+    let mailroom = Mailroom::open().unwrap();
+    let supervision =
+        supervise(vec![clumsy("calm", &mailroom, "nowhere", 0), clumsy("clumsy", &mailroom, "started", 6)]);
+    let tree =
+        wait(&supervision, |tree| tree.child("clumsy").is_some_and(|child| child.state == State::Error));
+    assert_eq!(tree.state, State::Degraded);
+    assert_eq!(tree.child("calm").unwrap().state, State::Running);
+
+    supervision.handle().restart("clumsy").unwrap();
+    wait(&supervision, |tree| tree.state == State::Running);
+    stop(supervision);
+}
+
+#[test]
+fn a_failed_first_start_of_an_escalating_child_ends_the_supervisor_with_its_reason() {
+    let mailroom = Mailroom::open().unwrap();
+    let supervision = supervise(vec![
+        clumsy("calm", &mailroom, "nowhere", 0),
+        clumsy("store", &mailroom, "started", 1).escalates(),
+    ]);
+    let handle = supervision.handle().clone();
+    let outcome = supervision.join();
+    assert!(matches!(&outcome.why, Why::StartFailed { child, .. } if child.as_str() == "store"), "{outcome}");
+    assert_eq!(handle.snapshot().state, State::Stopped);
+    assert_eq!(handle.start("calm"), Err(OrderError::NotRunning));
+}
+
+#[test]
+fn a_blocked_thread_is_found_killed_abandoned_and_replaced_while_questions_are_answered() {
+    let mailroom = Mailroom::open().unwrap();
+    let brisk = Clocks {
+        ask_every: Duration::from_millis(100),
+        ask_timeout: Duration::from_millis(50),
+        ..Clocks::ACTOR
+    };
+    let supervision = supervise(vec![clumsy("blocked", &mailroom, "block", 0).clocks(brisk)]);
+    wait(&supervision, |tree| tree.state == State::Degraded);
+    let asked = Instant::now();
+    let error = supervision.handle().start("nobody").unwrap_err();
+    assert!(asked.elapsed() < Duration::from_millis(50), "an order is answered beside a blocked actor");
+    assert_eq!(error.to_string(), "no child is named `nobody`; the children are `blocked`");
+
+    let tree = wait(&supervision, |tree| tree.state == State::Running && tree.children[0].restarts == 1);
+    let failure = tree.children[0].last_failure.as_ref().unwrap();
+    assert!(failure.reason.starts_with("not alive: 3 questions"), "{failure:?}");
+    stop(supervision);
+}
+
+#[test]
+fn a_failure_while_stopping_is_reported_and_does_not_hold_up_the_stop() {
+    let mailroom = Mailroom::open().unwrap();
+    let supervision = supervise(vec![clumsy("clumsy", &mailroom, "stopping", 1)]);
+    wait(&supervision, |tree| tree.state == State::Running);
+    let handle = supervision.handle().clone();
+    assert_eq!(stop(supervision).to_string(), "stopped as asked");
+    let failure = handle.snapshot().children[0].last_failure.clone().unwrap();
+    assert_eq!(failure.context, "shutdown_error");
+}
+
+#[test]
+fn a_program_is_a_child_like_any_other() {
+    // No guardian in this binary's arguments: what is seen is how a program fails that cannot be started.
+    let name: PeerName = "program".parse().unwrap();
+    let program = Program {
+        guardian: crate::process::GuardianCommand {
+            binary: "/no/such/guardian".into(),
+            ..Default::default()
+        },
+        ..Program::new("true")
+    };
+    let mailroom = Mailroom::open().unwrap();
+    let supervision = supervise(vec![
+        clumsy("calm", &mailroom, "nowhere", 0),
+        ChildSpecification::process(name.clone(), ProgramHost::new(name, program)),
+    ]);
+    let tree =
+        wait(&supervision, |tree| tree.child("program").is_some_and(|child| child.state == State::Error));
+    let program = tree.child("program").unwrap();
+    assert_eq!((program.kind, program.restarts), (ChildKind::Process, 5));
+    assert!(program.last_failure.as_ref().unwrap().reason.contains("/no/such/guardian"));
+    assert_eq!(tree.child("calm").unwrap().state, State::Running);
+    stop(supervision);
+}
