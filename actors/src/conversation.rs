@@ -97,9 +97,12 @@ impl Actor for ConversationEngine {
 
 /// What a user said, checked.
 fn read(message: &Message) -> Result<UserInput, String> {
-    let said: UserInput = topics::read(message).map_err(|error| {
+    let mut said: UserInput = topics::read(message).map_err(|error| {
         format!("{error}; a user's text looks like {{\"conversation\":\"kitchen\",\"text\":\"hello\"}}")
     })?;
+    // A message that is handed out again after a failure is then known to be the same turn.
+    let id = (!message.header.id.is_nil()).then_some(message.header.id);
+    said.turn = said.turn.or(id);
     match said.text.len() {
         0 => Err("the text is empty".to_owned()),
         bytes if bytes > INPUT_BYTES_MAX => {

@@ -122,7 +122,7 @@ pub const CATALOGUE: &[Entry] = &[
 /// Codes of errors that end a turn or a completion; programs may act on them, the text beside
 /// them is for people.
 pub mod code {
-    /// The turn was sent before; its first sending counts.
+    /// The turn was sent before, and has been answered.
     pub const DUPLICATE: &str = "duplicate";
     /// The request could not be read, or holds something impossible.
     pub const BAD_REQUEST: &str = "bad_request";
@@ -295,7 +295,7 @@ pub struct UserInput {
     /// Which conversation; `None` begins a new one.
     #[serde(default)]
     pub conversation: Option<ConversationId>,
-    /// Id of the turn; `None` lets the engine choose.
+    /// Id of the turn, unlike any other; `None` takes the id of the message.
     #[serde(default)]
     pub turn: Option<Uuid>,
     /// What the user said.

@@ -224,7 +224,17 @@ impl Turns {
         }
         Done::Input(match saved {
             Ok(true) => Input::Saved,
-            Ok(false) => Input::ModelFailed {
+            Ok(false) => self.sent_again(job).await,
+            Err(error) => Input::NotSaved { text: error.to_string() },
+        })
+    }
+
+    /// A text that is saved already is answered if it has no answer yet: it may have been handed out
+    /// again because the engine failed, or sent again because there was no model.
+    async fn sent_again(&self, job: &Job) -> Input {
+        match self.store.history(job.conversation.as_str(), 1).await {
+            Ok(said) if said.last().is_some_and(|last| last.message.id == job.turn) => Input::Saved,
+            Ok(_) => Input::ModelFailed {
                 code: code::DUPLICATE.to_owned(),
                 text: format!(
                     "turn `{}` was sent before; give each text of a user its own turn id",
@@ -232,7 +242,7 @@ impl Turns {
                 ),
             },
             Err(error) => Input::NotSaved { text: error.to_string() },
-        })
+        }
     }
 
     /// Tells that the turn has started, and asks the model.

@@ -141,10 +141,13 @@ async fn the_text_of_a_user_is_kept_when_there_is_no_model() {
     let stage = Stage::new();
     let _engine = engine(&stage, ConversationConfig::default());
     let user = stage.client("user");
-    let (parts, error) = say(&user, &input("kitchen", "My name is Ada.")).await;
+    let said = UserInput { turn: Some(Uuid::now_v7()), ..input("kitchen", "My name is Ada.") };
+    let (parts, error) = say(&user, &said).await;
     assert!(matches!(parts.as_slice(), [TurnPart::Started(_)]), "{parts:?}");
     assert_eq!(failed_with(error), code::MODEL_ABSENT);
     let _model = script_model(&stage);
+    assert!(say(&user, &said).await.1.is_none(), "the same turn may be tried again");
+    assert_eq!(stage.store.history("kitchen", 10).await.unwrap().len(), 2, "one text, one answer");
     assert!(answer(&user, "kitchen", "What is my name?").await.contains("Ada"));
 }
 
