@@ -1,6 +1,8 @@
 //! What the chapters share: a broker on a temporary directory, child processes whose lines are
 //! awaited with a deadline.
 
+pub(crate) mod runtime;
+
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -101,6 +103,16 @@ impl TestProcess {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("`{line}` is no JSON: {error}"))
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end and gives the exit code; `None` if a signal ended it.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        eventually("the process to end", || child.try_wait().unwrap()).code()
+    }
+
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -121,6 +133,6 @@ pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) ->
             return found;
         }
         assert!(Instant::now() < deadline, "{what} did not happen within {DEADLINE:?}");
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,0 +1,209 @@
+//! The real `interlock` binary on a temporary directory.
+
+use std::{
+    collections::BTreeSet,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+    time::Instant,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{DEADLINE, TestProcess, eventually};
+
+/// The directory of the binaries, which `cargo test` does not build by itself: built once.
+pub(crate) fn binaries() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let directory = test.parent().and_then(Path::parent).unwrap().to_owned();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--locked", "--workspace", "--bins", "--examples"]);
+        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
+        build.env("CARGO_TARGET_DIR", directory.parent().unwrap());
+        if directory.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "the binaries do not build");
+        directory
+    })
+}
+
+/// A command of one of the binaries.
+pub(crate) fn tool(name: &str) -> Command {
+    let mut command = Command::new(binaries().join(name));
+    command.env_remove("INTERLOCK_DATA_DIR").env("LC_ALL", "C").stdin(Stdio::null());
+    command
+}
+
+/// A running instance and its data directory, which may be started several times.
+pub(crate) struct TestRuntime {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) process: TestProcess,
+    http: reqwest::blocking::Client,
+}
+
+/// Settings every test needs: ports that the system chooses.
+const CONFIG: &str =
+    "[bus]\nendpoints = [\"ipc\", \"tcp://127.0.0.1:0\"]\n[gateway]\nlisten = \"127.0.0.1:0\"\n";
+
+impl TestRuntime {
+    pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts with more settings (whole TOML sections) and waits until everything is ready.
+    pub(crate) fn start_with(settings: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("interlock.toml"), format!("{CONFIG}{settings}")).unwrap();
+        let process = Self::spawn(directory.path());
+        // The provider is process-wide; a second installation finds the first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::blocking::Client::builder().timeout(DEADLINE * 3).build().unwrap();
+        let runtime = Self { directory, process, http };
+        runtime.wait_until_ready();
+        runtime
+    }
+
+    fn spawn(directory: &Path) -> TestProcess {
+        let mut command = tool("interlock");
+        command.arg("run").arg("--config").arg(directory.join("interlock.toml"));
+        command.arg("--data-dir").arg(directory.join("data"));
+        TestProcess::spawn(command)
+    }
+
+    /// Starts again on the same directory.
+    pub(crate) fn restart(&mut self) {
+        self.process = Self::spawn(self.directory.path());
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&self) {
+        eventually("the runtime to be ready", || {
+            let answer = self.http.get(self.url("/health/ready")?).bearer_auth(self.token()?).send().ok()?;
+            answer.status().is_success().then_some(())
+        });
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn instance(&self) -> Option<Value> {
+        let text = std::fs::read(self.data().join("run/instance.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    pub(crate) fn url(&self, path: &str) -> Option<String> {
+        let gateway = self.instance()?["gateway"].as_str()?.trim_end_matches('/').to_owned();
+        Some(if gateway.starts_with("http") {
+            format!("{gateway}{path}")
+        } else {
+            format!("http://{gateway}{path}")
+        })
+    }
+
+    pub(crate) fn token(&self) -> Option<String> {
+        let token = std::fs::read_to_string(self.data().join("run/gateway-token")).ok()?;
+        Some(token.trim().to_owned())
+    }
+
+    pub(crate) fn get(&self, path: &str) -> reqwest::blocking::Response {
+        self.http.get(self.url(path).unwrap()).bearer_auth(self.token().unwrap()).send().unwrap()
+    }
+
+    pub(crate) fn http(&self) -> &reqwest::blocking::Client {
+        &self.http
+    }
+
+    /// One turn; every event as its name and data, to the end of the stream.
+    pub(crate) fn turn(&self, conversation: &str, text: &str) -> Vec<(String, Value)> {
+        let url = self.url(&format!("/v1/conversations/{conversation}/messages")).unwrap();
+        let answer = self
+            .http
+            .post(url)
+            .bearer_auth(self.token().unwrap())
+            .json(&serde_json::json!({ "text": text }))
+            .send()
+            .unwrap();
+        if !answer.status().is_success() {
+            return vec![("refused".to_owned(), answer.json().unwrap_or_default())];
+        }
+        events(answer)
+    }
+
+    /// A verb of `interlock` on this data directory.
+    pub(crate) fn interlock(&self, arguments: &[&str]) -> Output {
+        let mut command = tool("interlock");
+        command.args(arguments).arg("--data-dir").arg(self.data());
+        command.output().unwrap()
+    }
+
+    /// A verb of `bus` on this data directory.
+    pub(crate) fn bus(&self, arguments: &[&str]) -> Output {
+        let mut command = tool("bus");
+        command.args(arguments).arg("--data-dir").arg(self.data());
+        command.output().unwrap()
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let output = self.interlock(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+    }
+
+    /// Processes that belong to this data directory, by what their command line or environment names.
+    pub(crate) fn processes(&self) -> BTreeSet<u32> {
+        let needle = self.directory.path().to_str().unwrap().as_bytes().to_vec();
+        let mut found = BTreeSet::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let names_us = ["cmdline", "environ"].iter().any(|file| {
+                let mut text = Vec::new();
+                let _ = std::fs::File::open(entry.path().join(file))
+                    .and_then(|mut file| file.read_to_end(&mut text));
+                text.windows(needle.len()).any(|window| window == needle)
+            });
+            if names_us {
+                found.insert(pid);
+            }
+        }
+        found
+    }
+}
+
+/// The events of a stream, to its end.
+pub(crate) fn events(mut answer: reqwest::blocking::Response) -> Vec<(String, Value)> {
+    let mut text = String::new();
+    let begun = Instant::now();
+    // A connection that breaks shows in what is missing.
+    let _ = answer.read_to_string(&mut text);
+    assert!(begun.elapsed() < DEADLINE * 3, "the stream did not end");
+    let field = |block: &str, name: &str| {
+        block.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+    };
+    text.split("\n\n")
+        .filter_map(|block| {
+            let data = field(block, "data:")?;
+            Some((field(block, "event:")?, serde_json::from_str(&data).unwrap()))
+        })
+        .collect()
+}
+
+/// The text of a turn's final event.
+pub(crate) fn final_text(turn: &[(String, Value)]) -> String {
+    let (name, data) = turn.last().expect("a turn has an end");
+    assert_eq!(name, "final", "{turn:?}");
+    data["text"].as_str().unwrap_or_else(|| panic!("no text in {data}")).to_owned()
+}

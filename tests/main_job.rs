@@ -1,0 +1,284 @@
+use std::{collections::BTreeSet, process::Command};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::{
+    DEADLINE, TestProcess, eventually,
+    runtime::{TestRuntime, final_text, tool},
+};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_turn_is_streamed_as_deltas_with_an_index_and_ends_in_exactly_one_final_message() {
+    let runtime = TestRuntime::start();
+    let turn = runtime.turn("first", "Hello, my name is Ada.");
+    let names: Vec<&str> = turn.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.first(), Some(&"started"), "{turn:?}");
+    assert_eq!(names.iter().filter(|name| ["final", "error"].contains(name)).count(), 1, "{turn:?}");
+    assert_eq!(names.last(), Some(&"final"));
+    let deltas: Vec<&Value> = turn.iter().filter(|(name, _)| name == "delta").map(|(_, data)| data).collect();
+    assert!(deltas.len() > 1, "{turn:?}");
+    for (index, delta) in deltas.iter().enumerate() {
+        assert_eq!(delta["index"], index);
+    }
+    let joined: String = deltas.iter().map(|delta| delta["text"].as_str().unwrap()).collect();
+    assert_eq!(joined, final_text(&turn), "deltas never repeat text");
+}
+
+#[test]
+fn what_was_said_is_remembered_across_kill_9_and_a_new_start() {
+    let mut runtime = TestRuntime::start();
+    final_text(&runtime.turn("memory", "My name is Ada."));
+    runtime.process.kill();
+    runtime.restart();
+    let answer = final_text(&runtime.turn("memory", "What is my name?"));
+    assert!(answer.contains("Ada"), "{answer}");
+    let history: Value = runtime.get("/v1/conversations/memory").json().unwrap();
+    let messages = history["messages"].as_array().unwrap();
+    assert_eq!(messages.len(), 4, "{history}");
+    assert!(messages[0].to_string().contains("My name is Ada."));
+}
+
+#[test]
+fn every_way_of_asking_drains_and_exits_with_0() {
+    let ways: [(&str, fn(&TestRuntime)); 4] = [
+        ("SIGTERM", |runtime| runtime.signal(Signal::SIGTERM)),
+        ("SIGINT", |runtime| runtime.signal(Signal::SIGINT)),
+        ("interlock stop", |runtime| assert!(runtime.interlock(&["stop"]).status.success())),
+        ("shutdown file", |runtime| {
+            let instance = std::fs::read(runtime.data().join("run/instance.json")).unwrap();
+            let instance: Value = serde_json::from_slice(&instance).unwrap();
+            let id = instance["instance"].as_str().unwrap();
+            std::fs::write(runtime.data().join("run/interlock.shutdown"), id).unwrap();
+        }),
+    ];
+    let mut runtime = TestRuntime::start();
+    for (name, ask) in ways {
+        final_text(&runtime.turn("stopping", "Hello"));
+        ask(&runtime);
+        assert_eq!(runtime.process.exit_code(), Some(0), "{name}");
+        assert_eq!(runtime.processes(), BTreeSet::new(), "{name} left a process behind");
+        runtime.restart();
+    }
+}
+
+#[test]
+fn a_stale_shutdown_file_is_ignored_and_removed() {
+    let mut runtime = TestRuntime::start();
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(0));
+    let file = runtime.data().join("run/interlock.shutdown");
+    std::fs::write(&file, "00000000-0000-7000-8000-000000000000").unwrap();
+    runtime.restart();
+    assert!(!file.exists());
+    final_text(&runtime.turn("alive", "Hello"));
+}
+
+#[test]
+fn no_process_outlives_a_runtime_that_was_killed() {
+    let mut runtime = TestRuntime::start();
+    assert!(runtime.processes().len() >= 2, "the model service is a process of its own");
+    runtime.process.kill();
+    eventually("the model service to go", || runtime.processes().is_empty().then_some(()));
+}
+
+#[test]
+fn the_model_service_is_restarted_when_it_is_killed_and_the_others_go_on() {
+    let runtime = TestRuntime::start();
+    let before = runtime.status().to_string();
+    assert!(before.contains("model"), "{before}");
+    for pid in model_processes(&runtime) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);
+    }
+    eventually("a turn to be answered again", || {
+        let turn = runtime.turn("again", "Hello");
+        (turn.last().unwrap().0 == "final").then_some(())
+    });
+    let restarts = |status: &Value| status.to_string().contains("\"restarts\":1");
+    assert!(restarts(&runtime.status()), "{}", runtime.status());
+}
+
+/// Processes of this runtime but itself: the guardian and the model service.
+fn model_processes(runtime: &TestRuntime) -> BTreeSet<u32> {
+    let mut processes = runtime.processes();
+    processes.remove(&runtime.process.id());
+    processes
+}
+
+#[test]
+fn a_hundred_turns_with_the_model_killed_in_the_middle_have_a_hundred_endings_and_none_is_mixed() {
+    let runtime = TestRuntime::start();
+    let endings: Vec<(usize, Vec<(String, Value)>)> = std::thread::scope(|scope| {
+        let turns: Vec<_> = (0..100)
+            .map(|number| {
+                let runtime = &runtime;
+                scope.spawn(move || {
+                    (number, runtime.turn(&format!("many-{number}"), &format!("My name is Name{number}x.")))
+                })
+            })
+            .collect();
+        for pid in model_processes(&runtime) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        turns.into_iter().map(|turn| turn.join().unwrap()).collect()
+    });
+    for (number, turn) in &endings {
+        let ends =
+            turn.iter().filter(|(name, _)| ["final", "error", "refused"].contains(&name.as_str())).count();
+        assert_eq!(ends, 1, "turn {number}: {turn:?}");
+        assert!(["final", "error", "refused"].contains(&turn.last().unwrap().0.as_str()), "{turn:?}");
+        let whole = format!("{turn:?}");
+        for other in (0..100).filter(|other| other != number) {
+            assert!(
+                !whole.contains(&format!("Name{other}x")),
+                "turn {number} holds text of {other}: {whole}"
+            );
+        }
+    }
+    eventually("turns to be answered again", || {
+        (runtime.turn("after", "Hello").last().unwrap().0 == "final").then_some(())
+    });
+}
+
+#[test]
+fn the_bus_tool_finds_the_instance_by_itself_and_shows_the_turn() {
+    let runtime = TestRuntime::start();
+    let mut command = tool("bus");
+    command.args(["sub", "conversation/#", "--json", "--data-dir"]).arg(runtime.data());
+    let subscriber = TestProcess::spawn(command);
+    eventually("the subscription", || {
+        text(&runtime.bus(&["peers", "--json"]).stdout).contains("\"subscriptions\":1").then_some(())
+    });
+    final_text(&runtime.turn("watched", "Good morning"));
+    let seen = eventually("the turn's end", || {
+        let line = subscriber.line();
+        line.contains("conversation/turn/final").then_some(line)
+    });
+    assert!(seen.contains("watched"), "the payload is decoded: {seen}");
+    let topics = text(&runtime.bus(&["topics"]).stdout);
+    for topic in ["conversation/turn/final/v1", "modelservice/completions/v1"] {
+        assert!(topics.contains(topic), "{topics}");
+    }
+    assert!(text(&runtime.bus(&["peers"]).stdout).contains("gateway"));
+    let audit = runtime.bus(&["audit"]);
+    assert!(audit.status.success(), "{audit:?}");
+    let nobody = runtime.bus(&["request", "modelservice/nothing", "x"]);
+    assert!(!nobody.status.success());
+    assert!(text(&nobody.stderr).starts_with("bus: "), "{nobody:?}");
+}
+
+#[test]
+fn logs_are_in_the_store_while_it_runs_and_after_it_has_stopped() {
+    let mut runtime = TestRuntime::start();
+    let component = |name: &str| {
+        let output = runtime.interlock(&["logs", "--since", "10m", "--component", name]);
+        (!output.stdout.is_empty()).then_some(())
+    };
+    eventually("log records of the runtime", || component("runtime").or_else(|| component("broker")));
+    assert!(runtime.interlock(&["stop"]).status.success());
+    assert_eq!(runtime.process.exit_code(), Some(0));
+    let after = runtime.interlock(&["logs", "--since", "10m", "--json"]);
+    assert!(after.status.success() && !after.stdout.is_empty(), "{after:?}");
+    for line in text(&after.stdout).lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+    let empty = runtime.interlock(&["logs", "--level", "error", "--since", "10m"]);
+    assert!(empty.stdout.is_empty(), "a clean run logs no error: {}", text(&empty.stdout));
+}
+
+#[test]
+fn health_needs_a_token_but_liveness_does_not_and_answers_are_typed() {
+    let runtime = TestRuntime::start();
+    let url = |path: &str| runtime.url(path).unwrap();
+    let code = |path: &str| runtime.http().get(url(path)).send().unwrap().status().as_u16();
+    assert_eq!(code("/health/live"), 200);
+    for path in ["/health", "/health/ready", "/v1/status", "/v1/conversations"] {
+        assert_eq!(code(path), 401, "{path}");
+    }
+    assert_eq!(runtime.get("/no/such/path").status().as_u16(), 404);
+    let post = |body: &'static str| {
+        let url = url("/v1/conversations/bad/messages");
+        let request = runtime.http().post(url).bearer_auth(runtime.token().unwrap());
+        request.header("content-type", "application/json").body(body).send().unwrap()
+    };
+    for body in ["{", "[]", "{\"text\":7}", "{\"txt\":\"x\"}"] {
+        let answer = post(body);
+        assert_eq!(answer.status().as_u16(), 400, "{body}");
+        let error: Value = answer.json().unwrap();
+        assert!(error["error"]["message"].is_string(), "{error}");
+    }
+    let large = runtime
+        .http()
+        .post(url("/v1/conversations/bad/messages"))
+        .bearer_auth(runtime.token().unwrap())
+        .json(&serde_json::json!({ "text": "x".repeat(100_000) }))
+        .send()
+        .unwrap();
+    assert_eq!(large.status().as_u16(), 413);
+}
+
+#[test]
+fn a_bad_start_names_the_thing_and_the_way_out_and_leaves_nothing_running() {
+    let mut runtime = TestRuntime::start();
+    let second = runtime.interlock(&["run"]);
+    assert_eq!(second.status.code(), Some(5), "{second:?}");
+    let gateway = runtime.url("").unwrap();
+    let taken = gateway.trim_start_matches("http://").to_owned();
+
+    let other = tempfile::tempdir().unwrap();
+    let config = format!("[bus]\nendpoints = [\"ipc\"]\n[gateway]\nlisten = \"{taken}\"\n");
+    std::fs::write(other.path().join("c.toml"), config).unwrap();
+    let run = |data: &std::path::Path| {
+        let mut command = tool("interlock");
+        command.arg("run").arg("--config").arg(other.path().join("c.toml")).arg("--data-dir").arg(data);
+        command.output().unwrap()
+    };
+    let port = run(&other.path().join("data"));
+    assert!(!port.status.success());
+    let message = text(&port.stderr);
+    assert!(message.contains(&taken) && message.contains("gateway.listen"), "{message}");
+
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(0));
+    let keys = runtime.data().join("keys");
+    let readable = |mode: &str, path: &std::path::Path| {
+        assert!(Command::new("chmod").arg(mode).arg(path).status().unwrap().success());
+    };
+    readable("640", &keys.join("broker.toml"));
+    let exposed = run(&runtime.data());
+    assert!(!exposed.status.success());
+    assert!(text(&exposed.stderr).contains("chmod 600"), "{exposed:?}");
+    readable("600", &keys.join("broker.toml"));
+
+    let key = std::fs::read(keys.join("data.key")).unwrap();
+    let before = std::fs::read(runtime.data().join("interlock.db")).unwrap();
+    std::fs::copy(other.path().join("data/keys/data.key"), keys.join("data.key")).unwrap();
+    let wrong = run(&runtime.data());
+    assert_eq!(wrong.status.code(), Some(4), "a database made with another key: {wrong:?}");
+    assert_eq!(std::fs::read(runtime.data().join("interlock.db")).unwrap(), before);
+    std::fs::write(keys.join("data.key"), key).unwrap();
+    runtime.restart();
+    final_text(&runtime.turn("fine", "Hello"));
+}
+
+#[test]
+fn output_is_ascii_and_status_shows_the_tree() {
+    let runtime = TestRuntime::start();
+    let status = runtime.interlock(&["status"]);
+    assert!(status.status.success());
+    assert!(status.stdout.is_ascii());
+    for component in ["broker", "store", "log", "model", "conversation", "gateway"] {
+        assert!(text(&status.stdout).contains(component), "{}", text(&status.stdout));
+    }
+    let nowhere = tempfile::tempdir().unwrap();
+    let mut command = tool("interlock");
+    command.arg("status").arg("--data-dir").arg(nowhere.path().join("none"));
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(!nowhere.path().join("none").exists(), "asking creates nothing");
+    let _ = DEADLINE;
+}
