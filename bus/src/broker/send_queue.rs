@@ -15,6 +15,10 @@ use crate::{
     native::record::{Block, Overflow, SubscriptionIds},
 };
 
+/// Bytes queued from which on messages are copied out of their publisher's read buffers: a slow
+/// subscriber of a few topics would otherwise keep all the traffic around its messages in memory.
+const DETACH_ABOVE_BYTES: usize = 64 << 10;
+
 /// One queued message.
 #[derive(Debug)]
 pub struct Entry {
@@ -82,7 +86,7 @@ impl SendQueue {
     }
 
     /// Takes a message or says why not; whatever had to make room is pushed onto `dropped`.
-    pub fn push(&mut self, entry: Entry, dropped: &mut Vec<Dropped>) -> Pushed {
+    pub fn push(&mut self, mut entry: Entry, dropped: &mut Vec<Dropped>) -> Pushed {
         if self.overflow == Overflow::LatestOnly && entry.request.is_none() {
             self.drop_matching(dropped, DropReason::Replaced, |queued| {
                 queued.block.topic() == entry.block.topic()
@@ -108,6 +112,9 @@ impl SendQueue {
                     return Pushed::Refused;
                 }
             }
+        }
+        if self.bytes > DETACH_ABOVE_BYTES {
+            entry.block.detach();
         }
         self.bytes += entry.block.bytes();
         self.entries.push_back(entry);
@@ -317,6 +324,28 @@ mod tests {
         queue.pop();
         queue.abandon(|_, messages| settled += messages);
         assert_eq!((settled, queue.depth_bytes()), (2, 0));
+    }
+
+    #[test]
+    fn a_backlog_keeps_its_own_messages_and_not_the_buffers_they_came_in() {
+        let mut queue = SendQueue::new(Overflow::DropNewest, 0, 0);
+        let mut shared_after = 0;
+        for _ in 0..400 {
+            let mut read_buffer = bytes::BytesMut::zeroed(4096);
+            let payload = read_buffer.split_to(1024).freeze();
+            let block = Block::with_payload(&"a".parse().unwrap(), b"", payload.clone());
+            let entry =
+                Entry { subscriptions: SubscriptionIds::from_slice(&[1]), request: None, block, row: row() };
+            queue.push(entry, &mut Vec::new());
+            shared_after = queue
+                .entries
+                .iter()
+                .filter(|entry| entry.block.payload().as_ptr() == payload.as_ptr())
+                .count();
+        }
+        assert_eq!(shared_after, 0, "the last message was copied out");
+        let first = queue.entries.front().unwrap().block.payload();
+        assert_eq!(first.len(), 1024);
     }
 
     #[test]

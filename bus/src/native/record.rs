@@ -207,6 +207,21 @@ impl Block {
         self.payload.clone()
     }
 
+    /// Copies a small message out of the read buffer it shares with its neighbours, so that keeping it
+    /// keeps nothing else. A large one fills most of its buffer and stays where it is.
+    pub fn detach(&mut self) {
+        const SMALL_BYTES: usize = 16 << 10;
+        if self.names.len() + self.payload.len() > SMALL_BYTES {
+            return;
+        }
+        let mut own = Vec::with_capacity(self.names.len() + self.payload.len());
+        own.extend_from_slice(&self.names);
+        own.extend_from_slice(&self.payload);
+        let own = Bytes::from(own);
+        self.payload = own.slice(self.names.len()..);
+        self.names = own.slice(..self.names.len());
+    }
+
     /// Bytes of the block on the wire.
     pub fn bytes(&self) -> usize {
         Self::PREFIX_BYTES + self.names.len() + self.payload.len()

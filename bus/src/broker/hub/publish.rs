@@ -127,7 +127,9 @@ impl Hub {
             self.retained.remove(topic);
             self.retained_bytes -= old_bytes;
         } else if self.retained_bytes - old_bytes + block.bytes() <= limits::RETAINED_BYTES_MAX {
-            self.retained.insert(topic.clone(), block.clone());
+            let mut kept = block.clone();
+            kept.detach();
+            self.retained.insert(topic.clone(), kept);
             self.retained_bytes = self.retained_bytes - old_bytes + block.bytes();
         } else {
             self.denials.retained_full();
