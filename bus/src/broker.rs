@@ -8,6 +8,7 @@
 //! | `control` | answers to `$sys/broker/...` |
 //! | `stock` | what stock sessions' frames mean |
 //! | `listener`, `connection`, `reactor` | sockets, one thread |
+//! | `timeouts`, `registry_watch`, `throttle` | clocks, edits of the registry, floods in the log |
 
 pub(crate) mod command;
 mod connection;
@@ -20,10 +21,13 @@ mod listener;
 mod model;
 mod reactor;
 pub mod refusals;
+mod registry_watch;
 pub mod requests;
 pub mod send_queue;
 pub mod statistics;
 pub mod stock;
+mod throttle;
+mod timeouts;
 
 use std::{
     path::PathBuf,
@@ -45,6 +49,7 @@ use crate::{
 };
 use command::Command;
 use reactor::Reactor;
+pub use timeouts::Timeouts;
 
 /// What a broker is started with.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ pub struct BrokerConfig {
     pub registry: Registry,
     /// The file `registry` came from, watched for edits; `None` if it never changes.
     pub registry_path: Option<PathBuf>,
+    /// How long peers are waited for.
+    pub timeouts: Timeouts,
 }
 
 impl BrokerConfig {
@@ -70,6 +77,7 @@ impl BrokerConfig {
             keys: vec![store.broker_keys().clone()],
             registry: store.registry()?,
             registry_path: Some(store.registry_path()),
+            timeouts: Timeouts::default(),
         })
     }
 }

@@ -21,7 +21,7 @@ pub mod peer;
 pub mod topic;
 pub mod zmtp;
 
-pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle};
+pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle, Timeouts};
 pub use client::{
     Ack, CancelToken, Client, ConnectOptions, Event, LinkState, PublishOptions, ReplyStream, Request,
     ServeOptions, Service, SubscribeOptions, Subscription,

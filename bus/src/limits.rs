@@ -64,6 +64,14 @@ pub const SESSIONS_MAX: usize = 8192;
 /// Connections that have not finished their handshake. Beyond, accepting waits until one ends.
 pub const HALF_OPEN_MAX: usize = 1024;
 
+/// How long a handshake may take while others wait for its place. Beyond, the oldest one is ended as
+/// `half_open_evicted`, so that connections that are held half open for ever keep nobody out.
+pub const HALF_OPEN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// File descriptors of the process that are no connection's: the store, logs, other listeners. The
+/// rest of its limit on open files bounds the connections, if that is less than [`SESSIONS_MAX`].
+pub const DESCRIPTORS_RESERVED: usize = 256;
+
 /// How long a connection may take to finish its handshake. Then it is closed as `handshake_timeout`.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -78,6 +86,19 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How long a pinged session may stay silent before it counts as gone.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Answers to pings that wait for one peer's socket. One that pings on and does not read is
+/// disconnected as `control_queue_full`.
+pub const PONGS_UNREAD_MAX: u32 = 1024;
+
+/// How long the peer of a refused or ended connection has to take the last words and close.
+pub const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections that wait so. Beyond, they are closed at once, and their last words may be lost.
+pub const LINGERING_MAX: usize = 256;
+
+/// How long a broker that stops waits for its peers to take the goodbye.
+pub const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Bytes the broker reads from one session before it looks at the next, so that a flood starves nobody.
 pub const READ_TURN_BYTES: usize = 256 << 10;

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    net::Shutdown,
     time::Instant,
 };
 
@@ -14,9 +15,6 @@ use crate::{
     native::{BatchReader, BatchWriter},
     zmtp::Engine,
 };
-
-/// Bytes read at once: grows while reads fill it, shrinks when they do not.
-const READ_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=256 << 10;
 
 /// The socket of either transport.
 #[derive(Debug)]
@@ -37,6 +35,14 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    /// Says that nothing follows; what the peer still sends can be read.
+    pub(super) fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 
@@ -63,15 +69,17 @@ pub(super) enum Phase {
         session: SessionId,
         speech: Speech,
     },
-    /// The last bytes are going out; then the socket is closed.
+    /// The last bytes are going out; then it lingers, or is closed.
     Closing,
+    /// Everything is said and our side closed; the peer has a moment to close its own.
+    Lingering,
 }
 
 /// What a read came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ReadOutcome {
-    /// There may be more.
-    Some,
+    /// So many bytes came; there may be more.
+    Some(usize),
     /// Nothing more for now.
     Blocked,
     /// The peer has closed its side.
@@ -81,12 +89,15 @@ pub(super) enum ReadOutcome {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Counts connections; never used twice.
+    pub(super) number: u64,
     pub(super) stream: Stream,
     pub(super) address: String,
     pub(super) engine: Engine,
     pub(super) input: BytesMut,
     pub(super) phase: Phase,
-    pub(super) opened: Instant,
+    /// When the present phase began.
+    pub(super) since: Instant,
     pub(super) last_read: Instant,
     /// When the frame that is being read began; `None` between frames.
     pub(super) frame_since: Option<Instant>,
@@ -96,59 +107,70 @@ pub(super) struct Connection {
     pub(super) is_readable: bool,
     /// Whether it waits in the list of connections to be read.
     pub(super) is_listed: bool,
-    read_bytes: usize,
     written: usize,
     /// Stock deliveries that are in the output and not yet in the kernel.
     pub(super) unwritten_deliveries: u64,
+    /// Answers to pings, likewise.
+    pub(super) unwritten_pongs: u32,
+    /// Whether the connection ended with something to say to the peer.
+    pub(super) has_last_words: bool,
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, address: String, engine: Engine, now: Instant) -> Self {
+    pub(super) fn new(number: u64, stream: Stream, address: String, engine: Engine, now: Instant) -> Self {
         Self {
+            number,
             stream,
             address,
             engine,
             input: BytesMut::new(),
             phase: Phase::Handshaking,
-            opened: now,
+            since: now,
             last_read: now,
             frame_since: None,
             blocked_since: None,
             pinged: false,
             is_readable: false,
             is_listed: false,
-            read_bytes: *READ_BYTES.start(),
             written: 0,
             unwritten_deliveries: 0,
+            unwritten_pongs: 0,
+            has_last_words: false,
         }
     }
 
-    /// Reads once.
-    pub(super) fn read(&mut self, now: Instant) -> io::Result<ReadOutcome> {
-        let have = self.input.len();
-        // A frame that is announced may be read whole; the engine has checked its size.
-        let want = self.read_bytes.max(self.engine.missing(&self.input).min(limits::WRITE_BUFFER_BYTES * 4));
-        self.input.resize(have + want, 0);
-        let read = self.stream.read(&mut self.input[have..]);
-        self.input.truncate(have + *read.as_ref().unwrap_or(&0));
-        match read {
-            Ok(0) => Ok(ReadOutcome::Ended),
-            Ok(bytes) => {
+    /// Reads once, by way of `buffer`, so that the input is never larger than what has come: messages
+    /// that wait in a queue share its memory.
+    pub(super) fn read(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<ReadOutcome> {
+        let outcome = self.read_into(buffer)?;
+        match outcome {
+            ReadOutcome::Some(bytes) if bytes > 0 => {
                 self.last_read = now;
                 self.pinged = false;
-                let (smallest, largest) = READ_BYTES.into_inner();
-                self.read_bytes = match bytes {
-                    _ if bytes == want => (self.read_bytes * 2).min(largest),
-                    _ if bytes < self.read_bytes / 4 => (self.read_bytes / 2).max(smallest),
-                    _ => self.read_bytes,
-                };
-                Ok(ReadOutcome::Some)
+                if self.input.is_empty() {
+                    self.input = BytesMut::from(&buffer[..bytes]);
+                } else {
+                    self.input.extend_from_slice(&buffer[..bytes]);
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.release_idle_input();
-                Ok(ReadOutcome::Blocked)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(ReadOutcome::Some),
+            ReadOutcome::Blocked => self.release_idle_input(),
+            ReadOutcome::Some(_) | ReadOutcome::Ended => {}
+        }
+        Ok(outcome)
+    }
+
+    /// Reads once and forgets what came.
+    pub(super) fn discard(&mut self, buffer: &mut [u8]) -> io::Result<ReadOutcome> {
+        self.input = BytesMut::new();
+        self.read_into(buffer)
+    }
+
+    fn read_into(&mut self, buffer: &mut [u8]) -> io::Result<ReadOutcome> {
+        match self.stream.read(buffer) {
+            Ok(0) => Ok(ReadOutcome::Ended),
+            Ok(bytes) => Ok(ReadOutcome::Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(ReadOutcome::Blocked),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(ReadOutcome::Some(0)),
             Err(error) => Err(error),
         }
     }
@@ -160,10 +182,11 @@ impl Connection {
         }
     }
 
-    /// Notes whether a frame has begun, after the engine has taken what it could.
-    pub(super) fn note_frame(&mut self, now: Instant) {
+    /// Notes since when a frame has been coming in, after the engine has taken what it could. Whoever
+    /// finished one (`took_any`) has begun the next only now.
+    pub(super) fn note_frame(&mut self, took_any: bool, now: Instant) {
         let inside = self.engine.missing(&self.input) > 0;
-        self.frame_since = inside.then(|| self.frame_since.unwrap_or(now));
+        self.frame_since = inside.then(|| self.frame_since.filter(|_| !took_any).unwrap_or(now));
     }
 
     /// Bytes that wait for the kernel.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mio::net::{TcpListener, UnixListener};
+use mio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::{BrokerError, connection::Stream};
 use crate::endpoint::Endpoint;
@@ -56,8 +56,9 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
-                // A batch is written whole; waiting for more would only delay it.
-                stream.set_nodelay(true)?;
+                // A batch is written whole; waiting for more would only delay it. A connection that is gone
+                // already says so when it is read.
+                let _ = stream.set_nodelay(true);
                 Ok((Stream::Tcp(stream), format!("tcp://{address}")))
             }
             Self::Unix(listener, _) => {
@@ -90,8 +91,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !metadata.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in its place"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    // Not blocking: a listener that hangs with a full queue is a listener all the same.
+    match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::AddrInUse.into()),
         Err(error) => Err(error),
         Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
     }

@@ -24,8 +24,12 @@ pub const STATUS_FINAL: &[u8] = b"final";
 
 /// Why a stock session must end.
 #[derive(Debug, thiserror::Error)]
-#[error("a message has more than {} frames", limits::STOCK_FRAMES_MAX)]
-pub(super) struct TooManyFrames;
+pub(super) enum StockError {
+    #[error("a message has more than {} frames", limits::STOCK_FRAMES_MAX)]
+    TooManyFrames,
+    #[error("a message has more than {} bytes in all its frames", limits::STOCK_FRAME_BYTES_MAX)]
+    TooLong,
+}
 
 /// The state of one stock session between frames.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(super) struct Stock {
     /// Whether it is a REQ, which gets one reply.
     single_reply: bool,
     frames: Vec<Bytes>,
+    /// Bytes of these frames.
+    frames_bytes: usize,
     envelopes: HashMap<u64, Envelope>,
     next_request: u64,
 }
@@ -48,7 +54,14 @@ struct Envelope {
 
 impl Stock {
     pub(super) fn new(kind: SessionKind, single_reply: bool) -> Self {
-        Self { kind, single_reply, frames: Vec::new(), envelopes: HashMap::new(), next_request: 0 }
+        Self {
+            kind,
+            single_reply,
+            frames: Vec::new(),
+            frames_bytes: 0,
+            envelopes: HashMap::new(),
+            next_request: 0,
+        }
     }
 
     /// Takes one frame of a message.
@@ -58,13 +71,18 @@ impl Stock {
         id: SessionId,
         body: Bytes,
         more: bool,
-    ) -> Result<(), TooManyFrames> {
+    ) -> Result<(), StockError> {
         if self.frames.len() >= limits::STOCK_FRAMES_MAX {
-            return Err(TooManyFrames);
+            return Err(StockError::TooManyFrames);
+        }
+        self.frames_bytes += body.len();
+        if self.frames_bytes > limits::STOCK_FRAME_BYTES_MAX {
+            return Err(StockError::TooLong);
         }
         self.frames.push(body);
         if !more {
             let frames = std::mem::take(&mut self.frames);
+            self.frames_bytes = 0;
             self.message(hub, id, frames);
         }
         Ok(())

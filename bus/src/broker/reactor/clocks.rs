@@ -1,0 +1,99 @@
+//! What time alone brings: deadlines, pings, edits of the registry.
+
+use super::*;
+
+impl Reactor {
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.last_tick = now;
+        self.hub.tick(now_ms());
+        for slot in 0..self.connections.len() {
+            self.check_clocks(slot, now);
+        }
+        self.accept_ready = true;
+        if let Some(more) = self.refusal_log.next_second(now) {
+            tracing::warn!("{more} more connections refused within a second; `bus auth` counts them");
+        }
+        if let Some(more) = self.accept_log.next_second(now) {
+            tracing::error!("{more} more failures to accept connections within a second");
+        }
+        self.reload_registry();
+    }
+
+    fn check_clocks(&mut self, slot: usize, now: Instant) {
+        let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
+        let since = |instant: Instant| now.saturating_duration_since(instant);
+        let blocked = connection.blocked_since.is_some_and(|at| since(at) > self.timeouts.write);
+        let stuck = connection.frame_since.is_some_and(|at| since(at) > self.timeouts.read);
+        match &connection.phase {
+            Phase::Handshaking if since(connection.since) > self.timeouts.handshake => {
+                let stage = connection.engine.stage();
+                let text = format!("{stage} was awaited for {:?}", self.timeouts.handshake);
+                debug_assert!(stage != Stage::Session, "an open session is not handshaking");
+                self.refuse(slot, "handshake_timeout", &text, None, now);
+                self.drop_connection(slot);
+            }
+            Phase::Handshaking => {}
+            Phase::Closing | Phase::Lingering if since(connection.since) > limits::LAST_WORDS_TIMEOUT => {
+                self.drop_connection(slot)
+            }
+            Phase::Closing | Phase::Lingering => {}
+            Phase::Open { .. } if blocked => self.lose(slot, "write_timeout", "the peer takes no bytes", now),
+            Phase::Open { .. } if stuck => {
+                self.lose(slot, "read_timeout", "a frame was begun and not finished", now)
+            }
+            Phase::Open { .. } => self.check_liveness(slot, now),
+        }
+    }
+
+    /// Pings a silent session, and ends one that stays silent. Stock 3.0 peers know no PING.
+    fn check_liveness(&mut self, slot: usize, now: Instant) {
+        let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
+        if connection.is_readable {
+            // Held back by us, not silent.
+            return;
+        }
+        let silent = now.saturating_duration_since(connection.last_read);
+        let knows_ping = connection.engine.peer_version().is_some_and(|version| version.minor >= 1);
+        if connection.pinged && silent > self.timeouts.ping_interval + self.timeouts.ping {
+            return self.lose(slot, "silent", "the peer did not answer a ping", now);
+        }
+        if !connection.pinged && knows_ping && silent > self.timeouts.ping_interval {
+            connection.pinged = true;
+            let ping = zmtp::Command::Ping { ttl: Duration::ZERO, context: bytes::Bytes::new() }.encode();
+            if connection.engine.send(&[&ping], FrameFlags::COMMAND).is_ok() {
+                self.write(slot, now);
+            }
+        }
+    }
+
+    pub(super) fn reload_registry(&mut self) {
+        let Some(watch) = &mut self.registry_watch else { return };
+        match watch.changed() {
+            None => {}
+            Some(Ok(edited)) => {
+                tracing::info!(peers = edited.peers().count(), "authorised peers read again");
+                self.registry.replace_peers(edited);
+                let registry = &self.registry;
+                self.hub.reauthorise(|info| match info.key {
+                    Some(key) => registry
+                        .authenticate(&key)
+                        .map(|(_, permissions)| permissions)
+                        .map_err(|refusal| Ending { code: "revoked", text: refusal.to_string() }),
+                    None => {
+                        registry.peer(&info.peer).map(|peer| Arc::clone(&peer.permissions)).ok_or_else(|| {
+                            Ending {
+                                code: "revoked",
+                                text: "the peer is no longer in the registry".to_owned(),
+                            }
+                        })
+                    }
+                });
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "authorised peers not read again; the old rules stay");
+                self.hub
+                    .publish_own("$sys/auth/registry", &serde_json::json!({ "error": error.to_string() }));
+            }
+        }
+    }
+}

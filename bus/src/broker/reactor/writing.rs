@@ -1,0 +1,149 @@
+//! Records to bytes of peers.
+
+use super::*;
+
+/// Records handed to an attached client at once.
+const LOCAL_BATCH: usize = 1024;
+
+impl Reactor {
+    /// Writes for every session that has something to send, and ends those that must end, until
+    /// neither is left.
+    pub(super) fn settle(&mut self, now: Instant) {
+        loop {
+            let dirty = self.hub.take_dirty();
+            let ending = self.hub.take_ending();
+            if dirty.is_empty() && ending.is_empty() {
+                return;
+            }
+            for session in dirty {
+                match self.ends.get(&session) {
+                    Some(End::Socket(slot)) => self.write(*slot, now),
+                    Some(End::Sink(sink)) => deliver_locally(&mut self.hub, session, &Arc::clone(sink)),
+                    None => {}
+                }
+            }
+            for (session, Ending { code, text }) in ending {
+                self.close_session(session, code, &text, now);
+            }
+        }
+    }
+
+    /// Seals and writes until the kernel takes no more or nothing is left.
+    pub(super) fn write(&mut self, slot: usize, now: Instant) {
+        loop {
+            let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
+            if let Phase::Open { session, speech } = &mut connection.phase {
+                let session = *session;
+                while connection.engine.output().len() < limits::WRITE_BUFFER_BYTES {
+                    let sealed = match speech {
+                        Speech::Native { writer, .. } => seal_batch(
+                            &mut self.hub,
+                            session,
+                            writer,
+                            &mut self.scratch,
+                            &mut connection.engine,
+                        ),
+                        Speech::Stock(stock) => seal_stock(
+                            &mut self.hub,
+                            session,
+                            stock,
+                            &mut connection.engine,
+                            &mut connection.unwritten_deliveries,
+                        ),
+                    };
+                    match sealed {
+                        Ok(true) => {}
+                        Ok(false) => break,
+                        Err(error) => return self.lose(slot, "protocol", &error.to_string(), now),
+                    }
+                }
+            }
+            match connection.write(now) {
+                Ok(false) => return,
+                Ok(true) => {
+                    let delivered = std::mem::take(&mut connection.unwritten_deliveries);
+                    connection.unwritten_pongs = 0;
+                    match &connection.phase {
+                        Phase::Closing => return self.linger(slot, now),
+                        Phase::Handshaking | Phase::Lingering => return,
+                        Phase::Open { session, .. } => {
+                            let session = *session;
+                            if delivered > 0 {
+                                self.hub.stock_delivered(session, delivered);
+                            }
+                            if !self.hub.has_output(session) && !fragments_wait(connection) {
+                                connection.release_idle_output();
+                                return;
+                            }
+                        }
+                    }
+                }
+                Err(error) => return self.lose(slot, "lost", &error.to_string(), now),
+            }
+        }
+    }
+}
+
+/// Seals one batch of whatever is ready; `false` if nothing was.
+fn seal_batch(
+    hub: &mut Hub,
+    session: SessionId,
+    writer: &mut BatchWriter,
+    scratch: &mut Vec<u8>,
+    engine: &mut Engine,
+) -> Result<bool, ZmtpError> {
+    scratch.clear();
+    while scratch.len() < limits::BATCH_BYTES {
+        if writer.in_fragments() {
+            while let Some(record) = hub.next_control(session) {
+                writer.put_control(&record, scratch);
+            }
+            writer.next_fragment(scratch);
+            break;
+        }
+        let Some(record) = hub.next_record(session) else { break };
+        writer.put(&record, scratch);
+    }
+    if scratch.is_empty() {
+        // A record that begins to go out in fragments has put nothing yet.
+        return Ok(writer.in_fragments());
+    }
+    engine.send(&[scratch], FrameFlags::LAST)?;
+    Ok(true)
+}
+
+/// Seals one stock message; `false` if there was none.
+fn seal_stock(
+    hub: &mut Hub,
+    session: SessionId,
+    stock: &mut Stock,
+    engine: &mut Engine,
+    deliveries: &mut u64,
+) -> Result<bool, ZmtpError> {
+    let Some(record) = hub.next_record(session) else { return Ok(false) };
+    *deliveries += u64::from(matches!(record, Record::Deliver { .. }));
+    let frames = stock.frames_of(record);
+    for (index, frame) in frames.iter().enumerate() {
+        let flags = if index + 1 < frames.len() { FrameFlags::MORE } else { FrameFlags::LAST };
+        engine.send(&[frame], flags)?;
+    }
+    Ok(true)
+}
+
+fn fragments_wait(connection: &Connection) -> bool {
+    matches!(&connection.phase, Phase::Open { speech: Speech::Native { writer, .. }, .. } if writer.in_fragments())
+}
+
+fn deliver_locally(hub: &mut Hub, session: SessionId, sink: &Arc<dyn RecordSink>) {
+    let mut records = Vec::new();
+    while let Some(record) = hub.next_record(session) {
+        records.push(record);
+        if records.len() == LOCAL_BATCH {
+            sink.on_records(&mut records);
+            records.clear();
+        }
+    }
+    if !records.is_empty() {
+        sink.on_records(&mut records);
+    }
+}
