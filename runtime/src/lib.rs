@@ -5,3 +5,4 @@ pub mod exit;
 pub mod lifecycle;
 pub mod process;
 pub mod supervisor;
+pub mod tree;

@@ -109,8 +109,8 @@ impl fmt::Debug for Credentials {
 pub enum Readiness {
     /// It says nothing: it is ready when it runs.
     Started,
-    /// It writes a newline to the descriptor whose number is in `NOTIFY_FD` (as s6 has it). Text before the
-    /// newline is shown as its status.
+    /// It writes a newline to the descriptor whose number is in `INTERLOCK_READY_FD`, and in `NOTIFY_FD` for programs
+    /// that know it under that name. Text before the newline is shown as its status.
     Newline,
     /// It sends `READY=1` to the socket in `NOTIFY_SOCKET` (`sd_notify`). `STATUS=` is shown, and counts as progress.
     SdNotify,

@@ -333,7 +333,9 @@ fn spawn(
         let (read, write) = io::pipe()?;
         let write = OwnedFd::from(write);
         inherit(&write)?;
-        command.env("NOTIFY_FD", write.as_raw_fd().to_string());
+        for name in ["INTERLOCK_READY_FD", "NOTIFY_FD"] {
+            command.env(name, write.as_raw_fd().to_string());
+        }
         inherited.push(write);
         let notices = notices.clone();
         std::thread::Builder::new().name("notify".to_owned()).spawn(move || hear_newline(read, &notices))?;
@@ -377,8 +379,9 @@ fn hear_newline(pipe: io::PipeReader, notices: &SyncSender<Event>) {
         if !line.trim().is_empty() {
             let _ = notices.send(Event::Notice(Notice::Status(line.trim().to_owned())));
         }
-        let _ = notices
-            .send(Event::Notice(Notice::Ready { proof: "it wrote a newline to NOTIFY_FD".to_owned() }));
+        let _ = notices.send(Event::Notice(Notice::Ready {
+            proof: "it wrote a newline to INTERLOCK_READY_FD".to_owned(),
+        }));
     }
 }
 

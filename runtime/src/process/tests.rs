@@ -185,10 +185,10 @@ fn a_program_that_is_not_there_is_a_failure_that_names_it() {
 fn a_newline_on_the_descriptor_is_readiness() {
     let program = Program {
         readiness: Readiness::Newline,
-        ..shell("echo listening > /proc/self/fd/$NOTIFY_FD; exec sleep 1000")
+        ..shell("echo listening > /proc/self/fd/$INTERLOCK_READY_FD; exec sleep 1000")
     };
     let mut stand = Stand::start(program);
-    assert_eq!(stand.ready(), "it wrote a newline to NOTIFY_FD");
+    assert_eq!(stand.ready(), "it wrote a newline to INTERLOCK_READY_FD");
     stand.host.stop(Stop::Final);
     assert_eq!(stand.exit(), Exit::Normal, "ended by the signal that it was asked with");
 }

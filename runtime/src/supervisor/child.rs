@@ -50,15 +50,21 @@ pub enum ChildKind {
     Process,
 }
 
-/// What must be there before a child is started.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Dependencies {
-    /// Its first start waits until every child before it in the list is ready, or has failed once; so one that does not
-    /// come up never holds up those that did not say that they need it.
-    #[default]
-    InLine,
-    /// Every start of it waits until these are ready; it does not wait for others. They stand before it in the list.
-    On(Vec<PeerName>),
+/// What must be there before a child is started. It is stopped before any of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependencies {
+    /// Every start of it waits until these are ready. They stand before it in the list.
+    pub needs: Vec<PeerName>,
+    /// Whether its first start also waits until every child before it in the list is ready, or has failed once; so one
+    /// that does not come up never holds up those that did not say that they need it.
+    pub in_line: bool,
+}
+
+impl Default for Dependencies {
+    /// In line, without needs.
+    fn default() -> Self {
+        Self { needs: Vec::new(), in_line: true }
+    }
 }
 
 /// How long a child may take for what.
@@ -96,14 +102,19 @@ impl Clocks {
 impl<S> ChildSpecification<S> {
     /// A permanent child with the usual rules, on an actor.
     pub fn actor(name: PeerName, host: impl Host + 'static) -> Self {
+        Self::boxed(name, Box::new(host))
+    }
+
+    /// [`ChildSpecification::actor`] for a host that is boxed already.
+    pub fn boxed(name: PeerName, host: Box<dyn Host>) -> Self {
         Self {
             name,
             restart: Restart::Permanent,
             when_spent: WhenSpent::LeaveFailed,
-            dependencies: Dependencies::InLine,
+            dependencies: Dependencies::default(),
             clocks: Clocks::ACTOR,
             kind: ChildKind::Actor,
-            host: Body(Box::new(host)),
+            host: Body(host),
         }
     }
 
@@ -118,13 +129,25 @@ impl<S> ChildSpecification<S> {
     }
 
     /// Starts only while `needs` are ready.
-    pub fn depends_on(self, needs: impl IntoIterator<Item = PeerName>) -> Self {
-        Self { dependencies: Dependencies::On(needs.into_iter().collect()), ..self }
+    pub fn depends_on(mut self, needs: impl IntoIterator<Item = PeerName>) -> Self {
+        self.dependencies.needs.extend(needs);
+        self
+    }
+
+    /// Waits for what it needs and for nothing else; so nothing before it in the list delays its first start.
+    pub fn out_of_line(mut self) -> Self {
+        self.dependencies.in_line = false;
+        self
     }
 
     /// Another rule for restarting.
     pub fn restarts(self, restart: Restart<S>) -> Self {
         Self { restart, ..self }
+    }
+
+    /// Another kind of body.
+    pub fn kind(self, kind: ChildKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Other clocks.
@@ -228,7 +251,7 @@ impl<S: Into<bool>> ChildSpecification<S> {
             restart: self.restart.settled(),
             when_spent: self.when_spent,
             needs: Vec::new(),
-            in_line: self.dependencies == Dependencies::InLine,
+            in_line: self.dependencies.in_line,
             clocks: self.clocks,
         };
         (rules, self.dependencies, self.kind, self.host.0)
@@ -248,11 +271,7 @@ pub(crate) fn check<'a>(
     }
     let mut needs = Vec::new();
     for (name, dependencies) in &children {
-        let named = match dependencies {
-            Dependencies::InLine => &[][..],
-            Dependencies::On(named) => named,
-        };
-        let found = named.iter().map(|need| {
+        let found = dependencies.needs.iter().map(|need| {
             places.get(need).copied().ok_or_else(|| {
                 let known: Vec<_> = children.iter().map(|(name, _)| format!("`{name}`")).collect();
                 TreeError::Unknown { child: (*name).clone(), need: need.clone(), known: known.join(", ") }
@@ -307,10 +326,10 @@ mod tests {
         let children: Vec<(PeerName, Dependencies)> = list
             .split(' ')
             .map(|child| match child.split_once(':') {
-                None => (child.parse().unwrap(), Dependencies::InLine),
+                None => (child.parse().unwrap(), Dependencies::default()),
                 Some((name, needs)) => {
                     let needs = needs.split(',').map(|need| need.parse().unwrap()).collect();
-                    (name.parse().unwrap(), Dependencies::On(needs))
+                    (name.parse().unwrap(), Dependencies { needs, in_line: true })
                 }
             })
             .collect();

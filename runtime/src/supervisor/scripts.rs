@@ -2,7 +2,7 @@
 //!
 //! Commands:
 //! - `tree strategy=S [jitter=1] [until=any_significant] children=a,b(word word)...` starts a tree. Words: `escalate`,
-//!   `transient`, `temporary`, `significant`, `on:x` (needs), `slow` (not ready by itself), `deaf` (does not stop
+//!   `transient`, `temporary`, `significant`, `on:x` (needs, and is out of line), `slow` (not ready by itself), `deaf` (does not stop
 //!   when asked), `frozen` (nor when killed), `mute` (answers no question).
 //! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `busy NAME SECONDS`: an incarnation does that.
 //! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
@@ -98,9 +98,8 @@ impl Player {
                     .filter_map(|word| word.strip_prefix("on:"))
                     .map(|need| need.parse().unwrap())
                     .collect();
-                let dependencies =
-                    if needs.is_empty() { Dependencies::InLine } else { Dependencies::On(needs) };
-                (name.parse().unwrap(), dependencies)
+                let in_line = needs.is_empty();
+                (name.parse().unwrap(), Dependencies { needs, in_line })
             })
             .collect();
         let needs = check(listed.iter().map(|(name, dependencies)| (name, dependencies))).unwrap();
@@ -117,7 +116,7 @@ impl Player {
                     },
                     when_spent: if has("escalate") { WhenSpent::Escalate } else { WhenSpent::LeaveFailed },
                     needs,
-                    in_line: *dependencies == Dependencies::InLine,
+                    in_line: dependencies.in_line,
                     clocks: Clocks::ACTOR,
                 }
             });

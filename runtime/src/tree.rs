@@ -1,0 +1,116 @@
+//! The built-in supervision tree: one literal list in start order. Stop is the reverse.
+
+mod broker;
+mod program;
+
+use interlock_actors::host::Host;
+use interlock_bus::PeerName;
+
+pub use self::{
+    broker::{BrokerActor, BrokerSeat},
+    program::{ProgramError, program},
+};
+use crate::supervisor::{ChildKind, ChildSpecification, Clocks};
+
+/// The bodies of the built-in children. Each builds its incarnations afresh.
+#[expect(missing_debug_implementations, reason = "hosts are opaque")]
+pub struct BuiltIn {
+    /// The broker.
+    pub broker: Box<dyn Host>,
+    /// The encrypted store.
+    pub store: Box<dyn Host>,
+    /// Writes log records into the store.
+    pub log_consumer: Box<dyn Host>,
+    /// Publishes log records.
+    pub log_transport: Box<dyn Host>,
+    /// The model service.
+    pub model: Box<dyn Host>,
+    /// Where the model service runs.
+    pub model_kind: ChildKind,
+    /// The conversation engine.
+    pub conversation: Box<dyn Host>,
+    /// The gateway.
+    pub gateway: Box<dyn Host>,
+}
+
+/// The built-in children, in start order. The gateway opens its port last; people's own children come after it.
+///
+/// What a child *needs* is declared here and checked at start; beside that each waits in line for those before it to be
+/// ready, or to have failed once. A model service that does not come up delays nobody: turns then end with an error that
+/// says so, which is why the conversation engine does not need it.
+pub fn built_in(hosts: BuiltIn) -> Vec<ChildSpecification> {
+    let BuiltIn { broker, store, log_consumer, log_transport, model, model_kind, conversation, gateway } =
+        hosts;
+    let model_clocks = match model_kind {
+        ChildKind::Actor => Clocks::ACTOR,
+        ChildKind::Process => Clocks::PROCESS,
+    };
+    vec![
+        child("broker", broker, &[]).escalates(),
+        child("store", store, &[]).escalates(),
+        child("log-consumer", log_consumer, &["broker", "store"]),
+        child("log-transport", log_transport, &["broker"]),
+        child("model", model, &["broker"]).kind(model_kind).clocks(model_clocks),
+        child("conversation", conversation, &["broker", "store"]),
+        child("gateway", gateway, &["broker"]),
+    ]
+}
+
+fn child(name: &'static str, host: Box<dyn Host>, needs: &[&'static str]) -> ChildSpecification {
+    ChildSpecification::boxed(built_in_name(name), host).depends_on(needs.iter().copied().map(built_in_name))
+}
+
+fn built_in_name(name: &'static str) -> PeerName {
+    name.parse().expect("the names in this file are legal")
+}
+
+#[cfg(test)]
+mod tests {
+    use interlock_actors::host::{Busy, Reports, Stop};
+
+    use super::*;
+    use crate::supervisor::{Children, Strategy, Supervisor};
+
+    struct Nothing;
+
+    impl Host for Nothing {
+        fn start(&mut self, _: u64, reports: Reports) {
+            reports.send(interlock_actors::host::HostReport::Exited(interlock_actors::host::Exit::Normal));
+        }
+        fn stop(&mut self, _: Stop) {}
+        fn kill(&mut self, _: bool) {}
+        fn abandon(&mut self, _: bool) {}
+        fn ask(&mut self, _: u64) {}
+        fn busy(&self) -> Option<Busy> {
+            None
+        }
+        fn queued(&self) -> usize {
+            0
+        }
+    }
+
+    #[test]
+    fn the_built_in_list_is_a_tree_whose_order_agrees_with_its_dependencies() {
+        let nothing = || Box::new(Nothing);
+        let children = built_in(BuiltIn {
+            broker: nothing(),
+            store: nothing(),
+            log_consumer: nothing(),
+            log_transport: nothing(),
+            model: nothing(),
+            model_kind: ChildKind::Process,
+            conversation: nothing(),
+            gateway: nothing(),
+        });
+        let names: Vec<_> = children.iter().map(|child| child.name.to_string()).collect();
+        assert_eq!(
+            names,
+            ["broker", "store", "log-consumer", "log-transport", "model", "conversation", "gateway"]
+        );
+        // The broker ends at once, and a first start that fails is not retried: that it is started shows that
+        // the list was accepted.
+        let supervision =
+            Supervisor::new("root").start(Strategy::OneForOne, Children::Lasting(children)).unwrap();
+        assert_eq!(supervision.join().to_string(), "`broker` did not start: ended before it was ready");
+    }
+}

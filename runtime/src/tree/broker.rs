@@ -1,0 +1,120 @@
+//! The broker as a child, and the place where others find it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use interlock_actors::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+    host::Bus,
+};
+use interlock_bus::{Broker, BrokerConfig, BrokerHandle, Credentials, PeerName};
+
+/// How long a stopping broker sends what is queued; less than the grace of an actor.
+const BROKER_GRACE: Duration = Duration::from_secs(4);
+
+/// Where the running broker is to be found. Clones are the same place.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerSeat(Arc<Mutex<Option<BrokerHandle>>>);
+
+impl BrokerSeat {
+    /// The broker that runs.
+    pub fn broker(&self) -> Result<BrokerHandle, Failure> {
+        self.lock().clone().ok_or_else(|| Failure::new("the broker does not run"))
+    }
+
+    /// How a child in this process gets its client: by attaching to whatever broker runs.
+    pub fn attach(&self, name: PeerName) -> Bus {
+        let seat = self.clone();
+        Bus::attach(move || {
+            let attached = seat.broker().and_then(|broker| Ok(broker.attach(&name)?));
+            std::future::ready(attached)
+        })
+    }
+
+    /// How a child in a process of its own gets its credentials: a key made for each incarnation, in memory only. The
+    /// key of the incarnation before is revoked, so what may be left of that one cannot speak in its name.
+    pub fn incarnation_credentials(
+        &self,
+        name: PeerName,
+    ) -> impl Fn(u64) -> Result<String, Failure> + Send + Sync + 'static {
+        let seat = self.clone();
+        let last: Mutex<Option<Credentials>> = Mutex::new(None);
+        move |_| {
+            let broker = seat.broker()?;
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(before) = last.take() {
+                broker.revoke_incarnation(&before.keys.public);
+            }
+            let issued = broker.issue_incarnation(&name);
+            let text = issued.to_toml().to_string();
+            *last = Some(issued);
+            Ok(text)
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<BrokerHandle>> {
+        // No code that can panic runs under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs the broker. Declared ready when its endpoints are open.
+#[derive(Debug)]
+pub struct BrokerActor {
+    config: Option<BrokerConfig>,
+    seat: BrokerSeat,
+    running: Option<BrokerHandle>,
+}
+
+impl BrokerActor {
+    /// A broker that will be found in `seat`.
+    pub fn new(config: BrokerConfig, seat: BrokerSeat) -> Self {
+        Self { config: Some(config), seat, running: None }
+    }
+}
+
+impl Actor for BrokerActor {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        let config = self.config.take().ok_or_else(|| Failure::new("a broker is started once"))?;
+        let broker = Broker::start(config)?;
+        let endpoints: Vec<_> = broker.endpoints().iter().map(ToString::to_string).collect();
+        context.status(format!("listens on {}", endpoints.join(", ")));
+
+        let mut ended = broker.ended();
+        context.spawn_background(async move {
+            let reason = match ended.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => "its thread is gone".to_owned(),
+            };
+            Err(Failure::new(reason).context("the broker has ended"))
+        });
+        *self.seat.lock() = Some(broker.clone());
+        self.running = Some(broker);
+        Ok(())
+    }
+
+    async fn handle(&mut self, _: Input, _: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn stopping(&mut self, _: &Context) -> Result<(), Failure> {
+        *self.seat.lock() = None;
+        if let Some(broker) = self.running.take() {
+            tokio::task::spawn_blocking(move || broker.stop(BROKER_GRACE)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BrokerActor {
+    /// After a failure the next incarnation needs the ports.
+    fn drop(&mut self) {
+        if let Some(broker) = self.running.take() {
+            *self.seat.lock() = None;
+            broker.stop(Duration::ZERO);
+        }
+    }
+}

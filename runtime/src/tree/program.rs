@@ -1,0 +1,127 @@
+//! A `[[program]]` of the configuration as a child.
+
+use std::{sync::Arc, time::Duration};
+
+use interlock_actors::actor::Failure;
+use interlock_bus::{Client, Event, Payload, PeerName, SubscribeOptions, blocking};
+use nix::sys::signal::Signal;
+
+use super::{BrokerSeat, built_in_name};
+use crate::{
+    config::{self, ProgramReadiness, ProgramRestart},
+    process::{self, Credentials, ProgramHost, Readiness, ReadySignal},
+    supervisor::{ChildSpecification, Clocks, No, Restart},
+};
+
+/// How long the broker, which is in this process, may take to say who is connected.
+const PEERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a `[[program]]` cannot be a child.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// No signal of this name.
+    #[error(
+        "`program.stop_signal` of `{program}` is `{signal}`, which is not a signal; use a name such as `SIGTERM` or `SIGINT`"
+    )]
+    Signal {
+        /// The program.
+        program: PeerName,
+        /// The name as given.
+        signal: String,
+    },
+}
+
+/// The child for one `[[program]]`. It needs the broker, and waits for nothing else; so a slow program delays nobody.
+///
+/// `watcher` is a peer of this process that may subscribe to `$peers/#` and request `$sys/broker/peers`; it is used
+/// for `readiness = "bus"`.
+///
+/// # Errors
+/// [`ProgramError`].
+pub fn program(
+    configured: &config::Program,
+    seat: &BrokerSeat,
+    watcher: &PeerName,
+) -> Result<ChildSpecification, ProgramError> {
+    let name = configured.name.clone();
+    let stop_signal = configured.stop_signal.parse::<Signal>().map_err(|_| ProgramError::Signal {
+        program: name.clone(),
+        signal: configured.stop_signal.clone(),
+    })?;
+    let program = process::Program {
+        arguments: configured.args.iter().map(Into::into).collect(),
+        environment: configured.environment.iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        directory: Some(configured.directory.clone()).filter(|directory| !directory.as_os_str().is_empty()),
+        credentials: Credentials::Descriptor(Arc::new(seat.incarnation_credentials(name.clone()))),
+        readiness: match configured.readiness {
+            ProgramReadiness::Started => Readiness::Started,
+            ProgramReadiness::Newline => Readiness::Newline,
+            ProgramReadiness::Notify => Readiness::SdNotify,
+            ProgramReadiness::Bus => on_the_bus(name.clone(), seat, watcher, configured.ready_timeout),
+        },
+        stop_signal,
+        grace: configured.grace,
+        ..process::Program::new(&configured.command)
+    };
+    // The guardian kills at the end of the grace; the supervisor a little later, should the guardian not.
+    let stop_grace = configured.grace + Duration::from_secs(1);
+    let clocks = Clocks { start_deadline: configured.ready_timeout, stop_grace, ..Clocks::PROCESS };
+    let restart = match configured.restart {
+        ProgramRestart::Permanent => Restart::Permanent,
+        ProgramRestart::Transient => Restart::Transient { significant: No },
+        ProgramRestart::Temporary => Restart::Temporary { significant: No },
+    };
+    Ok(ChildSpecification::process(name.clone(), ProgramHost::new(name, program))
+        .restarts(restart)
+        .clocks(clocks)
+        .depends_on([built_in_name("broker")])
+        .out_of_line())
+}
+
+/// Ready when the broker has a session of this name.
+fn on_the_bus(name: PeerName, seat: &BrokerSeat, watcher: &PeerName, timeout: Duration) -> Readiness {
+    let (seat, watcher) = (seat.clone(), watcher.clone());
+    Readiness::Watched(Arc::new(move |signal: ReadySignal| {
+        let (seat, watcher, name) = (seat.clone(), watcher.clone(), name.clone());
+        // Ends when the program is there, with the broker, or when the start deadline has passed.
+        let watch = move || {
+            let deadline = std::time::Instant::now() + timeout;
+            let client = seat.broker().and_then(|broker| Ok(broker.attach(&watcher)?));
+            let seen = client.and_then(|client| {
+                blocking::wait_until(wait_for_session(&client, &name), deadline).unwrap_or(Ok(None))
+            });
+            match seen {
+                Ok(Some(proof)) => signal.ready(proof),
+                Ok(None) => {}
+                Err(failure) => {
+                    tracing::error!(program = %name, %failure, "it cannot be seen whether the program is on the bus");
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("presence".to_owned()).spawn(watch) {
+            tracing::error!(%error, "it cannot be seen whether the program is on the bus: no thread could be started");
+        }
+    }))
+}
+
+/// How it is known that `name` has a session; `None` if the broker ended before that.
+async fn wait_for_session(client: &Client, name: &PeerName) -> Result<Option<String>, Failure> {
+    let topic = format!("$peers/{name}");
+    // Subscribed before asking, so that no connection falls between.
+    let mut presence = client.subscribe(&topic.parse()?, SubscribeOptions::default()).await?;
+    let peers = client.request(&"$sys/broker/peers".parse()?, Payload::default(), PEERS_TIMEOUT).await?;
+    let peers: serde_json::Value = serde_json::from_slice(&peers.payload)?;
+    let there = |peer: &serde_json::Value| peer["peer"] == name.as_str();
+    if peers.as_array().is_some_and(|peers| peers.iter().any(there)) {
+        return Ok(Some("its session was in the broker's list of peers".to_owned()));
+    }
+    while let Some(event) = presence.next().await {
+        let Event::Message(message) = event else { continue };
+        let event: serde_json::Value = serde_json::from_slice(&message.payload)?;
+        if event["state"] == "connected" {
+            return Ok(Some(format!("its session was announced on `{topic}`")));
+        }
+    }
+    Ok(None)
+}
