@@ -4,6 +4,8 @@ mod harness;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
+/// The chat page, in Chromium.
+mod chat_page;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
 /// The native client over the encrypted socket and inside the broker's process.
