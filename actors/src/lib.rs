@@ -5,6 +5,7 @@ pub mod context;
 pub mod conversation;
 pub mod gateway;
 pub mod host;
+pub mod log_consumer;
 pub mod log_record;
 pub mod log_transport;
 pub mod model;

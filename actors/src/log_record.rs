@@ -103,25 +103,25 @@ pub struct LogRecord {
     /// The text.
     pub message: String,
     /// The event's own fields, then those of its spans, innermost first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub fields: Vec<(String, String)>,
     /// The names of the spans it was raised in, outermost first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub spans: Vec<String>,
     /// Source file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub file: Option<String>,
     /// Line in it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub line: Option<u32>,
     /// The trace it belongs to (field `trace_id`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub trace_id: Option<String>,
     /// The conversation it belongs to (field `conversation`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub conversation: Option<String>,
     /// The peer that published it, as authenticated by the broker.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub origin: Option<String>,
 }
 
@@ -162,6 +162,51 @@ impl LogRecord {
         format!("logs/{}/{}", topic_level(&self.component), self.level)
     }
 }
+
+/// Payload of [`LOG_CONSUMER_STATE`](crate::topics::LOG_CONSUMER_STATE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerState {
+    /// Which incarnation of the consumer speaks.
+    pub consumer: Uuid,
+    /// Whether its subscription to `logs/#` is acknowledged; if not, it takes nothing more.
+    pub ready: bool,
+}
+
+/// Payload of [`LOG_CONSUMER_PROBE`](crate::topics::LOG_CONSUMER_PROBE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Comes back in the answer.
+    pub probe: Uuid,
+}
+
+/// The answer to a [`Probe`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeAnswer {
+    /// The probe's.
+    pub probe: Uuid,
+    /// Which incarnation of the consumer answers.
+    pub consumer: Uuid,
+}
+
+/// Payload of [`LOG_CONSUMER_CONFIRM`](crate::topics::LOG_CONSUMER_CONFIRM): published records that somebody keeps
+/// until they are in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirm {
+    /// The incarnation of the consumer that answered the probe before they were published.
+    pub consumer: Uuid,
+    /// Their ids; at most [`CONFIRM_IDS_MAX`].
+    pub ids: Vec<Uuid>,
+}
+
+/// The answer to a [`Confirm`], given when all are in the store, or when the missing ones will not come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Ids that are not in the store and must be published again.
+    pub missing: Vec<Uuid>,
+}
+
+/// Ids in one [`Confirm`]. More are refused with `bad_request`.
+pub const CONFIRM_IDS_MAX: usize = 4096;
 
 /// Longest component name in bytes: it stands in a column of `interlock logs`.
 const COMPONENT_BYTES_MAX: usize = 64;

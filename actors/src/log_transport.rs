@@ -25,11 +25,17 @@
 //! [`buffer`] belongs to the process, not to the component: it survives its restarts.
 
 pub mod buffer;
+pub mod drain;
 pub mod gate;
 pub mod layer;
 mod path;
 pub mod sink;
+#[cfg(test)]
+mod tests;
 
 pub use buffer::LogBuffer;
+pub use drain::{Drain, DrainError, DrainReport};
 pub use layer::{Identity, LogLayer};
+pub(crate) use path::OnLogPath;
 pub use path::{is_marked, mark_thread};
+pub use sink::Sink;

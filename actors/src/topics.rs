@@ -32,6 +32,14 @@ pub const MODELS: &str = "modelservice/models/v1";
 pub const CONVERSATION_ALL: &str = "conversation/#";
 /// Everything that is logged: `logs/<component>/<level>`.
 pub const LOGS_ALL: &str = "logs/#";
+/// The log consumer says that it takes records, or that it stops.
+pub const LOG_CONSUMER_STATE: &str = "log-consumer/state/v1";
+/// Asks the log consumer whether it is there; it answers once its subscription is acknowledged.
+pub const LOG_CONSUMER_PROBE: &str = "log-consumer/probe/v1";
+/// Asks the log consumer which of some published records are not in the store.
+pub const LOG_CONSUMER_CONFIRM: &str = "log-consumer/confirm/v1";
+/// Everything about the log consumer.
+pub const LOG_CONSUMER_ALL: &str = "log-consumer/#";
 
 /// One line of the catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +121,29 @@ pub const CATALOGUE: &[Entry] = &[
     Entry {
         topic: LOGS_ALL,
         pattern: Pattern::Publish,
-        payload: "log records",
+        payload: "LogRecord as JSON; text and other JSON are kept as a message",
         from: "every component",
+        to: "log-consumer",
+    },
+    Entry {
+        topic: LOG_CONSUMER_STATE,
+        pattern: Pattern::Publish,
+        payload: "ConsumerState: consumer uuid, ready bool",
+        from: "log-consumer",
+        to: "log-transport",
+    },
+    Entry {
+        topic: LOG_CONSUMER_PROBE,
+        pattern: Pattern::Request("ProbeAnswer: probe uuid, consumer uuid"),
+        payload: "Probe: probe uuid",
+        from: "log-transport",
+        to: "log-consumer",
+    },
+    Entry {
+        topic: LOG_CONSUMER_CONFIRM,
+        pattern: Pattern::Request("Confirmed: missing [uuid]"),
+        payload: "Confirm: consumer uuid, ids [uuid]",
+        from: "log-transport",
         to: "log-consumer",
     },
 ];

@@ -1,0 +1,489 @@
+//! The whole way of a record: buffer, gate, broker, consumer, store, with any of them dying on the way.
+//!
+//! `INTERLOCK_TEST_ROUNDS=10000 cargo test -p interlock-actors start_up_races` is the soak size.
+
+use std::{collections::HashMap, future::Future, path::PathBuf, time::Duration};
+
+use interlock_bus::{
+    Broker, BrokerConfig, BrokerHandle, Client, ConnectOptions, Credentials, Endpoint, KeyStore, Payload,
+    PeerName, Permissions, SubscribeOptions,
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::*;
+use crate::{
+    log_consumer::{Consumer, ConsumerError, ConsumerReport},
+    log_record::{Level, LogRecord},
+    store::{DataKey, LogQuery, Reader, Store, StoreOptions},
+};
+
+/// How long a test waits for what must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An installation: keys and store in a directory of its own, a broker that can be killed.
+struct Site {
+    directory: tempfile::TempDir,
+    keys: KeyStore,
+    credentials: HashMap<&'static str, Credentials>,
+    broker: Option<BrokerHandle>,
+    store: Store,
+}
+
+impl Site {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (keys, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+        let endpoint = Endpoint::Ipc(directory.path().join("bus.sock"));
+        let lists: [(&str, [&[&str]; 4]); 4] = [
+            ("log-transport", [&["logs/#"], &["log-consumer/#"], &[], &["log-consumer/#"]]),
+            ("log-consumer", [&["log-consumer/#"], &["logs/#"], &["log-consumer/#"], &[]]),
+            ("watcher", [&["logs/#"], &["logs/#"], &[], &[]]),
+            ("outsider", [&["x/#"], &["log-consumer/#"], &[], &["log-consumer/#"]]),
+        ];
+        let mut credentials = HashMap::new();
+        for (name, [publish, subscribe, serve, request]) in lists {
+            let permissions = Permissions::from_lists(publish, subscribe, serve, request).unwrap();
+            let issued = keys
+                .issue(&name.parse().unwrap(), &permissions, std::slice::from_ref(&endpoint), None)
+                .unwrap();
+            credentials.insert(name, issued);
+        }
+        let database = directory.path().join("interlock.db");
+        let key = DataKey::load_or_create(&directory.path().join("keys"), &database).unwrap();
+        let store = Store::open(&database, &key, StoreOptions::default()).unwrap();
+        Self { directory, keys, credentials, broker: None, store }
+    }
+
+    fn with_broker() -> Self {
+        let mut site = Self::new();
+        site.start_broker();
+        site
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("bus.sock")
+    }
+
+    fn start_broker(&mut self) {
+        let config = BrokerConfig::from_key_store(&self.keys, vec![Endpoint::Ipc(self.socket())]).unwrap();
+        self.broker = Some(Broker::start(config).unwrap());
+    }
+
+    fn stop_broker(&mut self) {
+        self.broker.take().unwrap().stop(Duration::ZERO);
+    }
+
+    fn attach(&self, name: &str) -> Client {
+        self.broker.as_ref().unwrap().attach(&name.parse::<PeerName>().unwrap()).unwrap()
+    }
+
+    async fn connect(&self, name: &str) -> Client {
+        Client::connect(ConnectOptions::new(self.credentials[name].clone()).waits_for_broker(true))
+            .await
+            .unwrap()
+    }
+
+    /// Compares what is stored of the component `test`, in the order in which it arrived, with `0..to`.
+    fn assert_stored(&self, to: usize) {
+        let database = self.store.path();
+        let key = DataKey::load(&self.directory.path().join("keys"), database).unwrap();
+        let reader = Reader::open(database, &key).unwrap();
+        let (mut seq, mut next) = (0, 0);
+        loop {
+            let component = Some("test".to_owned());
+            let page = LogQuery { limit: 10_000, after_seq: Some(seq), component, ..LogQuery::default() };
+            let found = reader.logs(&page).unwrap();
+            let Some(last) = found.last() else { break };
+            seq = last.seq;
+            for log in found {
+                assert_eq!(log.record.message, next.to_string(), "at number {next} of {to}");
+                next += 1;
+            }
+        }
+        assert_eq!(next, to, "the last ones are not stored");
+    }
+}
+
+/// A drain or a consumer at work, which can be stopped or killed.
+struct Running<T, E> {
+    task: JoinHandle<Result<(), E>>,
+    report: watch::Receiver<Option<T>>,
+    stop: watch::Sender<bool>,
+}
+
+impl<T: Copy + std::fmt::Debug, E: std::fmt::Debug> Running<T, E> {
+    fn start<F: Future<Output = Result<(), E>> + Send + 'static>(
+        work: impl FnOnce(watch::Sender<Option<T>>, watch::Receiver<bool>) -> F,
+    ) -> Self
+    where
+        E: Send + 'static,
+    {
+        let (report_to, report) = watch::channel(None);
+        let (stop, stopped) = watch::channel(false);
+        Self { task: tokio::spawn(work(report_to, stopped)), report, stop }
+    }
+
+    /// Waits until it reports what is wanted.
+    async fn until(&self, wanted: impl Fn(&T) -> bool) -> T {
+        let mut reports = self.report.clone();
+        let reached = reports.wait_for(|report| report.as_ref().is_some_and(&wanted));
+        let last = || format!("{:?}", *self.report.borrow());
+        let Ok(report) = tokio::time::timeout(DEADLINE, reached).await else {
+            panic!("not reached; {}", last())
+        };
+        let report = report.unwrap_or_else(|_| panic!("it ended before; {}", last()));
+        (*report).expect("it is there")
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        tokio::time::timeout(DEADLINE, self.task).await.expect("it did not stop").unwrap().unwrap();
+    }
+
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn drain(client: Client, buffer: &LogBuffer) -> Running<DrainReport, DrainError> {
+    let drain = Drain::new(client, buffer.clone());
+    Running::start(|report, stop| async move {
+        drain.run(move |now| drop(report.send_replace(Some(now))), stopped(stop)).await
+    })
+}
+
+async fn consumer(client: Client, store: &Store) -> Running<ConsumerReport, ConsumerError> {
+    let consumer = Consumer::start(client, store.clone()).await.unwrap();
+    Running::start(|report, stop| async move {
+        consumer.run(move |now| drop(report.send_replace(Some(now))), stopped(stop)).await
+    })
+}
+
+fn log(buffer: &LogBuffer, numbers: std::ops::Range<usize>) {
+    numbers.for_each(|number| buffer.add(LogRecord::new(Level::Info, "test", number.to_string())));
+}
+
+fn is_empty(report: &DrainReport) -> bool {
+    report.buffer.waiting == 0 && report.buffer.flushed > 0
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(4 * DEADLINE, test).await.expect("the test hangs") });
+}
+
+/// A random number below `bound`: where a round does something else each time.
+fn random(bound: u64) -> u64 {
+    u64::from_le_bytes(interlock_bus::crypto::random()) % bound
+}
+
+fn rounds(default: usize) -> usize {
+    std::env::var("INTERLOCK_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
+}
+
+/// Lets the others run for a while of random length, counted in turns and not in time.
+async fn some_turns() {
+    for _ in 0..random(60) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn records_logged_before_anything_was_there_are_stored_once_and_in_order() {
+    run(async {
+        let site = Site::with_broker();
+        let buffer = LogBuffer::default();
+        log(&buffer, 0..3000);
+        let mut drain = drain(site.attach("log-transport"), &buffer);
+        drain.until(|report| report.phase == gate::Phase::Waiting).await;
+        assert_eq!(buffer.report().flushed, 0, "something was sent before the consumer was there");
+        let mut consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        drain.until(is_empty).await;
+        site.assert_stored(3000);
+        assert_eq!(consumer.until(|report| report.stored >= 3000).await.duplicates, 0);
+        log(&buffer, 3000..3010);
+        drain.stop().await;
+        assert!(buffer.is_empty(), "stopping did not flush");
+        consumer.stop().await;
+        site.assert_stored(3010);
+        // What the opening flushed is told, once.
+        let told = site.store.read(|reader| {
+            reader.logs(&LogQuery { text: Some("log gate opened".into()), ..LogQuery::default() })
+        });
+        let told: Vec<_> = told.await.unwrap().into_iter().map(|log| log.record.message).collect();
+        assert_eq!(told, ["log gate opened: flushed 3000, dropped 0"]);
+    });
+}
+
+#[test]
+fn start_up_races_lose_nothing_and_store_nothing_twice() {
+    run(async {
+        let mut site = Site::with_broker();
+        let mut total = 0;
+        for round in 0..rounds(150) {
+            let buffer = LogBuffer::default();
+            let begin = total;
+            let mut log_some = |count: usize| {
+                log(&buffer, total..total + count);
+                total += count;
+            };
+            log_some(1 + random(5) as usize);
+            let consumer_first = random(2) == 0;
+            let mut consuming = None;
+            if consumer_first {
+                consuming = Some(consumer(site.attach("log-consumer"), &site.store).await);
+                some_turns().await;
+            }
+            log_some(random(5) as usize);
+            let mut draining = drain(site.attach("log-transport"), &buffer);
+            some_turns().await;
+            log_some(random(5) as usize);
+            let mut consuming = match consuming {
+                Some(consuming) => consuming,
+                None => consumer(site.attach("log-consumer"), &site.store).await,
+            };
+            some_turns().await;
+            match random(3) {
+                0 => {
+                    consuming.kill().await;
+                    some_turns().await;
+                    consuming = consumer(site.attach("log-consumer"), &site.store).await;
+                }
+                1 => {
+                    draining.kill().await;
+                    log_some(random(5) as usize);
+                    draining = drain(site.attach("log-transport"), &buffer);
+                }
+                _ if random(10) == 0 => {
+                    site.stop_broker();
+                    draining.kill().await;
+                    consuming.kill().await;
+                    site.start_broker();
+                    draining = drain(site.attach("log-transport"), &buffer);
+                    some_turns().await;
+                    consuming = consumer(site.attach("log-consumer"), &site.store).await;
+                }
+                _ => {}
+            }
+            log_some(random(5) as usize);
+            draining.until(|report| report.buffer.flushed >= (total - begin) as u64).await;
+            assert_eq!(buffer.report().dropped_total(), 0, "round {round}");
+            draining.stop().await;
+            consuming.stop().await;
+            if round % 50 == 0 {
+                site.assert_stored(total);
+            }
+        }
+        site.assert_stored(total);
+    });
+}
+
+#[test]
+fn a_consumer_killed_again_and_again_under_load_loses_nothing() {
+    run(async {
+        let site = Site::with_broker();
+        let buffer = LogBuffer::default();
+        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let mut total = 0;
+        for _ in 0..rounds(30) {
+            let mut consumer = consumer(site.attach("log-consumer"), &site.store).await;
+            let bursts = random(20);
+            for _ in 0..bursts {
+                log(&buffer, total..total + 37);
+                total += 37;
+                some_turns().await;
+            }
+            if bursts > 0 && random(2) == 0 {
+                consumer.until(|report| report.stored + report.duplicates > 0).await;
+            }
+            if buffer.report().waiting > 10_000 {
+                drain.until(|report| report.buffer.waiting == 0).await;
+            }
+            consumer.kill().await;
+        }
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        log(&buffer, total..total + 1);
+        total += 1;
+        drain.until(|report| report.buffer.flushed >= total as u64 && report.buffer.waiting == 0).await;
+        drain.stop().await;
+        consumer.stop().await;
+        site.assert_stored(total);
+    });
+}
+
+#[test]
+fn a_broker_killed_under_clients_of_other_processes_loses_nothing() {
+    run(async {
+        let mut site = Site::with_broker();
+        let buffer = LogBuffer::default();
+        let mut drain = drain(site.connect("log-transport").await, &buffer);
+        let consumer = consumer(site.connect("log-consumer").await, &site.store).await;
+        let mut total = 0;
+        for _ in 0..rounds(4).min(50) {
+            log(&buffer, total..total + 2500);
+            total += 2500;
+            some_turns().await;
+            site.stop_broker();
+            log(&buffer, total..total + 5);
+            total += 5;
+            site.start_broker();
+            if buffer.report().waiting > 10_000 {
+                drain.until(|report| report.buffer.waiting == 0).await;
+            }
+        }
+        drain.until(|report| report.buffer.flushed >= total as u64).await;
+        drain.stop().await;
+        consumer.stop().await;
+        site.assert_stored(total);
+    });
+}
+
+#[test]
+fn everybody_who_may_can_watch_the_records_as_topics() {
+    run(async {
+        let site = Site::with_broker();
+        let watcher = site.attach("watcher");
+        let mut seen =
+            watcher.subscribe(&"logs/#".parse().unwrap(), SubscribeOptions::default()).await.unwrap();
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let buffer = LogBuffer::default();
+        buffer.add(LogRecord::new(Level::Warn, "gate way", "text"));
+        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let Some(interlock_bus::Event::Message(message)) = seen.next().await else { panic!("no message") };
+        assert_eq!(message.topic.as_str(), "logs/gate_way/warn");
+        assert_eq!(message.origin.as_str(), "log-transport");
+        let record: LogRecord = message.decode().unwrap();
+        assert_eq!((record.message.as_str(), record.id), ("text", message.header.id));
+        drain.until(is_empty).await;
+        drain.stop().await;
+        consumer.stop().await;
+    });
+}
+
+#[test]
+fn what_others_publish_is_kept_and_what_they_claim_is_not_believed() {
+    run(async {
+        let site = Site::with_broker();
+        let mut consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let watcher = site.attach("watcher");
+        let mut forged = LogRecord::new(Level::Info, "runtime", "forged");
+        forged.origin = Some("runtime".into());
+        for payload in [
+            Payload::text("plain text"),
+            Payload::json(&serde_json::json!({"level": 3})).unwrap(),
+            Payload::bytes(vec![0xff; 10]),
+            Payload::bytes(vec![b'x'; 3 << 20]),
+            Payload::json(&forged).unwrap(),
+            Payload::encode(&LogRecord { file: None, ..forged.clone() }).unwrap(),
+        ] {
+            watcher
+                .publish_acknowledged(&"logs/test/error".parse().unwrap(), payload, Default::default())
+                .await
+                .unwrap();
+        }
+        consumer.until(|report| report.stored + report.duplicates == 6).await;
+        consumer.stop().await;
+        let found = site.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap();
+        let texts: Vec<_> = found.iter().map(|log| log.record.message.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "forged",
+                "plain text",
+                r#"{"level":3}"#,
+                "(10 bytes that are not a log record)",
+                "(3145728 bytes that are not a log record)"
+            ]
+        );
+        assert!(found.iter().all(|log| log.record.origin.as_deref() == Some("watcher")));
+        assert!(found.iter().all(|log| log.record.component == "test"));
+        assert_eq!(found.iter().filter(|log| log.record.level == Level::Error).count(), 4);
+    });
+}
+
+#[test]
+fn a_transport_without_rights_says_so_and_keeps_its_records() {
+    run(async {
+        let site = Site::with_broker();
+        let _consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let buffer = LogBuffer::default();
+        log(&buffer, 0..3);
+        let error = Drain::new(site.attach("outsider"), buffer.clone())
+            .run(|_| {}, std::future::pending())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, DrainError::Publish(_)), "{error}");
+        let error = Drain::new(site.attach("watcher"), buffer.clone())
+            .run(|_| {}, std::future::pending())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, DrainError::Listen(_)), "{error}");
+        assert_eq!(buffer.report().waiting, 3);
+        let mut drain = drain(site.attach("log-transport"), &buffer);
+        drain.until(is_empty).await;
+        drain.stop().await;
+        site.assert_stored(3);
+    });
+}
+
+#[test]
+fn a_store_that_fails_fails_the_consumer_and_loses_nothing() {
+    run(async {
+        let site = Site::with_broker();
+        let buffer = LogBuffer::default();
+        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let closed = Store::open(
+            &site.directory.path().join("other.db"),
+            &DataKey::load(&site.directory.path().join("keys"), site.store.path()).unwrap(),
+            StoreOptions::default(),
+        )
+        .unwrap();
+        closed.close();
+        let failing = Consumer::start(site.attach("log-consumer"), closed).await.unwrap();
+        log(&buffer, 0..5);
+        let error = failing.run(|_| {}, std::future::pending()).await.unwrap_err();
+        assert!(matches!(error, ConsumerError::Store(_)), "{error}");
+        drain.until(|report| report.phase == gate::Phase::Waiting).await;
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        drain.until(|report| report.buffer.flushed >= 5).await;
+        drain.stop().await;
+        consumer.stop().await;
+        site.assert_stored(5);
+    });
+}
+
+#[test]
+fn the_log_path_under_the_layer_at_full_detail_comes_to_rest() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let buffer = LogBuffer::default();
+    let sink = Sink::new(Box::new(std::io::sink()), Level::Trace).unwrap();
+    let identity = Identity { component: "test".to_owned(), incarnation: 1 };
+    let layer = LogLayer::new(identity, buffer.clone(), sink.clone());
+    // For the whole process, since broker and store have threads of their own; other tests' events do no harm.
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer));
+    run(async {
+        let mut site = Site::with_broker();
+        for _ in 0..3 {
+            let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+            let mut drain = drain(site.attach("log-transport"), &buffer);
+            (0..100).for_each(|number| tracing::info!(target: "program", number, "an event of the program"));
+            drain.until(is_empty).await;
+            drain.stop().await;
+            consumer.stop().await;
+            site.stop_broker();
+            site.start_broker();
+        }
+        let query = LogQuery { text: Some("an event of the program".into()), ..LogQuery::default() };
+        assert_eq!(site.store.read(move |reader| reader.logs(&query)).await.unwrap().len(), 300);
+        let all = site.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap();
+        let own: Vec<_> = all.iter().filter(|log| path::is_own_target(&log.record.target)).collect();
+        // The three openings tell what they flushed; nothing else of the path is in the log.
+        assert!(own.iter().all(|log| log.record.message.starts_with("log gate opened")), "{own:?}");
+        assert!(own.len() <= 3, "{own:?}");
+    });
+}
