@@ -5,9 +5,11 @@
 //! committed, or the asker sends them again.
 
 use std::{
+    cell::Cell,
     collections::{HashSet, VecDeque},
     fmt,
     future::Future,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -20,10 +22,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
+    actor::{Actor, Failure, Input},
+    context::Context,
     log_record::{
         CONFIRM_IDS_MAX, Confirm, Confirmed, ConsumerState, Level, LogRecord, Probe, ProbeAnswer, topic_level,
     },
-    log_transport::OnLogPath,
+    log_transport::{OnLogPath, STATUS_EVERY},
     store::{Refused, Store, StoreError},
     topics,
 };
@@ -381,6 +385,48 @@ impl Consumer {
         record.component = component;
         record.origin = Some(message.origin.to_string());
         record
+    }
+}
+
+/// The log consumer as a component. It is ready when its subscription is acknowledged and it is served.
+#[derive(Debug)]
+pub struct LogConsumer {
+    store: Store,
+    latest: Rc<Cell<ConsumerReport>>,
+    told: Option<ConsumerReport>,
+}
+
+impl LogConsumer {
+    /// A consumer that writes into `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, latest: Rc::default(), told: None }
+    }
+}
+
+impl Actor for LogConsumer {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        let consumer = Consumer::start(context.client().clone(), self.store.clone()).await?;
+        let (latest, stopping) = (Rc::clone(&self.latest), context.stopping());
+        context.spawn(async move { Ok(consumer.run(move |report| latest.set(report), stopping).await?) });
+        Ok(())
+    }
+
+    async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
+        // Everything comes to the consumer's own loop, which batches; this actor subscribes to nothing itself.
+        Ok(())
+    }
+
+    fn tick_every(&self) -> Option<Duration> {
+        Some(STATUS_EVERY)
+    }
+
+    async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
+        let latest = self.latest.get();
+        if self.told != Some(latest) {
+            context.status(latest.to_string());
+            self.told = Some(latest);
+        }
+        Ok(())
     }
 }
 

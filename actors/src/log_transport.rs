@@ -24,6 +24,15 @@
 //! The [`gate`] says when to send: after a probe came back through the consumer, not before. The
 //! [`buffer`] belongs to the process, not to the component: it survives its restarts.
 
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+};
+
 pub mod buffer;
 pub mod drain;
 pub mod gate;
@@ -39,3 +48,66 @@ pub use layer::{Identity, LogLayer};
 pub(crate) use path::OnLogPath;
 pub use path::{is_marked, mark_thread};
 pub use sink::Sink;
+
+/// How often the status is brought up to date while records flow. Phases are told at once.
+pub(crate) const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// The log transport as a component. It is ready when its first probe has a verdict: the gate is open,
+/// or there is no log consumer yet and it will hear of one.
+#[derive(Debug)]
+pub struct LogTransport {
+    buffer: LogBuffer,
+    latest: Rc<Cell<Option<DrainReport>>>,
+    told: Option<DrainReport>,
+}
+
+impl LogTransport {
+    /// A transport for the buffer of this process.
+    pub fn new(buffer: LogBuffer) -> Self {
+        Self { buffer, latest: Rc::default(), told: None }
+    }
+}
+
+impl Actor for LogTransport {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        let drain = Drain::new(context.client().clone(), self.buffer.clone());
+        let (verdict, first_verdict) = oneshot::channel();
+        let (latest, told) = (Rc::clone(&self.latest), context.clone());
+        let mut verdict = Some(verdict);
+        let on_report = move |report: DrainReport| {
+            let before = latest.replace(Some(report));
+            if before.is_none_or(|before| before.phase != report.phase) {
+                told.status(report.to_string());
+            }
+            if matches!(report.phase, gate::Phase::Open { .. } | gate::Phase::Waiting)
+                && let Some(verdict) = verdict.take()
+            {
+                // Nobody waits when the start was given up.
+                let _ = verdict.send(());
+            }
+        };
+        let stopping = context.stopping();
+        context.spawn(async move { Ok(drain.run(on_report, stopping).await?) });
+        first_verdict
+            .await
+            .map_err(|_| Failure::new("the log transport ended before its first probe had an answer"))
+    }
+
+    async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
+        // Everything comes to the drain; this actor subscribes to nothing itself.
+        Ok(())
+    }
+
+    fn tick_every(&self) -> Option<Duration> {
+        Some(STATUS_EVERY)
+    }
+
+    async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
+        let latest = self.latest.get();
+        if let Some(report) = latest.filter(|_| latest != self.told) {
+            context.status(report.to_string());
+        }
+        self.told = latest;
+        Ok(())
+    }
+}

@@ -170,7 +170,7 @@ impl Drain {
                 return Ok(());
             }
             match self.next_event(stop.as_mut()).await {
-                Event::Stop => self.stopping = true,
+                Event::Stop => self.on_stop(),
                 Event::Link(state) => self.on_link(state)?,
                 Event::Announcement(event) => self.on_announcement(event),
                 Event::Done(outcome) => self.on_outcome(outcome)?,
@@ -209,6 +209,15 @@ impl Drain {
             self.operation = None;
         }
         event
+    }
+
+    /// From now on an empty buffer ends the drain, and so does a consumer that is not there when asked once more.
+    fn on_stop(&mut self) {
+        self.stopping = true;
+        if self.gate.phase() == Phase::Waiting {
+            // Its announcement may be on the way to us.
+            self.learn(Fact::ConsumerReady { consumer: Uuid::nil() });
+        }
     }
 
     fn on_link(&mut self, state: LinkState) -> Result<(), DrainError> {

@@ -12,9 +12,11 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::*;
 use crate::{
-    log_consumer::{Consumer, ConsumerError, ConsumerReport},
+    host::HostReport,
+    log_consumer::{Consumer, ConsumerError, ConsumerReport, LogConsumer},
     log_record::{Level, LogRecord},
     store::{DataKey, LogQuery, Reader, Store, StoreOptions},
+    test_stage::Stage,
 };
 
 /// How long a test waits for what must happen.
@@ -153,14 +155,14 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 fn drain(client: Client, buffer: &LogBuffer) -> Running<DrainReport, DrainError> {
     let drain = Drain::new(client, buffer.clone());
     Running::start(|report, stop| async move {
-        drain.run(move |now| drop(report.send_replace(Some(now))), stopped(stop)).await
+        drain.run(move |now| report.send_modify(|last| *last = Some(now)), stopped(stop)).await
     })
 }
 
 async fn consumer(client: Client, store: &Store) -> Running<ConsumerReport, ConsumerError> {
     let consumer = Consumer::start(client, store.clone()).await.unwrap();
     Running::start(|report, stop| async move {
-        consumer.run(move |now| drop(report.send_replace(Some(now))), stopped(stop)).await
+        consumer.run(move |now| report.send_modify(|last| *last = Some(now)), stopped(stop)).await
     })
 }
 
@@ -199,10 +201,10 @@ fn records_logged_before_anything_was_there_are_stored_once_and_in_order() {
         let site = Site::with_broker();
         let buffer = LogBuffer::default();
         log(&buffer, 0..3000);
-        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let drain = drain(site.attach("log-transport"), &buffer);
         drain.until(|report| report.phase == gate::Phase::Waiting).await;
         assert_eq!(buffer.report().flushed, 0, "something was sent before the consumer was there");
-        let mut consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
         drain.until(is_empty).await;
         site.assert_stored(3000);
         assert_eq!(consumer.until(|report| report.stored >= 3000).await.duplicates, 0);
@@ -288,10 +290,10 @@ fn a_consumer_killed_again_and_again_under_load_loses_nothing() {
     run(async {
         let site = Site::with_broker();
         let buffer = LogBuffer::default();
-        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let drain = drain(site.attach("log-transport"), &buffer);
         let mut total = 0;
         for _ in 0..rounds(30) {
-            let mut consumer = consumer(site.attach("log-consumer"), &site.store).await;
+            let consumer = consumer(site.attach("log-consumer"), &site.store).await;
             let bursts = random(20);
             for _ in 0..bursts {
                 log(&buffer, total..total + 37);
@@ -321,7 +323,7 @@ fn a_broker_killed_under_clients_of_other_processes_loses_nothing() {
     run(async {
         let mut site = Site::with_broker();
         let buffer = LogBuffer::default();
-        let mut drain = drain(site.connect("log-transport").await, &buffer);
+        let drain = drain(site.connect("log-transport").await, &buffer);
         let consumer = consumer(site.connect("log-consumer").await, &site.store).await;
         let mut total = 0;
         for _ in 0..rounds(4).min(50) {
@@ -353,7 +355,7 @@ fn everybody_who_may_can_watch_the_records_as_topics() {
         let consumer = consumer(site.attach("log-consumer"), &site.store).await;
         let buffer = LogBuffer::default();
         buffer.add(LogRecord::new(Level::Warn, "gate way", "text"));
-        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let drain = drain(site.attach("log-transport"), &buffer);
         let Some(interlock_bus::Event::Message(message)) = seen.next().await else { panic!("no message") };
         assert_eq!(message.topic.as_str(), "logs/gate_way/warn");
         assert_eq!(message.origin.as_str(), "log-transport");
@@ -369,7 +371,7 @@ fn everybody_who_may_can_watch_the_records_as_topics() {
 fn what_others_publish_is_kept_and_what_they_claim_is_not_believed() {
     run(async {
         let site = Site::with_broker();
-        let mut consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
         let watcher = site.attach("watcher");
         let mut forged = LogRecord::new(Level::Info, "runtime", "forged");
         forged.origin = Some("runtime".into());
@@ -424,7 +426,7 @@ fn a_transport_without_rights_says_so_and_keeps_its_records() {
             .unwrap_err();
         assert!(matches!(error, DrainError::Listen(_)), "{error}");
         assert_eq!(buffer.report().waiting, 3);
-        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let drain = drain(site.attach("log-transport"), &buffer);
         drain.until(is_empty).await;
         drain.stop().await;
         site.assert_stored(3);
@@ -436,7 +438,7 @@ fn a_store_that_fails_fails_the_consumer_and_loses_nothing() {
     run(async {
         let site = Site::with_broker();
         let buffer = LogBuffer::default();
-        let mut drain = drain(site.attach("log-transport"), &buffer);
+        let drain = drain(site.attach("log-transport"), &buffer);
         let closed = Store::open(
             &site.directory.path().join("other.db"),
             &DataKey::load(&site.directory.path().join("keys"), site.store.path()).unwrap(),
@@ -470,7 +472,7 @@ fn the_log_path_under_the_layer_at_full_detail_comes_to_rest() {
         let mut site = Site::with_broker();
         for _ in 0..3 {
             let consumer = consumer(site.attach("log-consumer"), &site.store).await;
-            let mut drain = drain(site.attach("log-transport"), &buffer);
+            let drain = drain(site.attach("log-transport"), &buffer);
             (0..100).for_each(|number| tracing::info!(target: "program", number, "an event of the program"));
             drain.until(is_empty).await;
             drain.stop().await;
@@ -485,5 +487,44 @@ fn the_log_path_under_the_layer_at_full_detail_comes_to_rest() {
         // The three openings tell what they flushed; nothing else of the path is in the log.
         assert!(own.iter().all(|log| log.record.message.starts_with("log gate opened")), "{own:?}");
         assert!(own.len() <= 3, "{own:?}");
+    });
+}
+
+#[test]
+fn as_actors_they_are_ready_by_proof_and_survive_each_other() {
+    run(async {
+        let stage = tokio::task::spawn_blocking(Stage::new).await.unwrap();
+        let buffer = LogBuffer::default();
+        log(&buffer, 0..50);
+        let (stage, buffer_of_actor) = (std::sync::Arc::new(stage), buffer.clone());
+        let on_stage = std::sync::Arc::clone(&stage);
+        // The stage blocks while it waits for reports.
+        let told = tokio::task::spawn_blocking(move || {
+            let store = on_stage.store.clone();
+            let transport =
+                on_stage.start("log-transport", move || Ok(LogTransport::new(buffer_of_actor.clone())));
+            let start = || {
+                let store = store.clone();
+                on_stage.start("log-consumer", move || Ok(LogConsumer::new(store.clone())))
+            };
+            start().kill();
+            let mut consumer = start();
+            let is_open = |report: &HostReport| matches!(report, HostReport::Status(text) if text.starts_with("open: "));
+            let HostReport::Status(told) = transport.wait_for("an open gate", is_open) else {
+                unreachable!()
+            };
+            let mut transport = transport;
+            let exit = transport.stop();
+            consumer.stop();
+            (told, format!("{exit:?}"))
+        });
+        let (told, exit) = told.await.unwrap();
+        assert!(told.contains("dropped 0") && buffer.is_empty(), "{told}; {exit}");
+        assert_eq!(
+            stage.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap().len(),
+            51,
+            "50 and the report"
+        );
+        tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
     });
 }

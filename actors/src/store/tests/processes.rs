@@ -103,7 +103,10 @@ fn in_another_process() {
     };
     say("opened\n".to_owned());
     wait(async {
-        while role == "write" {
+        if role != "write" {
+            return;
+        }
+        loop {
             let records: Vec<LogRecord> = (0..3).map(|_| record(&"text ".repeat(20))).collect();
             let ids: Vec<Uuid> = records.iter().map(|record| record.id).collect();
             match store.append(records).await {
