@@ -57,6 +57,7 @@ use crate::{
     error::{ConnectError, Denial, PublishError, RequestError, SubscribeError},
     native::SubscribeSpec,
     peer::PeerName,
+    schema::Schema,
     topic::{TopicFilter, TopicName},
 };
 
@@ -251,6 +252,14 @@ impl Client {
     ) -> Result<ReplyStream, RequestError> {
         let (id, queue) = self.core().request(topic, payload, deadline).await?;
         Ok(ReplyStream::new(Arc::clone(&self.handle), queue, id, topic.clone(), deadline))
+    }
+
+    /// Registers a schema with the broker, in this session and all later ones, and gives its
+    /// fingerprint: put it into the payloads that it describes, and the tool can show them.
+    pub fn register_schema(&self, schema: &Schema) -> u64 {
+        let fingerprint = schema.fingerprint();
+        self.core().register_schema(fingerprint, schema.record());
+        fingerprint
     }
 
     /// How long the broker takes to answer, through everything that is queued as control.

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `bus` program. Everything is in [`interlock_bus::tool`].
+
+fn main() -> std::process::ExitCode {
+    interlock_bus::tool::main().into()
+}

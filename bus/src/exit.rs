@@ -1,0 +1,168 @@
+//! The exit codes of both binaries, and which error is which.
+
+use crate::{
+    error::{ConnectError, PublishError, RequestError, SubscribeError},
+    keys::KeyError,
+};
+
+/// How a command ended.
+///
+/// | code | meaning |
+/// |---|---|
+/// | 0 | done |
+/// | 1 | failed, or no data |
+/// | 2 | misuse or configuration |
+/// | 3 | not ready, or timed out |
+/// | 4 | denied, or wrong key |
+/// | 5 | busy, or already running |
+/// | 6 | disk or I/O |
+/// | 7 | full |
+/// | 8 | damaged data |
+/// | 9 | version not supported |
+/// | 10 | stopped with work pending |
+/// | 11 | forced stop |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed, or no data.
+    Failed = 1,
+    /// Misuse or configuration.
+    Misuse = 2,
+    /// Not ready, or timed out.
+    NotReady = 3,
+    /// Denied, or wrong key.
+    Denied = 4,
+    /// Busy, or already running.
+    Busy = 5,
+    /// Disk or I/O.
+    Io = 6,
+    /// Full.
+    Full = 7,
+    /// Damaged data.
+    Damaged = 8,
+    /// Version not supported.
+    Version = 9,
+    /// Stopped with work pending.
+    Pending = 10,
+    /// Forced stop.
+    Forced = 11,
+}
+
+impl Exit {
+    /// The number the process ends with.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// What an I/O error is.
+    pub fn of_io(error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::Full,
+            _ => Self::Io,
+        }
+    }
+
+    /// What a key error is.
+    pub fn of_key(error: &KeyError) -> Self {
+        match error {
+            KeyError::Io { source, .. } => Self::of_io(source),
+            KeyError::Exposed { .. } | KeyError::NotOurs { .. } => Self::Denied,
+            KeyError::Damaged { .. } => Self::Damaged,
+            KeyError::Filter(_) | KeyError::Endpoint(_) => Self::Misuse,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Which end a failed bus operation is.
+impl From<&ConnectError> for Exit {
+    fn from(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::Unreachable { .. }
+            | ConnectError::TimedOut { .. }
+            | ConnectError::Broken { .. } => Self::NotReady,
+            ConnectError::WrongServerKey { .. }
+            | ConnectError::KeyRefused { .. }
+            | ConnectError::Refused { .. } => Self::Denied,
+            ConnectError::ProtocolMismatch { .. } | ConnectError::NotInterlock { .. } => Self::Version,
+            ConnectError::BadCredentials { .. } => Self::Misuse,
+            ConnectError::Thread(_) | ConnectError::ThreadLost => Self::Failed,
+        }
+    }
+}
+
+impl From<&PublishError> for Exit {
+    fn from(error: &PublishError) -> Self {
+        match error {
+            PublishError::TooLarge { .. } => Self::Misuse,
+            PublishError::Full { .. } => Self::Full,
+            PublishError::NotConnected { .. } | PublishError::Unconfirmed { .. } => Self::NotReady,
+            PublishError::Held { .. } => Self::Busy,
+            PublishError::Denied { .. } => Self::Denied,
+        }
+    }
+}
+
+impl From<&SubscribeError> for Exit {
+    fn from(error: &SubscribeError) -> Self {
+        match error {
+            SubscribeError::Denied { .. } => Self::Denied,
+            SubscribeError::NotConnected { .. } => Self::NotReady,
+            SubscribeError::Option { .. } => Self::Misuse,
+        }
+    }
+}
+
+impl From<&RequestError> for Exit {
+    fn from(error: &RequestError) -> Self {
+        match error {
+            RequestError::NoResponders { .. }
+            | RequestError::TimedOut { .. }
+            | RequestError::Disconnected => Self::NotReady,
+            RequestError::Denied { .. } => Self::Denied,
+            RequestError::Busy { .. } => Self::Busy,
+            RequestError::TooLarge { .. } => Self::Misuse,
+            RequestError::Damaged { .. } => Self::Damaged,
+            RequestError::ServerGone | RequestError::Failed { .. } | RequestError::Cancelled => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_codes_are_those_of_the_table() {
+        let codes = [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Misuse,
+            Exit::NotReady,
+            Exit::Denied,
+            Exit::Busy,
+            Exit::Io,
+            Exit::Full,
+            Exit::Damaged,
+            Exit::Version,
+            Exit::Pending,
+            Exit::Forced,
+        ];
+        assert!(codes.iter().enumerate().all(|(index, exit)| usize::from(exit.code()) == index));
+    }
+
+    #[test]
+    fn a_full_disk_is_not_any_disk_error() {
+        let of = |kind: std::io::ErrorKind| Exit::of_io(&kind.into());
+        assert_eq!(of(std::io::ErrorKind::StorageFull), Exit::Full);
+        assert_eq!(of(std::io::ErrorKind::PermissionDenied), Exit::Io);
+    }
+}

@@ -1,0 +1,157 @@
+//! What the `bus` program does: one module per verb, [`output::Output`] the only printer.
+//!
+//! `bus/src/bin/bus/main.rs` is a shim over [`main`], so that tests can run verbs in their own process.
+
+mod audit;
+mod auth;
+mod broker;
+mod decode;
+mod failure;
+mod locate;
+pub mod output;
+mod peers;
+mod ping;
+mod publish;
+mod request;
+mod subscribe;
+mod table;
+mod topics;
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use self::{failure::Failure, output::Output};
+use crate::{
+    blocking,
+    client::{Client, ConnectOptions},
+    envelope::Payload,
+    exit::Exit,
+    topic::TopicName,
+};
+
+/// Looks into the message bus of Interlock, and sends on it.
+///
+/// Finds the running instance by itself; --data-dir and --creds choose another.
+#[derive(Debug, Parser)]
+#[command(name = "bus", version, max_term_width = 100)]
+struct Arguments {
+    /// Credentials of the peer to act as, instead of the instance's operator
+    #[arg(long, global = true, value_name = "FILE")]
+    creds: Option<PathBuf>,
+    /// Data directory of the instance
+    #[arg(long, global = true, value_name = "DIR", env = "INTERLOCK_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Print JSON, one object per line
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long to wait for the broker, for example 500ms, 5s, 2m
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Prints messages as they come
+    Sub(subscribe::Arguments),
+    /// Publishes a message
+    Pub(publish::Arguments),
+    /// Asks, and prints the parts of the answer as they come
+    Request(request::Arguments),
+    /// Lists topics: how much flows, who publishes, who subscribes, who serves
+    Topics,
+    /// Lists who is connected
+    Peers,
+    /// Lists connections that were refused, and why
+    Auth,
+    /// Prints the rows of the drop ledger that do not balance; there must be none
+    Audit(audit::Arguments),
+    /// Measures how long the broker takes to answer
+    Ping(ping::Arguments),
+    /// Runs a broker of its own, without the rest of the runtime
+    Broker(broker::Arguments),
+}
+
+/// Runs the program on this process's arguments, streams and environment.
+pub fn main() -> Exit {
+    run(std::env::args_os(), Output::of_process())
+}
+
+/// Runs the program. Never panics on input, never ends the process.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, mut output: Output) -> Exit {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error, &mut output),
+    };
+    output.set_json(arguments.json);
+    match dispatch(&arguments, &mut output) {
+        Ok(exit) => exit,
+        Err(failure) => failure.tell(&mut output),
+    }
+}
+
+fn usage(error: &clap::Error, output: &mut Output) -> Exit {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        output.note(text.trim_end().trim_start_matches("error: "));
+        return Exit::Misuse;
+    }
+    // Asked for with --help or --version.
+    match output.line(text.trim_end()) {
+        Ok(()) => Exit::Done,
+        Err(failure) => failure.tell(output),
+    }
+}
+
+fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure> {
+    if let Verb::Broker(verb) = &arguments.verb {
+        return broker::run(verb, arguments.data_dir.as_deref(), output);
+    }
+    let credentials = locate::credentials(arguments.creds.as_deref(), arguments.data_dir.as_deref())?;
+    let options = ConnectOptions::new(credentials).timeout(arguments.timeout);
+    let client = Client::connect_blocking(options)?;
+    let outcome = match &arguments.verb {
+        Verb::Sub(verb) => subscribe::run(verb, &client, output),
+        Verb::Pub(verb) => publish::run(verb, &client, output),
+        Verb::Request(verb) => request::run(verb, &client, output),
+        Verb::Topics => topics::run(&client, output),
+        Verb::Peers => peers::run(&client, output),
+        Verb::Auth => auth::run(&client, output),
+        Verb::Audit(verb) => audit::run(verb, &client, output),
+        Verb::Ping(verb) => ping::run(verb, &client, arguments.timeout, output),
+        Verb::Broker(_) => Ok(Exit::Done),
+    };
+    client.close_blocking();
+    outcome
+}
+
+/// Asks the broker about itself.
+fn ask_broker(client: &Client, what: &str) -> Result<serde_json::Value, Failure> {
+    const DEADLINE: Duration = Duration::from_secs(10);
+    let topic: TopicName = format!("$sys/broker/{what}").parse()?;
+    let message = blocking::wait(client.request(&topic, Payload::default(), DEADLINE))?;
+    message.decode().map_err(|error| Failure::new(Exit::Version, format!("the broker's answer: {error}")))
+}
+
+/// Reads `500ms`, `10s`, `2m`, `1h`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: Option<u64> = number.parse().ok();
+    let milliseconds = match unit {
+        "ms" => number,
+        "" | "s" => number.and_then(|number| number.checked_mul(1_000)),
+        "m" => number.and_then(|number| number.checked_mul(60_000)),
+        "h" => number.and_then(|number| number.checked_mul(3_600_000)),
+        _ => None,
+    };
+    milliseconds
+        .filter(|milliseconds| *milliseconds <= 366 * 24 * 3_600_000)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("`{text}` is not a time; write for example 500ms, 10s, 2m or 1h"))
+}
+
+#[cfg(test)]
+mod tests;

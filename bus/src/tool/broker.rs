@@ -1,0 +1,101 @@
+//! `bus broker`
+
+use std::{path::Path, thread, time::Duration};
+
+use nix::sys::signal::{SigSet, Signal, kill};
+
+use super::{Failure, Output, locate};
+use crate::{
+    blocking,
+    broker::{Broker, BrokerConfig, BrokerError, BrokerHandle},
+    endpoint::Endpoint,
+    exit::Exit,
+    keys::{KeyStore, Permissions, Rules, private_file},
+    peer::PeerName,
+};
+
+/// How long sessions may take to get what is queued for them after a signal.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What `bus broker` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Where to listen; by default tcp://127.0.0.1:5555 and the socket in the data directory
+    #[arg(long, value_name = "ENDPOINT")]
+    listen: Vec<Endpoint>,
+}
+
+pub(super) fn run(
+    arguments: &Arguments,
+    data_dir: Option<&Path>,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let directory = locate::data_directory(data_dir)?;
+    private_file::private_directory(&directory)?;
+    let run_directory = directory.join("run");
+    private_file::private_directory(&run_directory)?;
+    let (store, is_new) = KeyStore::open_or_create(&directory.join("keys"))?;
+    if is_new {
+        output.note(&format!("made a key store in `{}`", directory.join("keys").display()));
+    }
+    let endpoints = match &arguments.listen[..] {
+        [] => vec![
+            Endpoint::Ipc(run_directory.join("bus.sock")),
+            Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 5555 },
+        ],
+        chosen => chosen.to_vec(),
+    };
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM].into_iter().for_each(|signal| signals.add(signal));
+    let of_system =
+        |what: &'static str| move |error: nix::Error| Failure::new(Exit::Io, format!("{what}: {error}"));
+    // Before any thread is started, so that all of them inherit it.
+    signals.thread_block().map_err(of_system("cannot block signals"))?;
+
+    let broker = Broker::start(BrokerConfig::from_key_store(&store, endpoints)?).map_err(failure)?;
+    let operator: PeerName = "operator".parse().map_err(|error| Failure::new(Exit::Misuse, error))?;
+    store.ensure(&operator, &everything()?, broker.endpoints())?;
+    for endpoint in broker.endpoints() {
+        output.line(&format!("listening on {endpoint}"))?;
+    }
+    watch(&broker)?;
+    let signal = signals.wait().map_err(of_system("cannot wait for signals"))?;
+    if let Some(reason) = broker.ended().borrow().clone() {
+        return Err(Failure::new(Exit::Failed, format!("the broker has ended: {reason}")));
+    }
+    output.note(&format!("{signal}: stopping"));
+    broker.stop(STOP_GRACE);
+    Ok(Exit::Done)
+}
+
+/// The operator may do everything, also on the bus's own topics.
+fn everything() -> Result<Permissions, Failure> {
+    let all = || -> Result<Rules, Failure> {
+        Ok(Rules::allowing(["#".parse()?, "$sys/#".parse()?, "$peers/#".parse()?]))
+    };
+    Ok(Permissions { publish: all()?, subscribe: all()?, serve: all()?, request: all()?, wait: true })
+}
+
+/// Ends the wait for a signal if the broker ends by itself.
+fn watch(broker: &BrokerHandle) -> Result<(), Failure> {
+    let mut ended = broker.ended();
+    let watching = move || {
+        // The sender ends with the broker's thread, which is what is waited for.
+        let _ = blocking::wait(ended.wait_for(Option::is_some));
+        let _ = kill(nix::unistd::getpid(), Signal::SIGTERM);
+    };
+    thread::Builder::new()
+        .name("bus-watch".to_owned())
+        .spawn(watching)
+        .map(drop)
+        .map_err(|error| Failure::new(Exit::Io, format!("cannot start a thread: {error}")))
+}
+
+fn failure(error: BrokerError) -> Failure {
+    let exit = match &error {
+        BrokerError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => Exit::Busy,
+        BrokerError::Bind { .. } | BrokerError::Thread(_) => Exit::Io,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}

@@ -1,0 +1,71 @@
+//! Why a verb has failed: what is printed, and the exit code.
+
+use std::{fmt, io};
+
+use super::output::Output;
+use crate::{
+    codec::CodecError,
+    error::{ConnectError, PublishError, RequestError, SubscribeError},
+    exit::Exit,
+    keys::KeyError,
+    topic::TopicError,
+};
+
+/// The end of a verb.
+#[derive(Debug)]
+pub(super) struct Failure {
+    exit: Exit,
+    /// `None` if whoever reads our output has gone; that is no failure, and nothing is said.
+    message: Option<String>,
+}
+
+impl Failure {
+    pub(super) fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self { exit, message: Some(message.to_string()) }
+    }
+
+    /// Prints the message and gives the exit code.
+    pub(super) fn tell(self, output: &mut Output) -> Exit {
+        if let Some(message) = self.message {
+            output.note(&message);
+        }
+        self.exit
+    }
+
+    /// What a failed write to standard output is.
+    pub(super) fn of_output(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self { exit: Exit::Done, message: None },
+            _ => Self::new(Exit::of_io(error), format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+macro_rules! from_operation {
+    ($($error:ty),+) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::new(Exit::from(&error), error)
+            }
+        }
+    )+};
+}
+from_operation!(ConnectError, PublishError, SubscribeError, RequestError);
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        Self::new(Exit::of_key(&error), error)
+    }
+}
+
+impl From<TopicError> for Failure {
+    fn from(error: TopicError) -> Self {
+        Self::new(Exit::Misuse, error)
+    }
+}
+
+impl From<CodecError> for Failure {
+    fn from(error: CodecError) -> Self {
+        Self::new(Exit::Failed, error)
+    }
+}

@@ -1,0 +1,24 @@
+//! `bus peers`
+
+use super::{Failure, Output, ask_broker, table};
+use crate::{client::Client, exit::Exit};
+
+const COLUMNS: &[table::Column] = &[
+    ("PEER", |row| table::text(&row["peer"])),
+    ("KIND", |row| table::text(&row["kind"])),
+    ("ADDRESS", |row| table::text(&row["address"])),
+    ("SUBS", |row| table::text(&row["subscriptions"])),
+    ("PUBLISHED", |row| table::text(&row["published"])),
+    ("DELIVERED", |row| table::text(&row["delivered"])),
+    ("DROPPED", |row| table::text(&row["dropped"])),
+    ("DENIED", |row| table::text(&row["denied"])),
+    ("QUEUED", |row| table::text(&row["queued"])),
+    ("AGE", |row| table::age(&row["connected_ms"])),
+    ("PROGRAM", |row| table::text(&row["program"])),
+];
+
+pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
+    let rows = table::sorted_by(ask_broker(client, "peers")?, "peer");
+    table::print(&rows, COLUMNS, output)?;
+    Ok(Exit::Done)
+}

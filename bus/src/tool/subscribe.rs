@@ -1,0 +1,158 @@
+//! `bus sub`
+
+use std::{
+    future::poll_fn,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Map, Value, json};
+
+use super::{Failure, Output, decode::Decoder};
+use crate::{
+    blocking,
+    client::{Client, Event, SubscribeOptions, Subscription},
+    envelope::Message,
+    exit::Exit,
+    topic::TopicFilter,
+};
+
+/// What `bus sub` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Topic filters: `+` is one level, `#` the rest
+    #[arg(required = true)]
+    filters: Vec<String>,
+    /// End after this many messages
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Print the payloads as they are, each with a line feed
+    #[arg(long, conflicts_with = "json")]
+    raw: bool,
+    /// End when nothing has come for this long, for example 500ms, 5s
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    wait: Option<Duration>,
+    /// Print the topics' last values first
+    #[arg(long)]
+    retained: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
+    let filters =
+        arguments.filters.iter().map(|text| text.parse()).collect::<Result<Vec<TopicFilter>, _>>()?;
+    let options = SubscribeOptions { retained: arguments.retained, ..SubscribeOptions::default() };
+    let mut subscriptions = Vec::new();
+    for filter in &filters {
+        subscriptions.push(blocking::wait(client.subscribe(filter, options.clone()))?);
+    }
+    let mut decoder = Decoder::default();
+    let mut seen = 0u64;
+    while arguments.count.is_none_or(|count| seen < count) {
+        let next = next_event(&mut subscriptions);
+        let event = match arguments.wait {
+            None => blocking::wait(next),
+            Some(wait) => match blocking::wait_until(next, Instant::now() + wait) {
+                Some(event) => event,
+                None => return Ok(on_silence(arguments, seen, wait, output)),
+            },
+        };
+        match event {
+            // Several filters match it: the first one prints it.
+            Some((at, Event::Message(message)))
+                if filters[..at].iter().any(|filter| filter.matches(&message.topic)) => {}
+            Some((_, Event::Message(message))) => {
+                seen += 1;
+                print(arguments, &mut decoder, client, &message, output)?;
+            }
+            Some((at, Event::Gap { count, reason })) => print_gap(&filters[at], count, &reason, output)?,
+            None => {
+                let reason = client.closed_reason();
+                let reason = reason.or_else(|| subscriptions.iter().find_map(Subscription::end_reason));
+                return Err(Failure::new(
+                    Exit::Denied,
+                    format!("the subscription has ended: {}", reason.unwrap_or_default()),
+                ));
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The next event of any subscription, with its place; `None` once one of them has ended.
+async fn next_event(subscriptions: &mut [Subscription]) -> Option<(usize, Event)> {
+    poll_fn(|context| {
+        for (at, subscription) in subscriptions.iter_mut().enumerate() {
+            if let Poll::Ready(event) = subscription.poll_next(context) {
+                return Poll::Ready(event.map(|event| (at, event)));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn on_silence(arguments: &Arguments, seen: u64, wait: Duration, output: &mut Output) -> Exit {
+    match arguments.count {
+        Some(count) => {
+            output.note(&format!("{seen} of {count} messages came; then nothing for {wait:?}"));
+            Exit::NotReady
+        }
+        None if seen == 0 => {
+            output.note(&format!("nothing came for {wait:?}"));
+            Exit::Failed
+        }
+        None => Exit::Done,
+    }
+}
+
+fn print(
+    arguments: &Arguments,
+    decoder: &mut Decoder,
+    client: &Client,
+    message: &Message,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    if arguments.raw {
+        return output.bytes(&[&message.payload[..], b"\n"].concat());
+    }
+    let shown = decoder.show(client, message);
+    if !output.is_json() {
+        let line = format!("{}  {}", output.harmless(message.topic.as_str()), shown.line(output));
+        return output.line(&line);
+    }
+    let header = &message.header;
+    let mut row = Map::from_iter([
+        ("topic".to_owned(), json!(message.topic)),
+        ("origin".to_owned(), json!(message.origin)),
+        ("sequence".to_owned(), json!(message.sequence)),
+        ("retained".to_owned(), json!(message.retained)),
+        ("content_type".to_owned(), json!(header.content_type.as_str())),
+    ]);
+    if !header.id.is_nil() {
+        row.insert("id".to_owned(), json!(header.id));
+        row.insert("published_at_ns".to_owned(), json!(header.published_at_ns));
+    }
+    if let Some(traceparent) = &header.traceparent {
+        row.insert("traceparent".to_owned(), json!(traceparent));
+    }
+    if !header.user.is_empty() {
+        row.insert("headers".to_owned(), json!(header.user));
+    }
+    let (name, value) = shown.value();
+    row.insert(name.to_owned(), value);
+    output.json(&Value::Object(row))
+}
+
+fn print_gap(
+    filter: &TopicFilter,
+    count: Option<u64>,
+    reason: &str,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.json(&json!({ "gap": { "filter": filter, "count": count, "reason": reason } }));
+    }
+    let count = count.map_or_else(|| "an unknown number of".to_owned(), |count| count.to_string());
+    output.note(&format!("gap on `{filter}`: {count} messages are missing ({reason})"));
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Verbs as a user runs them, in this process, against a broker of the test.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::*;
+use crate::{
+    broker::{Broker, BrokerConfig, BrokerHandle},
+    client::{PublishOptions, ServeOptions, SubscribeOptions},
+    endpoint::Endpoint,
+    envelope::ContentType,
+    keys::{KeyStore, Permissions, Rules},
+    schema::Schema,
+};
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Captured {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    broker: BrokerHandle,
+    client: Client,
+}
+
+fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+    let all = || Rules::allowing(["#", "$sys/#"].map(|filter| filter.parse().unwrap()));
+    let everything =
+        Permissions { publish: all(), subscribe: all(), serve: all(), request: all(), wait: true };
+    let endpoints = vec![Endpoint::Ipc(directory.path().join("run/bus.sock"))];
+    std::fs::create_dir(directory.path().join("run")).unwrap();
+    for name in ["operator", "alice"] {
+        store.issue(&name.parse().unwrap(), &everything, &endpoints, None).unwrap();
+    }
+    let broker = Broker::start(BrokerConfig::from_key_store(&store, endpoints).unwrap()).unwrap();
+    let client = broker.attach(&"alice".parse().unwrap()).unwrap();
+    Fixture { directory, broker, client }
+}
+
+impl Fixture {
+    /// Exit, standard output, standard error.
+    fn bus(&self, arguments: &[&str]) -> (Exit, String, String) {
+        bus_in(self.directory.path(), arguments)
+    }
+}
+
+fn bus_in(data_dir: &std::path::Path, arguments: &[&str]) -> (Exit, String, String) {
+    let (data, messages) = (Captured::default(), Captured::default());
+    let output = Output::new(Box::new(data.clone()), Box::new(messages.clone()));
+    let fixed = ["bus".into(), "--data-dir".into(), data_dir.as_os_str().to_owned()];
+    let exit = run(fixed.into_iter().chain(arguments.iter().map(OsString::from)), output);
+    (exit, data.text(), messages.text())
+}
+
+fn topic(text: &str) -> TopicName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn pub_says_how_many_subscribers_got_it() {
+    let fixture = fixture();
+    let nobody = fixture.bus(&["pub", "a/b", "hello"]);
+    assert_eq!(nobody, (Exit::Done, "0 subscribers\n".into(), String::new()));
+    let options = SubscribeOptions::default();
+    let mut subscription =
+        blocking::wait(fixture.client.subscribe(&"a/#".parse().unwrap(), options)).unwrap();
+    let one = fixture.bus(&["pub", "a/b", r#"{"turn":7}"#, "--json-payload", "--json"]);
+    let line = "{\"dropped\":0,\"messages\":1,\"subscribers\":1,\"topic\":\"a/b\"}\n";
+    assert_eq!(one, (Exit::Done, line.into(), String::new()));
+    match blocking::wait(subscription.next()) {
+        Some(crate::Event::Message(message)) => {
+            assert_eq!(message.header.content_type, ContentType::Json);
+            assert_eq!(message.origin.as_str(), "operator");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn sub_shows_text_json_schemas_and_bytes_on_a_line_each() {
+    let fixture = fixture();
+    let schema = Schema::parse("Delta", r#"{"struct":[["text","string"],["index","u64"]]}"#).unwrap();
+    let fingerprint = fixture.client.register_schema(&schema);
+    let encoded = Payload::encode(&("so", 3u64)).unwrap();
+    let payloads = [
+        Payload::text("plain\u{e4}\x1b"),
+        Payload::json(&serde_json::json!({ "turn": 7 })).unwrap(),
+        Payload { schema: Some(fingerprint), ..encoded.clone() },
+        encoded,
+        Payload::bytes(&b"\x00\xff"[..]),
+        Payload::bytes(&b"from a stock client"[..]),
+    ];
+    for (number, payload) in payloads.into_iter().enumerate() {
+        let options = PublishOptions { retain: true, ..PublishOptions::default() };
+        let name = topic(&format!("a/{number}"));
+        blocking::wait(fixture.client.publish_acknowledged(&name, payload, options)).unwrap();
+    }
+    let (exit, data, messages) = fixture.bus(&["sub", "a/#", "a/+", "--retained", "--count", "6"]);
+    assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+    let expected = [
+        "a/0  plain\\u{e4}\\u{1b}",
+        "a/1  {\"turn\":7}",
+        "a/2  {\"index\":3,\"text\":\"so\"}",
+        "a/3  0x0200000000000000736f0300000000000000",
+        "a/4  0x00ff",
+        "a/5  from a stock client",
+    ];
+    assert_eq!(data.lines().collect::<Vec<_>>(), expected);
+
+    let (_, data, _) = fixture.bus(&["sub", "a/2", "--retained", "--count", "1", "--json"]);
+    let row: serde_json::Value = serde_json::from_str(&data).unwrap();
+    assert_eq!(row["payload"], serde_json::json!({ "index": 3, "text": "so" }));
+    assert_eq!((&row["topic"], &row["origin"]), (&"a/2".into(), &"alice".into()));
+    let (_, data, _) = fixture.bus(&["sub", "a/0", "--retained", "--count", "1", "--raw"]);
+    assert_eq!(data, "plain\u{e4}\x1b\n");
+}
+
+#[test]
+fn sub_ends_after_silence_and_says_so() {
+    let fixture = fixture();
+    let (exit, data, messages) = fixture.bus(&["sub", "a", "--wait", "1ms"]);
+    assert_eq!((exit, data.as_str(), messages.as_str()), (Exit::Failed, "", "bus: nothing came for 1ms\n"));
+    let (exit, _, messages) = fixture.bus(&["sub", "a", "--wait", "1ms", "--count", "2"]);
+    assert_eq!(
+        (exit, messages.as_str()),
+        (Exit::NotReady, "bus: 0 of 2 messages came; then nothing for 1ms\n")
+    );
+}
+
+#[test]
+fn request_prints_the_parts_and_ends_with_the_servers_reason() {
+    let fixture = fixture();
+    let (exit, _, messages) = fixture.bus(&["request", "q", "?"]);
+    assert_eq!(exit, Exit::NotReady);
+    assert!(messages.starts_with("bus: nobody serves `q`"), "{messages}");
+
+    let filter = "q".parse().unwrap();
+    let mut service = blocking::wait(fixture.client.serve(&filter, ServeOptions::default())).unwrap();
+    let thread = std::thread::spawn(move || {
+        let request = blocking::wait(service.next()).unwrap();
+        blocking::wait(request.reply(Payload::text("one"))).unwrap();
+        blocking::wait(request.end(Payload::text("two"))).unwrap();
+        let request = blocking::wait(service.next()).unwrap();
+        blocking::wait(request.fail("no_model", "there is no model")).unwrap();
+    });
+    assert_eq!(fixture.bus(&["request", "q", "?"]), (Exit::Done, "one\ntwo\n".into(), String::new()));
+    let (exit, data, messages) = fixture.bus(&["request", "q", "?"]);
+    assert_eq!((exit, data.as_str()), (Exit::Failed, ""));
+    assert_eq!(messages, "bus: the server failed (no_model): there is no model\n");
+    thread.join().unwrap();
+}
+
+#[test]
+fn topics_peers_auth_audit_and_ping_print_what_the_broker_knows() {
+    let fixture = fixture();
+    let options = SubscribeOptions::default();
+    let _subscription = blocking::wait(fixture.client.subscribe(&"a/#".parse().unwrap(), options)).unwrap();
+    fixture.bus(&["pub", "a/b", "hello"]);
+    let (exit, data, _) = fixture.bus(&["topics"]);
+    let row = data.lines().find(|line| line.starts_with("a/b ")).unwrap();
+    assert_eq!(exit, Exit::Done);
+    assert!(row.contains("operator") && row.contains("alice"), "{data}");
+    let (_, data, _) = fixture.bus(&["peers"]);
+    assert!(data.lines().any(|line| line.starts_with("alice ") && line.contains("local")), "{data}");
+    let (exit, _, messages) = fixture.bus(&["auth"]);
+    assert_eq!(
+        (exit, messages.as_str()),
+        (Exit::Done, "bus: no connection was refused since the broker started\n")
+    );
+    let (exit, data, messages) = fixture.bus(&["audit", "--all"]);
+    assert_eq!(exit, Exit::Done);
+    assert!(messages.ends_with("rows balance\n") && data.contains("a/b"), "{data}{messages}");
+    let (exit, data, _) = fixture.bus(&["ping", "--count", "2"]);
+    assert_eq!((exit, data.lines().count()), (Exit::Done, 2));
+
+    // A stranger is refused, and the refusal is listed.
+    let mut stranger = fixture.broker.issue_incarnation(&"alice".parse().unwrap());
+    stranger.keys = crate::crypto::KeyPair::generate();
+    let path = fixture.directory.path().join("stranger.toml");
+    stranger.save(&path).unwrap();
+    let (exit, _, messages) = fixture.bus(&["--creds", path.to_str().unwrap(), "topics"]);
+    assert_eq!(exit, Exit::Denied);
+    assert!(messages.contains("refuses the key of `alice`"), "{messages}");
+    let (_, data, _) = fixture.bus(&["auth"]);
+    assert!(data.contains("unknown_key"), "{data}");
+}
+
+#[test]
+fn misuse_and_absence_have_their_own_codes_and_name_the_way_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (exit, _, messages) = bus_in(directory.path(), &["topics"]);
+    assert_eq!(exit, Exit::NotReady);
+    assert!(messages.contains("interlock run"), "{messages}");
+    let (exit, _, messages) = bus_in(directory.path(), &["frobnicate"]);
+    assert_eq!(exit, Exit::Misuse);
+    assert!(messages.starts_with("bus: unrecognized subcommand"), "{messages}");
+    let (exit, data, messages) = bus_in(directory.path(), &["--help"]);
+    assert!(exit == Exit::Done && data.contains("Usage") && messages.is_empty());
+
+    let fixture = fixture();
+    let (exit, _, messages) = fixture.bus(&["pub", "conversation//turn", "hello"]);
+    assert_eq!(exit, Exit::Misuse);
+    assert_eq!(
+        messages,
+        "bus: topic `conversation//turn` has an empty level at byte 13; remove the extra `/`\n"
+    );
+    fixture.broker.stop(Duration::from_secs(5));
+    let (exit, _, messages) = fixture.bus(&["topics"]);
+    assert_eq!(exit, Exit::NotReady);
+    assert!(messages.contains("cannot reach the broker"), "{messages}");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    struct Gone;
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let fixture = fixture();
+    let messages = Captured::default();
+    let arguments = ["bus", "--data-dir", fixture.directory.path().to_str().unwrap(), "peers"];
+    let exit = run(arguments.map(OsString::from), Output::new(Box::new(Gone), Box::new(messages.clone())));
+    assert_eq!((exit, messages.text().as_str()), (Exit::Done, ""));
+}
+
+#[test]
+fn times_are_numbers_with_a_unit() {
+    assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+    assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+    assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+    for bad in ["", "s", "-1s", "1x", "99999999999999999999s", "1.5s"] {
+        assert!(duration(bad).is_err(), "{bad}");
+    }
+}
