@@ -1,1 +1,12 @@
-//! benches of Interlock.
+//! What the benches share. Each bench answers one question and is one command; README.md has the table.
+//!
+//! A bench runs its publishers, brokers and subscribers as processes of their own: it starts itself
+//! again in a [`role`](arguments::Arguments), and libzmq's side as a small C program that it compiles.
+//!
+//! Reading order: [`arguments`], [`process`], [`bus`] and [`libzmq`] (the two sides), [`report`].
+
+pub mod arguments;
+pub mod bus;
+pub mod libzmq;
+pub mod process;
+pub mod report;

@@ -1,0 +1,78 @@
+//! Our side: a broker in a process of its own, on a key store in a temporary directory.
+
+use std::{path::Path, time::Duration};
+
+use interlock_bus::{
+    Broker, BrokerConfig, Client, ConnectOptions, Credentials, Endpoint, KeyStore, PeerName, Permissions,
+};
+
+use crate::{arguments::Arguments, process::Process, report::say};
+
+/// The key store makes its own directory, with the modes it wants.
+const KEYS: &str = "keys";
+
+/// A broker and where its credentials are made.
+#[derive(Debug)]
+pub struct Bus {
+    /// The broker's process.
+    pub broker: Process,
+    store: KeyStore,
+    endpoint: Endpoint,
+    directory: tempfile::TempDir,
+}
+
+impl Bus {
+    /// Starts the role `broker` of this bench.
+    ///
+    /// # Panics
+    /// If the broker does not come up.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let (store, _) =
+            KeyStore::open_or_create(&directory.path().join(KEYS)).expect("a key store can be made");
+        let broker = Process::role("broker", &[("directory", directory.path().display().to_string())]);
+        let endpoint = broker.expect("ready").remove(0).parse().expect("a broker prints its endpoint");
+        Self { broker, store, endpoint, directory }
+    }
+
+    /// Enrols a peer that may do everything, and gives the path of its credentials.
+    ///
+    /// # Panics
+    /// If the key store does not take it.
+    pub fn enrol(&self, name: &str) -> String {
+        let all: &[&str] = &["#"];
+        let mut permissions = Permissions::from_lists(all, all, all, all).expect("`#` is a filter");
+        permissions.wait = true;
+        let name: PeerName = name.parse().expect("benches choose legal names");
+        self.store
+            .issue(&name, &permissions, std::slice::from_ref(&self.endpoint), None)
+            .expect("a fresh key store takes a new name");
+        Credentials::path_in(&self.directory.path().join(KEYS), &name).display().to_string()
+    }
+}
+
+/// The role `broker`: serves until it is killed.
+///
+/// # Panics
+/// If it cannot start.
+pub fn broker(arguments: &Arguments) {
+    let directory = arguments.text("directory").expect("the role `broker` is given its directory");
+    let store = KeyStore::open(&Path::new(directory).join(KEYS)).expect("the bench has made the key store");
+    let endpoints = vec!["tcp://127.0.0.1:0".parse().expect("an endpoint")];
+    let config = BrokerConfig::from_key_store(&store, endpoints).expect("a fresh registry can be read");
+    let handle = Broker::start(config).expect("a broker can start on a free port");
+    say(&format!("ready {}", handle.endpoints()[0]));
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// A client with the credentials this role was given.
+///
+/// # Panics
+/// If it cannot connect.
+pub fn client(arguments: &Arguments) -> Client {
+    let path = arguments.text("credentials").expect("the role is given its credentials");
+    let credentials = Credentials::load(Path::new(path)).expect("the bench has written them");
+    Client::connect_blocking(ConnectOptions::new(credentials)).expect("the broker is there")
+}

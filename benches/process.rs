@@ -1,0 +1,90 @@
+//! Child processes: their lines, awaited with a deadline, and the processor time they use.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+/// How long any line of a child may take.
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A child that is killed when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Process {
+    /// Starts a command.
+    ///
+    /// # Panics
+    /// If it cannot be started: a bench without its processes has nothing to say.
+    pub fn start(name: &str, command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name} with `{command:?}`: {error}"));
+        let output = BufReader::new(child.stdout.take().expect("stdout was asked for as a pipe"));
+        let (sender, lines) = mpsc::sync_channel(64);
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { name: name.to_owned(), child, lines }
+    }
+
+    /// Starts this same program in a role.
+    pub fn role(role: &str, arguments: &[(&str, String)]) -> Self {
+        let program = std::env::current_exe().expect("the system knows the running program");
+        let mut command = Command::new(program);
+        command.args(["--role", role]);
+        for (name, value) in arguments {
+            command.arg(format!("--{name}")).arg(value);
+        }
+        Self::start(role, &mut command)
+    }
+
+    /// The words of the next line, which must begin with `word`.
+    ///
+    /// # Panics
+    /// If another line comes, or none within a minute.
+    pub fn expect(&self, word: &str) -> Vec<String> {
+        let line = self.lines.recv_timeout(LINE_TIMEOUT);
+        let line = line.unwrap_or_else(|error| panic!("{} was to say `{word}`: {error}", self.name));
+        let mut words = line.split_whitespace().map(str::to_owned);
+        assert_eq!(words.next().as_deref(), Some(word), "{} said `{line}`", self.name);
+        words.collect()
+    }
+
+    /// Processor time of all its threads so far.
+    pub fn cpu(&self) -> Duration {
+        cpu(self.child.id())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Processor time of all living threads of a process, from the scheduler's own clock; zero if it is gone.
+pub fn cpu(process: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
