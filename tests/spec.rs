@@ -6,6 +6,8 @@ mod harness;
 mod authentication;
 /// The chat page, in Chromium.
 mod chat_page;
+/// Programs in `examples/`, as a reader would run them.
+mod examples;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
 /// The native client over the encrypted socket and inside the broker's process.
