@@ -64,7 +64,8 @@ impl Drop for TestBroker {
 /// outlives the test.
 pub(crate) struct TestProcess {
     child: Child,
-    lines: std::sync::mpsc::Receiver<String>,
+    /// Locked, so that threads of a test can share what owns the process.
+    lines: std::sync::Mutex<std::sync::mpsc::Receiver<String>>,
 }
 
 impl TestProcess {
@@ -79,7 +80,7 @@ impl TestProcess {
                 }
             }
         });
-        Self { child, lines }
+        Self { child, lines: std::sync::Mutex::new(lines) }
     }
 
     /// A scenario of one of the scripts beside this file.
@@ -92,7 +93,7 @@ impl TestProcess {
 
     /// The next line of its output.
     pub(crate) fn line(&self) -> String {
-        self.lines.recv_timeout(DEADLINE).unwrap_or_else(|error| {
+        self.lines.lock().unwrap().recv_timeout(DEADLINE).unwrap_or_else(|error| {
             panic!("no line came: {error}; is pyzmq installed? `pip install pyzmq`, see README.md")
         })
     }
