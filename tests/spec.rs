@@ -14,3 +14,5 @@ mod main_job;
 mod native_client;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.
 mod stock_sockets;
+/// Actors that fail: what their senders and requesters see.
+mod supervision;

@@ -13,6 +13,8 @@ pub mod snapshot;
 pub mod strategy;
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod scripts;
 #[cfg(test)]
 mod tests;

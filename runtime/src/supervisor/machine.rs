@@ -632,7 +632,7 @@ impl Machine {
         not_before.is_none_or(|at| at <= now)
             && child.rules.needs.iter().all(|&need| matches!(self.children[need].phase, Phase::Running(_)))
             && (!in_line || (0..index).all(|earlier| self.has_settled(earlier)))
-            && !(self.is_strict() && self.children.iter().any(Child::is_ending_for_a_restart))
+            && !(self.is_strict() && self.children.iter().any(Child::is_ending))
     }
 
     /// Whether later children need not wait for this one any longer. Under a strategy with followers the
@@ -753,8 +753,8 @@ impl Child {
         matches!(self.phase, Phase::Down(_))
     }
 
-    fn is_ending_for_a_restart(&self) -> bool {
-        matches!(self.phase, Phase::Ending { then: Then::Restart, .. })
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Ending { .. })
     }
 }
 

@@ -70,7 +70,7 @@ fn play(script: &str) {
     }
 }
 
-struct Player {
+pub(super) struct Player {
     machine: Machine,
     begin: Instant,
     now: Instant,
@@ -81,7 +81,7 @@ struct Player {
 }
 
 impl Player {
-    fn new(line: &str) -> Self {
+    pub(super) fn new(line: &str) -> Self {
         let (head, children) = line.split_once("children=").unwrap();
         let head: HashMap<&str, &str> =
             head.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
@@ -143,7 +143,7 @@ impl Player {
         player
     }
 
-    fn command(&mut self, line: &str) {
+    pub(super) fn command(&mut self, line: &str) {
         let mut words = line.splitn(3, ' ');
         let (verb, name, rest) =
             (words.next().unwrap(), words.next().unwrap_or(""), words.next().unwrap_or(""));
@@ -171,6 +171,15 @@ impl Player {
             _ => panic!("unknown command `{line}`"),
         }
         self.follow();
+    }
+
+    /// What followed since this was last asked.
+    pub(super) fn take_log(&mut self) -> String {
+        std::mem::take(&mut self.log)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.machine.outcome().is_some()
     }
 
     fn exits(&mut self, child: usize, exit: Exit) {
