@@ -26,11 +26,18 @@ pub(crate) struct TestBroker {
 
 impl TestBroker {
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| ())
+    }
+
+    /// A broker whose configuration is changed before it starts.
+    pub(crate) fn start_with(change: impl FnOnce(&mut BrokerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
         let endpoints =
             vec!["tcp://127.0.0.1:0".parse().unwrap(), Endpoint::Ipc(directory.path().join("bus.sock"))];
-        let handle = Broker::start(BrokerConfig::from_key_store(&store, endpoints).unwrap()).unwrap();
+        let mut config = BrokerConfig::from_key_store(&store, endpoints).unwrap();
+        change(&mut config);
+        let handle = Broker::start(config).unwrap();
         Self { handle, store, directory }
     }
 
@@ -112,6 +119,10 @@ impl TestProcess {
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         let child = &mut self.child;
         eventually("the process to end", || child.try_wait().unwrap()).code()
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     pub(crate) fn kill(&mut self) {

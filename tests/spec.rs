@@ -1,6 +1,8 @@
 //! The specification of Interlock: one test binary, one module per chapter.
 
+mod broker_process;
 mod harness;
+mod raw_peer;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
@@ -8,6 +10,8 @@ mod authentication;
 mod chat_page;
 /// Programs in `examples/`, as a reader would run them.
 mod examples;
+/// What no honest client sends, and what it must not cost the others.
+mod hostile_input;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
 /// The native client over the encrypted socket and inside the broker's process.

@@ -55,6 +55,10 @@ pub const REPLY_WINDOW: u32 = 64;
 /// Requests in flight for one requester session. A further one is answered `busy` at once.
 pub const REQUESTS_PER_SESSION_MAX: usize = 4096;
 
+/// Ends of requests waiting for one requester session. A peer that asks on and does not read the
+/// answers is disconnected with `control_queue_full`.
+pub const ENDS_WAITING_MAX: usize = 2 * REQUESTS_PER_SESSION_MAX;
+
 /// Subscriptions (and served filters) of one session. A further one is denied with `too_many`.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 4096;
 

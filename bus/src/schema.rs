@@ -477,7 +477,10 @@ mod tests {
         assert_eq!(one, print("T", r#" { "list" : "u8" } "#));
         assert_ne!(one, print("U", r#"{"list":"u8"}"#));
         assert_ne!(one, print("T", r#"{"list":"u16"}"#));
-        assert_eq!(one, 6_574_627_669_107_731_020, "fingerprints stand in stored headers and must not change");
+        assert_eq!(
+            one, 6_574_627_669_107_731_020,
+            "fingerprints stand in stored headers and must not change"
+        );
     }
 
     proptest! {

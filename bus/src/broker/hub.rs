@@ -148,6 +148,7 @@ impl Hub {
             control_bytes: 0,
             replies: VecDeque::new(),
             reply_bytes: 0,
+            ends_waiting: 0,
             announced: HashSet::new(),
             routes: HashMap::new(),
             requests_in_flight: 0,

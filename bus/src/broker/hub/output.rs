@@ -11,6 +11,7 @@ impl Hub {
         let session = self.session_mut(id)?;
         if let Some(record) = session.replies.pop_front() {
             session.reply_bytes -= record.bytes_hint();
+            session.ends_waiting -= usize::from(matches!(record, Record::ReplyEnd { .. }));
             if session.info.kind == SessionKind::StockRequester {
                 self.credit_for_stock(id, &record);
             }

@@ -14,7 +14,7 @@ impl Hub {
         let Some(session) = self.session(id) else { return };
         let (requester, permissions) = (session.info.peer.clone(), Arc::clone(&session.info.permissions));
         let (in_flight, is_known) = (session.requests_in_flight, self.requests.key_of(id, request).is_some());
-        let payload_bytes = block.payload().len();
+        let (payload_bytes, unread_bytes) = (block.payload().len(), session.reply_bytes);
         let statistics = self.statistics.topic(&topic);
         if !permissions.permit(Right::Request, &topic) {
             self.statistics.count_denied(statistics);
@@ -37,6 +37,11 @@ impl Hub {
         self.statistics.published_by(statistics, &requester);
         if let Some(session) = self.session_mut(id) {
             session.counts.published += 1;
+        }
+        if topic.is_reserved() && unread_bytes > limits::CONTROL_QUEUE_BYTES {
+            let explanation =
+                format!("{unread_bytes} bytes of answers wait for this session; read them first");
+            return self.end_for(id, request, Status::Busy, "", &explanation, None);
         }
         if let Some(answer) = crate::broker::control::answer(self, &topic) {
             return self.end_for(id, request, Status::Done, "", "", Some(answer));
@@ -158,10 +163,15 @@ impl Hub {
             header,
             payload,
         };
-        if let Some(session) = self.session_mut(id) {
-            session.reply_bytes += record.bytes_hint();
-            session.replies.push_back(record);
-            self.mark_dirty(id);
+        let Some(session) = self.session_mut(id) else { return };
+        session.reply_bytes += record.bytes_hint();
+        session.replies.push_back(record);
+        session.ends_waiting += 1;
+        let ends_waiting = session.ends_waiting;
+        self.mark_dirty(id);
+        if ends_waiting > limits::ENDS_WAITING_MAX {
+            let text = format!("{ends_waiting} answers wait and are not read");
+            self.end(id, Ending { code: "control_queue_full", text });
         }
     }
 

@@ -115,6 +115,8 @@ pub(in crate::broker) struct Session {
     pub(super) control_bytes: usize,
     pub(super) replies: VecDeque<Record>,
     pub(super) reply_bytes: usize,
+    /// How many of the waiting replies are the end of a request.
+    pub(super) ends_waiting: usize,
     pub(super) announced: HashSet<u32>,
     pub(super) routes: HashMap<Bytes, Rc<Route>>,
     pub(super) requests_in_flight: usize,
