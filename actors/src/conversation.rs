@@ -65,6 +65,7 @@ impl Actor for ConversationEngine {
             turns: Turns::new(self.config.clone(), self.store.clone(), context.client().clone()),
             schedule: RefCell::new(Schedule::new(self.config.schedule)),
         }));
+        topics::register(context.client());
         context.serve(&topics::filter(topics::USER_INPUT)).await?;
         context.subscribe(&topics::filter(topics::USER_INPUT), SubscribeOptions::default()).await?;
         Ok(())

@@ -36,7 +36,7 @@ impl Stage {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (keys, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
-        let permissions = Permissions::from_lists(&["#"], &["#"], &["#"], &["#"]).unwrap();
+        let permissions = Permissions::from_lists(&["#"], &["#"], &["#"], &["#", "$sys/broker/#"]).unwrap();
         for name in ["user", "watcher", "model", "conversation", "log-transport", "log-consumer"] {
             keys.issue(&name.parse().unwrap(), &permissions, &[], None).unwrap();
         }

@@ -7,11 +7,15 @@
 //! in exactly one final part, or in the bus's own error with a code from [`code`]; there is no
 //! third way and no error part beside it.
 
+mod schemas;
+
 use std::{fmt, str::FromStr, sync::Arc};
 
 use interlock_bus::{CodecError, ContentType, Message, Payload, TopicFilter, TopicName, codec};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use schemas::{Described, encode, register, schemas};
 
 /// What a user said. Served (the answer streams to the requester) and subscribed to (the answer
 /// is seen on the turn topics only).
@@ -232,9 +236,9 @@ impl Format {
     }
 
     /// A value in this format.
-    pub fn encode(self, value: &impl Serialize) -> Result<Payload, CodecError> {
+    pub fn encode(self, value: &impl Described) -> Result<Payload, CodecError> {
         match self {
-            Self::Bincode => Payload::encode(value),
+            Self::Bincode => encode(value),
             Self::Json => Payload::json(value),
         }
     }

@@ -3,11 +3,10 @@
 use std::{future::Future, pin::Pin, time::Instant};
 
 use interlock_bus::{
-    Client, Payload,
+    Client,
     client::{CancelToken, PublishOptions, ReplyStream, Request},
     error::RequestError,
 };
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
@@ -18,8 +17,8 @@ use super::{
 use crate::{
     store::{MessageState, NewMessage, Role, Store, StoreError},
     topics::{
-        self, ChatMessage, CompletionOptions, CompletionPart, CompletionRequest, ConversationId, Format,
-        TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted, code,
+        self, ChatMessage, CompletionOptions, CompletionPart, CompletionRequest, ConversationId, Described,
+        Format, TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted, code,
     },
 };
 
@@ -262,7 +261,7 @@ impl Turns {
             }
         };
         let request = CompletionRequest { turn: job.turn, messages, options: CompletionOptions::default() };
-        let asked = match Payload::encode(&request) {
+        let asked = match topics::encode(&request) {
             Ok(payload) => {
                 let topic = topics::topic(topics::COMPLETIONS);
                 self.client.request_stream(&topic, payload, self.config.timing.whole).await
@@ -303,8 +302,8 @@ impl Turns {
     }
 
     /// Publishes what is not the end of a turn: at once, or not at all.
-    fn publish(&self, topic: &'static str, event: &impl Serialize) {
-        let published = Payload::encode(event).map_err(|error| error.to_string()).and_then(|payload| {
+    fn publish(&self, topic: &'static str, event: &impl Described) {
+        let published = topics::encode(event).map_err(|error| error.to_string()).and_then(|payload| {
             self.client.publish(&topics::topic(topic), payload).map_err(|error| error.to_string())
         });
         if let Err(problem) = published {
@@ -313,9 +312,9 @@ impl Turns {
     }
 
     /// Publishes the end of a turn, and waits until the broker has it.
-    async fn publish_end(&self, topic: &'static str, event: &impl Serialize) {
+    async fn publish_end(&self, topic: &'static str, event: &impl Described) {
         let publish = async {
-            let payload = Payload::encode(event).map_err(|error| error.to_string())?;
+            let payload = topics::encode(event).map_err(|error| error.to_string())?;
             let topic = topics::topic(topic);
             let published =
                 self.client.publish_acknowledged(&topic, payload, PublishOptions::default()).await;

@@ -61,6 +61,7 @@ impl Actor for ModelService {
         let ModelConfig { concurrent_max, waiting_max, .. } = self.config;
         let line = RefCell::default();
         self.running = Some(Rc::new(Running { back_end, concurrent_max, waiting_max, line }));
+        topics::register(context.client());
         context.serve(&topics::filter(topics::COMPLETIONS)).await?;
         context.serve(&topics::filter(topics::MODELS)).await?;
         tracing::info!(back_end = %described, "model service is ready");
