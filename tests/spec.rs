@@ -16,6 +16,8 @@ mod hostile_input;
 mod main_job;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
+/// Every socket type of ZeroMQ: what it means here, or how it is refused.
+mod socket_table;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.
 mod stock_sockets;
 /// Actors that fail: what their senders and requesters see.

@@ -5,6 +5,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 DEADLINE_MS = 10_000
 context = zmq.Context()
+# A socket that is collected gives its number to another, whose monitor then finds its address taken.
+kept = []
 
 
 def say(**fields):
@@ -27,6 +29,7 @@ def connect(kind, creds, endpoint=None, server_key=None, monitor=False, **option
     for name, value in options.items():
         setattr(socket, name, value)
     events = socket.get_monitor_socket() if monitor else None
+    kept.append(socket)
     socket.connect(endpoint or creds["endpoints"][0])
     return (socket, events) if monitor else socket
 

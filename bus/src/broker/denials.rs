@@ -51,21 +51,32 @@ impl Denials {
         text: &str,
         now_ms: u64,
     ) -> Option<Denial> {
-        let exact = (peer.clone(), operation, topic.to_owned(), code);
-        let is_known = self.table.contains_key(&exact);
-        let topic = if is_known || self.table.len() < DENIALS_KEPT { topic } else { "(others)" };
-        let key = (peer.clone(), operation, topic.to_owned(), code);
+        let key = self.key(peer.clone(), operation, code, topic);
         if let Some((denial, changed)) = self.table.get_mut(&key) {
             denial.count += 1;
             denial.last_ms = now_ms;
             *changed = true;
             return None;
         }
-        let (topic, text) = (topic.to_owned(), text.to_owned());
+        let (topic, text) = (key.2.clone(), text.to_owned());
         let denial =
             Denial { peer, operation, topic, code, text, count: 1, first_ms: now_ms, last_ms: now_ms };
         self.table.insert(key, (denial.clone(), false));
         Some(denial)
+    }
+
+    /// Whether such a refusal was counted before, on its own or among the others.
+    pub fn knows(&self, peer: &PeerName, operation: Operation, code: &'static str, topic: &str) -> bool {
+        self.table.contains_key(&self.key(peer.clone(), operation, code, topic))
+    }
+
+    /// Where a refusal is counted.
+    fn key(&self, peer: PeerName, operation: Operation, code: &'static str, topic: &str) -> Key {
+        let exact = (peer, operation, topic.to_owned(), code);
+        if self.table.len() < DENIALS_KEPT || self.table.contains_key(&exact) {
+            return exact;
+        }
+        (exact.0, operation, "(others)".to_owned(), code)
     }
 
     /// Refusals that happened again since they were published.

@@ -63,7 +63,7 @@ impl Hub {
         };
         let mut targets = Vec::new();
         let mut groups: HashMap<(String, String), Vec<Target>> = HashMap::new();
-        let mut denied = Vec::new();
+        let (mut denied, mut denied_stock) = (Vec::new(), Vec::new());
         let sessions: Vec<SessionId> = self.each_session().map(|(id, _)| id).collect();
         for session_id in sessions {
             let Some(session) = self.session(session_id) else { continue };
@@ -72,6 +72,7 @@ impl Hub {
                 continue;
             }
             let subscriber = session.info.peer.clone();
+            let is_stock = session.info.kind == SessionKind::StockSubscriber;
             let permitted = session.info.permissions.permit(Right::Subscribe, &topic);
             let plain: SubscriptionIds =
                 matching().filter(|lane| lane.group.is_none()).map(|lane| lane.id).collect();
@@ -86,6 +87,9 @@ impl Hub {
             let row = self.ledger.row(key);
             if !permitted {
                 denied.push(row);
+                if is_stock {
+                    denied_stock.push(session_id);
+                }
                 continue;
             }
             if let Some(lane) = plain.first().copied() {
@@ -110,10 +114,24 @@ impl Hub {
             topic: Some(topic.clone()),
             subscriber: None,
         });
+        if may_publish && !topic.is_reserved() {
+            denied_stock.into_iter().for_each(|subscriber| self.note_denied_delivery(subscriber, &topic));
+        }
         // Read last: making rows above may have evicted one, which shifts the generation.
         let generation = self.route_generation + self.ledger.evictions();
         let groups = groups.into_values().collect();
         Route { generation, topic, statistics, may_publish, targets, groups, denied, nobody }
+    }
+
+    /// Says once that a stock subscriber's prefix reaches a topic it may not have: no record of its
+    /// protocol could tell it. How many messages it did not get is in the ledger.
+    fn note_denied_delivery(&mut self, subscriber: SessionId, topic: &TopicName) {
+        let code = "not_permitted";
+        let Some(peer) = self.info(subscriber).map(|info| info.peer.clone()) else { return };
+        if !self.denials.knows(&peer, Operation::Subscribe, code, topic.as_str()) {
+            let text = format!("`{peer}` may not subscribe `{topic}`, which one of its prefixes reaches");
+            self.note_denial(subscriber, Operation::Subscribe, code, topic.as_str(), &text);
+        }
     }
 
     pub(super) fn origin_of(&mut self, id: SessionId) -> u32 {
