@@ -31,9 +31,90 @@ async fn played_model(client: &Client) -> mpsc::Receiver<(Request, CompletionReq
     let (sender, requests) = mpsc::channel(256);
     tokio::spawn(async move {
         while let Some(request) = service.next().await {
-            let (user, topic) = (stage.client("user"), "$sys/broker/schemas".parse().unwrap());
-    let asked = user.request(&topic, Payload::default(), DEADLINE);
-    let known = soon("the schemas", asked).await.unwrap();
+            let asked = topics::read(&request.message).unwrap();
+            if sender.send((request, asked)).await.is_err() {
+                return;
+            }
+        }
+    });
+    requests
+}
+
+fn delta(index: u32, text: impl Into<String>) -> Payload {
+    Payload::encode(&CompletionPart::Delta(CompletionDelta { index, text: text.into() })).unwrap()
+}
+
+fn last() -> Payload {
+    Payload::encode(&CompletionPart::Final(CompletionFinal {
+        finish_reason: "stop".to_owned(),
+        back_end: "played".to_owned(),
+        model: "m".to_owned(),
+        notice: None,
+        usage: None,
+    }))
+    .unwrap()
+}
+
+fn input(conversation: &str, text: &str) -> UserInput {
+    UserInput { conversation: Some(conversation.parse().unwrap()), turn: None, text: text.to_owned() }
+}
+
+async fn say(client: &Client, said: &UserInput) -> (Vec<TurnPart>, Option<RequestError>) {
+    let payload = Payload::encode(said).unwrap();
+    let stream = client.request_stream(&topics::topic(topics::USER_INPUT), payload, DEADLINE).await.unwrap();
+    let (messages, error) = parts(stream).await;
+    (messages.iter().map(|message| topics::read(message).unwrap()).collect(), error)
+}
+
+/// The answer of a turn that has to finish.
+async fn answer(client: &Client, conversation: &str, text: &str) -> String {
+    let (mut turn, error) = say(client, &input(conversation, text)).await;
+    assert!(error.is_none(), "{error:?}");
+    match turn.pop() {
+        Some(TurnPart::Final(end)) => end.text,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn failed_with(error: Option<RequestError>) -> String {
+    match error {
+        Some(RequestError::Failed { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn decode<T: serde::de::DeserializeOwned>(message: &Message) -> T {
+    topics::read(message).unwrap()
+}
+
+#[tokio::test]
+async fn a_turn_streams_to_its_requester_and_is_seen_on_the_turn_topics() {
+    let stage = Stage::new();
+    let (_model, _engine) = (script_model(&stage), engine(&stage, ConversationConfig::default()));
+    let mut turns = watch(&stage.client("watcher"), "conversation/turn/#").await;
+    let (parts, error) = say(&stage.client("user"), &input("kitchen", "My name is Ada.")).await;
+    assert!(error.is_none(), "{error:?}");
+
+    let [TurnPart::Started(started), middle @ .., TurnPart::Final(end)] = parts.as_slice() else {
+        panic!("{parts:?}")
+    };
+    assert_eq!(decode::<TurnStarted>(&seen(&mut turns).await), *started);
+    let mut text = String::new();
+    for (part, index) in middle.iter().zip(0..) {
+        let TurnPart::Delta(delta) = part else { panic!("{part:?}") };
+        assert_eq!((delta.index, delta.turn), (index, started.turn));
+        assert_eq!(decode::<TurnDelta>(&seen(&mut turns).await), *delta);
+        text.push_str(&delta.text);
+    }
+    assert!(text.contains("Ada") && text == end.text, "{text}");
+    assert_eq!(end.deltas as usize, middle.len());
+    assert_eq!(end.completion.notice.as_deref(), Some("script: no language model configured"));
+    let published = seen(&mut turns).await;
+    assert_eq!(published.topic.as_str(), topics::TURN_FINAL);
+    assert_eq!(decode::<TurnFinal>(&published), *end);
+
+    let (user, topic) = (stage.client("user"), "$sys/broker/schemas".parse().unwrap());
+    let known = user.request(&topic, Payload::default(), DEADLINE).await.unwrap();
     assert_eq!(published.header.schema, Some(TurnFinal::fingerprint()));
     assert!(known.text().unwrap().contains("TurnFinal"), "{known:?}");
 }
