@@ -163,8 +163,8 @@ impl Actor for Gateway {
         let all = u32::try_from(self.options.streams_max).unwrap_or(u32::MAX);
         // Fails only if the semaphore is closed, which nobody does.
         let _ = streams.acquire_many(all).await;
-        self.options.port.close();
         server.stop(false).await;
+        self.options.port.close();
         Ok(())
     }
 }

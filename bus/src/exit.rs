@@ -56,6 +56,25 @@ impl Exit {
         self as u8
     }
 
+    /// The meaning of a number, if it has one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        const ALL: [Exit; 12] = [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Misuse,
+            Exit::NotReady,
+            Exit::Denied,
+            Exit::Busy,
+            Exit::Io,
+            Exit::Full,
+            Exit::Damaged,
+            Exit::Version,
+            Exit::Pending,
+            Exit::Forced,
+        ];
+        ALL.into_iter().find(|exit| exit.code() == code)
+    }
+
     /// What an I/O error is.
     pub fn of_io(error: &std::io::Error) -> Self {
         match error.kind() {
@@ -68,9 +87,11 @@ impl Exit {
     pub fn of_key(error: &KeyError) -> Self {
         match error {
             KeyError::Io { source, .. } => Self::of_io(source),
-            KeyError::Exposed { .. } | KeyError::NotOurs { .. } => Self::Denied,
+            KeyError::Exposed { .. }
+            | KeyError::NotOurs { .. }
+            | KeyError::Filter(_)
+            | KeyError::Endpoint(_) => Self::Misuse,
             KeyError::Damaged { .. } => Self::Damaged,
-            KeyError::Filter(_) | KeyError::Endpoint(_) => Self::Misuse,
             _ => Self::Failed,
         }
     }

@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -128,6 +129,21 @@ pub struct ModelSection {
     pub api_key_file: PathBuf,
     /// Environment variable with the API key; empty is none.
     pub api_key_env: String,
+    /// For connecting to the server.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// For a server that is silent.
+    #[serde(with = "duration")]
+    pub read_timeout: Duration,
+    /// Longest answer in tokens; zero leaves it to the server.
+    pub tokens_max: u32,
+    /// Completions at the same time.
+    pub concurrent_max: usize,
+    /// Completions that wait.
+    pub waiting_max: usize,
+    /// Between two words of the script engine.
+    #[serde(with = "duration")]
+    pub script_pause: Duration,
 }
 
 /// What answers.
@@ -246,18 +262,64 @@ pub enum ProgramRestart {
 }
 
 /// How a program says that it is ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum ProgramReadiness {
     /// It runs.
     #[default]
     Started,
-    /// A newline on the descriptor in `INTERLOCK_READY_FD`.
+    /// A newline on the descriptor in `NOTIFY_FD`.
     Newline,
     /// `READY=1` on the socket in `NOTIFY_SOCKET`.
     Notify,
     /// Its session on the bus.
     Bus,
+    /// A line of its output that matches this regular expression, which is valid.
+    Line(String),
+}
+
+/// A text that is no readiness.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no way to say that a program is ready")]
+pub struct ReadinessError(String);
+
+impl FromStr for ProgramReadiness {
+    type Err = ReadinessError;
+
+    fn from_str(text: &str) -> Result<Self, ReadinessError> {
+        match text {
+            "started" => Ok(Self::Started),
+            "newline" => Ok(Self::Newline),
+            "notify" => Ok(Self::Notify),
+            "bus" => Ok(Self::Bus),
+            _ => match text.strip_prefix("line:") {
+                Some(pattern) if !pattern.is_empty() && regex_lite::Regex::new(pattern).is_ok() => {
+                    Ok(Self::Line(pattern.to_owned()))
+                }
+                _ => Err(ReadinessError(text.to_owned())),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for ProgramReadiness {
+    type Error = ReadinessError;
+
+    fn try_from(text: String) -> Result<Self, ReadinessError> {
+        text.parse()
+    }
+}
+
+impl From<ProgramReadiness> for String {
+    fn from(readiness: ProgramReadiness) -> Self {
+        match readiness {
+            ProgramReadiness::Started => "started".to_owned(),
+            ProgramReadiness::Newline => "newline".to_owned(),
+            ProgramReadiness::Notify => "notify".to_owned(),
+            ProgramReadiness::Bus => "bus".to_owned(),
+            ProgramReadiness::Line(pattern) => format!("line:{pattern}"),
+        }
+    }
 }
 
 fn thirty_seconds() -> Duration {
@@ -474,12 +536,10 @@ fn check_combinations(layers: &mut Layers) {
     }
     if let Some(back_end) = get("model.back_end")
         && back_end.value.as_str() == Some("openai")
+        && get("model.url").is_some()
+        && text("model.url").is_empty()
     {
-        for key in ["model.url", "model.model"] {
-            if get(key).is_some() && text(key).is_empty() {
-                refuse(back_end, key, format!("`model.back_end` is `openai`, which needs `{key}`"));
-            }
-        }
+        refuse(back_end, "model.url", "`model.back_end` is `openai`, which needs `model.url`".to_owned());
     }
     if let Some(variable) = get("model.api_key_env")
         && !text("model.api_key_env").is_empty()

@@ -7,16 +7,21 @@ use interlock_actors::host::Host;
 use interlock_bus::PeerName;
 
 pub use self::{
-    broker::{BrokerActor, BrokerSeat},
+    broker::{BrokerActor, BrokerSeat, NoteRefusal},
     program::{ProgramError, program},
 };
-use crate::supervisor::{ChildKind, ChildSpecification, Clocks};
+use crate::{
+    config::ShutdownSection,
+    supervisor::{ChildKind, ChildSpecification, Clocks},
+};
 
 /// The bodies of the built-in children. Each builds its incarnations afresh.
 #[expect(missing_debug_implementations, reason = "hosts are opaque")]
 pub struct BuiltIn {
     /// The broker.
     pub broker: Box<dyn Host>,
+    /// Answers for the runtime on the bus.
+    pub runtime: Box<dyn Host>,
     /// The encrypted store.
     pub store: Box<dyn Host>,
     /// Writes log records into the store.
@@ -38,21 +43,30 @@ pub struct BuiltIn {
 /// What a child *needs* is declared here and checked at start; beside that each waits in line for those before it to be
 /// ready, or to have failed once. A model service that does not come up delays nobody: turns then end with an error that
 /// says so, which is why the conversation engine does not need it.
-pub fn built_in(hosts: BuiltIn) -> Vec<ChildSpecification> {
-    let BuiltIn { broker, store, log_consumer, log_transport, model, model_kind, conversation, gateway } =
-        hosts;
-    let model_clocks = match model_kind {
-        ChildKind::Actor => Clocks::ACTOR,
-        ChildKind::Process => Clocks::PROCESS,
-    };
+///
+/// What works on a turn may take the whole drain phase to end it.
+pub fn built_in(hosts: BuiltIn, shutdown: &ShutdownSection) -> Vec<ChildSpecification> {
+    let BuiltIn {
+        broker,
+        runtime,
+        store,
+        log_consumer,
+        log_transport,
+        model,
+        model_kind,
+        conversation,
+        gateway,
+    } = hosts;
+    let draining = Clocks { stop_grace: shutdown.drain, ..Clocks::ACTOR };
     vec![
         child("broker", broker, &[]).escalates(),
+        child("runtime", runtime, &["broker"]),
         child("store", store, &[]).escalates(),
         child("log-consumer", log_consumer, &["broker", "store"]),
         child("log-transport", log_transport, &["broker"]),
-        child("model", model, &["broker"]).kind(model_kind).clocks(model_clocks),
-        child("conversation", conversation, &["broker", "store"]),
-        child("gateway", gateway, &["broker"]),
+        child("model", model, &["broker"]).kind(model_kind).clocks(draining),
+        child("conversation", conversation, &["broker", "store"]).clocks(draining),
+        child("gateway", gateway, &["broker"]).clocks(draining),
     ]
 }
 
@@ -92,8 +106,9 @@ mod tests {
     #[test]
     fn the_built_in_list_is_a_tree_whose_order_agrees_with_its_dependencies() {
         let nothing = || Box::new(Nothing);
-        let children = built_in(BuiltIn {
+        let hosts = BuiltIn {
             broker: nothing(),
+            runtime: nothing(),
             store: nothing(),
             log_consumer: nothing(),
             log_transport: nothing(),
@@ -101,11 +116,21 @@ mod tests {
             model_kind: ChildKind::Process,
             conversation: nothing(),
             gateway: nothing(),
-        });
+        };
+        let children = built_in(hosts, &crate::config::Config::defaults().shutdown);
         let names: Vec<_> = children.iter().map(|child| child.name.to_string()).collect();
         assert_eq!(
             names,
-            ["broker", "store", "log-consumer", "log-transport", "model", "conversation", "gateway"]
+            [
+                "broker",
+                "runtime",
+                "store",
+                "log-consumer",
+                "log-transport",
+                "model",
+                "conversation",
+                "gateway"
+            ]
         );
         // The broker ends at once, and a first start that fails is not retried: that it is started shows that
         // the list was accepted.

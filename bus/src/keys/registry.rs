@@ -270,6 +270,28 @@ impl RegistryFile {
         Ok(())
     }
 
+    /// Gives a peer other rights; key and state stay. For peers whose rights are set elsewhere, as those of
+    /// configured programs are.
+    ///
+    /// # Errors
+    /// [`KeyError::UnknownPeer`].
+    pub fn set_permissions(&mut self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
+        let unknown = || KeyError::UnknownPeer { name: name.clone(), path: self.path.clone() };
+        let damaged = |problem: String| KeyError::Damaged { path: self.path.clone(), problem };
+        let rights = toml_edit::ser::to_document(permissions).map_err(|error| damaged(error.to_string()))?;
+        let peers =
+            self.document.get_mut("peers").and_then(|peers| peers.as_table_like_mut()).ok_or_else(unknown)?;
+        let peer =
+            peers.get_mut(name.as_str()).and_then(|peer| peer.as_table_like_mut()).ok_or_else(unknown)?;
+        for key in ["publish", "subscribe", "serve", "request", "wait"] {
+            peer.remove(key);
+        }
+        for (key, item) in rights.iter() {
+            peer.insert(key, item.clone());
+        }
+        Ok(())
+    }
+
     /// Marks a peer's key as revoked.
     ///
     /// # Errors
@@ -309,6 +331,24 @@ mod tests {
 
     fn permissions() -> Permissions {
         Permissions::from_lists(&["a/#"], &["b"], &[], &["c/+"]).unwrap()
+    }
+
+    #[test]
+    fn other_rights_leave_key_and_neighbours_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = RegistryFile::open(&directory.path().join("authorized.toml")).unwrap();
+        let (one, two): (PeerName, PeerName) = ("one".parse().unwrap(), "two".parse().unwrap());
+        let key = KeyPair::generate().public;
+        file.enrol(&one, &key, &permissions()).unwrap();
+        file.enrol(&two, &KeyPair::generate().public, &permissions()).unwrap();
+        let other = Permissions::from_lists(&[], &[], &["x/#"], &[]).unwrap();
+        file.set_permissions(&one, &other).unwrap();
+        file.save().unwrap();
+        let registry = Registry::load(file.path()).unwrap();
+        assert_eq!(*registry.peer(&one).unwrap().permissions, other);
+        assert_eq!(registry.peer(&one).unwrap().key, key);
+        assert_eq!(*registry.peer(&two).unwrap().permissions, permissions());
+        assert!(file.set_permissions(&"three".parse().unwrap(), &other).is_err());
     }
 
     #[test]

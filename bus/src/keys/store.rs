@@ -140,6 +140,20 @@ impl KeyStore {
         Ok(credentials)
     }
 
+    /// Gives an enrolled peer these rights, if it has others. A running broker follows within a second.
+    ///
+    /// # Errors
+    /// [`KeyError::UnknownPeer`].
+    pub fn set_permissions(&self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
+        let _lock = lock(&self.directory)?;
+        let mut file = RegistryFile::open(&self.registry_path())?;
+        if file.registry()?.peer(name).is_some_and(|peer| *peer.permissions == *permissions) {
+            return Ok(());
+        }
+        file.set_permissions(name, permissions)?;
+        file.save()
+    }
+
     /// Revokes the key of `name`. A running broker closes its sessions within a second.
     ///
     /// # Errors

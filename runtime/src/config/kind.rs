@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use interlock_bus::{Endpoint, PeerName, TopicFilter};
 use toml::Value;
 
-use super::duration;
+use super::{ProgramReadiness, duration};
 
 /// The type and range of one setting.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub enum Kind {
     PeerName,
     /// A name of an environment variable, or nothing.
     Variable,
+    /// How a program says that it is ready.
+    Readiness,
     /// A list of texts.
     Texts,
     /// A list of topic filters.
@@ -56,6 +58,7 @@ impl Kind {
             Self::Endpoints => is_endpoints(value),
             Self::PeerName => value.as_str().is_some_and(|text| text.parse::<PeerName>().is_ok()),
             Self::Variable => value.as_str().is_some_and(is_variable),
+            Self::Readiness => value.as_str().is_some_and(|text| text.parse::<ProgramReadiness>().is_ok()),
             Self::Texts => each(value, printable),
             Self::Filters => each(value, |text| text.parse::<TopicFilter>().is_ok()),
             Self::TextTable => value.as_table().is_some_and(|table| {
@@ -86,6 +89,9 @@ impl Kind {
             }
             Self::PeerName => "1 to 64 characters of a-z, A-Z, 0-9, - and _, beginning with a letter or a digit".to_owned(),
             Self::Variable => "the name of an environment variable, or \"\"".to_owned(),
+            Self::Readiness => {
+                "\"started\", \"newline\", \"notify\", \"bus\", or \"line:\" and a regular expression".to_owned()
+            }
             Self::Texts => "a list of texts".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
             Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
@@ -196,6 +202,7 @@ mod tests {
             ),
             (Kind::PeerName, &["\"greeter-1\""], &["\"\"", "\"a/b\"", "\"-a\""]),
             (Kind::Variable, &["\"\"", "\"OPENAI_API_KEY\""], &["\"A=B\"", "\"1A\"", "\"sk-123\""]),
+            (Kind::Readiness, &["\"bus\"", "\"line:^ready$\""], &["\"soon\"", "\"line:(\"", "\"line:\""]),
             (Kind::Texts, &["[]", "[\"a\"]"], &["\"a\"", "[1]"]),
             (Kind::Filters, &["[\"a/#\"]"], &["[\"a//b\"]", "[\"#/a\"]"]),
             (Kind::TextTable, &["{}", "{ A = \"b\" }"], &["{ A = 1 }", "[]"]),

@@ -158,8 +158,7 @@ fn combinations_that_cannot_work_are_refused() {
     for (file, says) in [
         ("[shutdown]\ndrain = \"2m\"", "must be longer than `shutdown.drain`"),
         ("[shutdown]\nforced = \"60s\"", "must be longer than `shutdown.drain`"),
-        ("[model]\nback_end = \"openai\"\nmodel = \"m\"", "needs `model.url`"),
-        ("[model]\nback_end = \"openai\"\nurl = \"http://a/v1\"", "needs `model.model`"),
+        ("[model]\nback_end = \"openai\"\nurl = \"\"", "needs `model.url`"),
         ("[model]\napi_key_file = \"a\"\napi_key_env = \"B\"", "both set"),
         ("[[program]]\nname = \"a\"", "has no `command`"),
         ("[[program]]\nname = \"gateway\"\ncommand = \"a\"", "built-in component"),

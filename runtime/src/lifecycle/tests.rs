@@ -38,7 +38,7 @@ fn a_directory_with_content_that_others_can_read_is_refused() {
     fs::set_permissions(data_dir.root(), fs::Permissions::from_mode(0o755)).unwrap();
     let error = data_dir.create().unwrap_err();
     assert!(error.to_string().contains("chmod 700"), "{error}");
-    assert_eq!(error.exit(), Exit::Denied);
+    assert_eq!(error.exit(), Exit::Misuse);
 }
 
 #[test]

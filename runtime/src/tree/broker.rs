@@ -1,6 +1,7 @@
 //! The broker as a child, and the place where others find it.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use interlock_actors::{
     context::Context,
     host::Bus,
 };
-use interlock_bus::{Broker, BrokerConfig, BrokerHandle, Credentials, PeerName};
+use interlock_bus::{Broker, BrokerConfig, BrokerError, BrokerHandle, Credentials, PeerName};
 
 /// How long a stopping broker sends what is queued; less than the grace of an actor.
 const BROKER_GRACE: Duration = Duration::from_secs(4);
@@ -18,6 +19,9 @@ const BROKER_GRACE: Duration = Duration::from_secs(4);
 /// Where the running broker is to be found. Clones are the same place.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerSeat(Arc<Mutex<Option<BrokerHandle>>>);
+
+/// Told why a broker could not start, before its supervisor is.
+pub type NoteRefusal = dyn Fn(&BrokerError) + Send + Sync;
 
 impl BrokerSeat {
     /// The broker that runs.
@@ -62,33 +66,43 @@ impl BrokerSeat {
 }
 
 /// Runs the broker. Declared ready when its endpoints are open.
-#[derive(Debug)]
 pub struct BrokerActor {
     config: Option<BrokerConfig>,
     seat: BrokerSeat,
+    note_refusal: Arc<NoteRefusal>,
     running: Option<BrokerHandle>,
 }
 
 impl BrokerActor {
     /// A broker that will be found in `seat`.
-    pub fn new(config: BrokerConfig, seat: BrokerSeat) -> Self {
-        Self { config: Some(config), seat, running: None }
+    pub fn new(config: BrokerConfig, seat: BrokerSeat, note_refusal: Arc<NoteRefusal>) -> Self {
+        Self { config: Some(config), seat, note_refusal, running: None }
+    }
+}
+
+impl fmt::Debug for BrokerActor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("BrokerActor").field("running", &self.running).finish_non_exhaustive()
     }
 }
 
 impl Actor for BrokerActor {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
         let config = self.config.take().ok_or_else(|| Failure::new("a broker is started once"))?;
-        let broker = Broker::start(config)?;
+        let broker = Broker::start(config).inspect_err(|error| (self.note_refusal)(error))?;
         let endpoints: Vec<_> = broker.endpoints().iter().map(ToString::to_string).collect();
         context.status(format!("listens on {}", endpoints.join(", ")));
 
-        let mut ended = broker.ended();
+        let (mut ended, seat) = (broker.ended(), self.seat.clone());
         context.spawn_background(async move {
             let reason = match ended.wait_for(Option::is_some).await {
                 Ok(reason) => reason.clone().unwrap_or_default(),
                 Err(_) => "its thread is gone".to_owned(),
             };
+            if seat.lock().is_none() {
+                // It was asked to: see `stopping`.
+                return Ok(());
+            }
             Err(Failure::new(reason).context("the broker has ended"))
         });
         *self.seat.lock() = Some(broker.clone());

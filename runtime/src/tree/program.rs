@@ -17,7 +17,7 @@ use crate::{
 const PEERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a `[[program]]` cannot be a child.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProgramError {
     /// No signal of this name.
@@ -30,6 +30,9 @@ pub enum ProgramError {
         /// The name as given.
         signal: String,
     },
+    /// Not a regular expression.
+    #[error("`program.readiness` holds no regular expression: {0}")]
+    Pattern(#[from] regex_lite::Error),
 }
 
 /// The child for one `[[program]]`. It needs the broker, and waits for nothing else; so a slow program delays nobody.
@@ -49,21 +52,24 @@ pub fn program(
         program: name.clone(),
         signal: configured.stop_signal.clone(),
     })?;
-    let program = process::Program {
+    let mut program = process::Program {
         arguments: configured.args.iter().map(Into::into).collect(),
         environment: configured.environment.iter().map(|(key, value)| (key.into(), value.into())).collect(),
         directory: Some(configured.directory.clone()).filter(|directory| !directory.as_os_str().is_empty()),
         credentials: Credentials::Descriptor(Arc::new(seat.incarnation_credentials(name.clone()))),
-        readiness: match configured.readiness {
+        readiness: match &configured.readiness {
             ProgramReadiness::Started => Readiness::Started,
             ProgramReadiness::Newline => Readiness::Newline,
             ProgramReadiness::Notify => Readiness::SdNotify,
+            ProgramReadiness::Line(pattern) => Readiness::Line(regex_lite::Regex::new(pattern)?),
             ProgramReadiness::Bus => on_the_bus(name.clone(), seat, watcher, configured.ready_timeout),
         },
         stop_signal,
         grace: configured.grace,
         ..process::Program::new(&configured.command)
     };
+    // For whoever reads the list of processes.
+    program.guardian.arguments.push(name.as_str().into());
     // The guardian kills at the end of the grace; the supervisor a little later, should the guardian not.
     let stop_grace = configured.grace + Duration::from_secs(1);
     let clocks = Clocks { start_deadline: configured.ready_timeout, stop_grace, ..Clocks::PROCESS };

@@ -1,0 +1,175 @@
+//! The runtime for people with actors of their own.
+//!
+//! ```no_run
+//! use interlock::{Actor, Context, Failure, Input, Payload, Permissions, Runtime};
+//!
+//! #[derive(Default)]
+//! struct Greeter;
+//!
+//! impl Actor for Greeter {
+//!     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+//!         Ok(context.serve(&"greeter/hello/v1".parse()?).await?)
+//!     }
+//!
+//!     async fn handle(&mut self, input: Input, _context: &Context) -> Result<(), Failure> {
+//!         if let Input::Request(request) = input {
+//!             request.end(Payload::text("hello")).await?;
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let permissions = Permissions::from_lists(&[], &[], &["greeter/#"], &[]).expect("valid filters");
+//!     Runtime::builder().actor("greeter", permissions, Greeter::default).run()
+//! }
+//! ```
+
+use std::{fmt, process::ExitCode, sync::Arc};
+
+use interlock_actors::{
+    actor::{Actor, Failure},
+    host::{ActorHost, Bus, Mailroom},
+};
+use interlock_bus::{PeerName, Permissions};
+
+use crate::{cli, config::schema, exit::Exit};
+
+/// The runtime; begin with [`Runtime::builder`].
+#[derive(Debug)]
+pub struct Runtime;
+
+impl Runtime {
+    /// A runtime with the five components, to which actors are added.
+    pub fn builder() -> Builder {
+        Builder { extras: Extras::default() }
+    }
+}
+
+/// Builds a runtime. [`Builder::run`] is the `interlock` program with more children.
+#[derive(Debug)]
+pub struct Builder {
+    extras: Extras,
+}
+
+type MakeHost = dyn FnOnce(&PeerName, Bus, &Arc<Mailroom>) -> ActorHost + Send;
+
+/// One actor of the user.
+pub(crate) struct Extra {
+    pub(crate) name: PeerName,
+    pub(crate) permissions: Permissions,
+    pub(crate) host: Box<MakeHost>,
+}
+
+impl fmt::Debug for Extra {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Extra").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The actors of the user, or the mistake in them.
+#[derive(Debug, Default)]
+pub struct Extras {
+    pub(crate) actors: Vec<Extra>,
+    pub(crate) mistake: Option<String>,
+}
+
+impl Builder {
+    /// Adds an actor: its name in the tree and on the bus, what it may do there, and how one is made. It is made afresh
+    /// for each incarnation. Children are started in the order in which they were added, after the conversation engine
+    /// and before the gateway.
+    pub fn actor<A: Actor>(
+        self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        self.fallible_actor(name, permissions, move || Ok(factory()))
+    }
+
+    /// Adds an actor whose making can fail; that counts as a failed start.
+    pub fn fallible_actor<A: Actor>(
+        mut self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> Result<A, Failure> + Send + Sync + 'static,
+    ) -> Self {
+        match self.check(name) {
+            Ok(name) => {
+                let host = Box::new(|name: &PeerName, bus: Bus, mailroom: &Arc<Mailroom>| {
+                    ActorHost::new(name.clone(), bus, mailroom, factory)
+                });
+                self.extras.actors.push(Extra { name, permissions, host });
+            }
+            Err(mistake) => {
+                self.extras.mistake.get_or_insert(mistake);
+            }
+        }
+        self
+    }
+
+    /// Runs the command line of `interlock`: without arguments, the runtime, until it is asked to stop. To be called in
+    /// `main`, before anything else, and to end it: this binary also is what runs supervised processes.
+    pub fn run(self) -> ExitCode {
+        cli::main(self.extras)
+    }
+
+    fn check(&self, name: &str) -> Result<PeerName, String> {
+        let peer: PeerName =
+            name.parse().map_err(|error: interlock_bus::peer::PeerNameError| error.to_string())?;
+        if schema::NAMES_TAKEN.contains(&name) {
+            return Err(format!("actor name `{name}` is that of a built-in component; choose another"));
+        }
+        if self.extras.actors.iter().any(|extra| extra.name == peer) {
+            return Err(format!("two actors are named `{name}`; give each a name of its own"));
+        }
+        Ok(peer)
+    }
+}
+
+impl Extras {
+    /// The actors, if their list makes sense together with the configured programs.
+    pub(crate) fn checked<'a>(
+        self,
+        programs: impl Iterator<Item = &'a PeerName>,
+    ) -> Result<Vec<Extra>, cli::CliError> {
+        let clash = programs.into_iter().find(|name| self.actors.iter().any(|extra| extra.name == **name));
+        let mistake = self
+            .mistake
+            .or_else(|| clash.map(|name| format!("`program.name` is `{name}`, the name of an actor")));
+        match mistake {
+            None => Ok(self.actors),
+            Some(mistake) => Err(cli::CliError::new(Exit::Misuse, mistake)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use interlock_actors::{actor::Input, context::Context};
+
+    use super::*;
+
+    struct Idle;
+
+    impl Actor for Idle {
+        async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bad_or_taken_name_is_refused_before_anything_starts() {
+        let with = |names: &[&str]| {
+            let builder = names.iter().fold(Runtime::builder(), |builder, name| {
+                builder.actor(name, Permissions::default(), || Idle)
+            });
+            builder.extras.checked(["taken".parse().unwrap()].iter()).err().map(|error| error.to_string())
+        };
+        assert_eq!(with(&["one", "two"]), None);
+        assert!(with(&["a/b"]).unwrap().contains("`a/b`"));
+        assert!(with(&["gateway"]).unwrap().contains("built-in"));
+        assert!(with(&["one", "one"]).unwrap().contains("two actors"));
+        assert!(with(&["taken"]).unwrap().contains("program.name"));
+    }
+}

@@ -1,0 +1,175 @@
+//! The command line of `interlock`: one file per verb, [`output`] the only printer.
+
+mod check;
+mod config_show;
+mod keys;
+mod logs;
+mod output;
+pub(crate) mod remote;
+mod status;
+mod stop;
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+pub use output::{CliError, Output, ascii};
+
+use crate::{
+    builder::Extras,
+    component,
+    config::{Config, ConfigError, Loaded, Sources},
+    exit::Exit,
+    lifecycle::{DataDir, LifecycleError},
+    process::guardian,
+    run,
+};
+
+/// The `interlock` program, with `extras` in its tree. Returns how it ended; everything has been printed.
+pub fn main(extras: Extras) -> std::process::ExitCode {
+    // A guardian is this binary in another role; nothing of the command line is meant for us then.
+    if let Some(code) = guardian::run_if_asked() {
+        return code;
+    }
+    let arguments = match Arguments::try_parse_from(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) => return output::usage(&error).into(),
+    };
+    let mut output = Output::new();
+    match dispatch(arguments, extras, &mut output) {
+        Ok(exit) => exit.into(),
+        Err(error) => output.fail(&error).into(),
+    }
+}
+
+/// Supervised actors on an encrypted message bus.
+///
+/// Without a command it runs. No configuration file is needed; `interlock config show` prints all settings.
+#[derive(Debug, Parser)]
+#[command(name = "interlock", version, args_conflicts_with_subcommands = false)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// Flags of every verb.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Configuration file; by default INTERLOCK_CONFIG, or the user's if there is one.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Data directory: keys, database, run files.
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// One setting, for example gateway.listen=127.0.0.1:9000; may be repeated.
+    #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE")]
+    settings: Vec<String>,
+    /// No colours, even on a terminal (also NO_COLOR).
+    #[arg(long, global = true)]
+    no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run until asked to stop (the default).
+    Run,
+    /// Show the running instance and the state of each component.
+    Status(status::Arguments),
+    /// Stop the running instance and wait for its end.
+    Stop(stop::Arguments),
+    /// Show what was logged, whether the runtime runs or not.
+    Logs(logs::Arguments),
+    /// Enrol peers and revoke their keys.
+    #[command(subcommand)]
+    Keys(keys::Verb),
+    /// Check the configuration without starting anything.
+    Check,
+    /// Show the configuration.
+    #[command(subcommand)]
+    Config(config_show::Verb),
+    /// Run one component as a process of its own; the runtime does this.
+    #[command(hide = true)]
+    Actor {
+        /// Which component.
+        component: String,
+    },
+}
+
+fn dispatch(arguments: Arguments, extras: Extras, output: &mut Output) -> Result<Exit, CliError> {
+    let global = &arguments.global;
+    output.use_color(!global.no_color);
+    match arguments.verb.unwrap_or(Verb::Run) {
+        Verb::Run => run::run(global.load()?, extras, output),
+        Verb::Status(arguments) => status::run(&arguments, global, output),
+        Verb::Stop(arguments) => stop::run(&arguments, global, output),
+        Verb::Logs(arguments) => logs::run(&arguments, global, output),
+        Verb::Keys(verb) => keys::run(verb, global, output),
+        Verb::Check => check::run(global, output),
+        Verb::Config(verb) => config_show::run(&verb, global, output),
+        Verb::Actor { component } => component::run(&component, output),
+    }
+}
+
+impl Global {
+    /// The configuration, from all layers.
+    fn load(&self) -> Result<Loaded, CliError> {
+        let file = self
+            .config
+            .clone()
+            .or_else(|| {
+                std::env::var_os("INTERLOCK_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from)
+            })
+            .or_else(Config::user_file);
+        let mut flags = Vec::new();
+        for setting in &self.settings {
+            let Some((path, text)) = setting.split_once('=') else {
+                let text = format!("--set `{setting}` has no `=`; write --set SECTION.KEY=VALUE");
+                return Err(CliError::new(Exit::Misuse, text));
+            };
+            flags.push(("--set", path.to_owned(), text.to_owned()));
+        }
+        if let Some(directory) = &self.data_dir {
+            let text = directory.to_str().ok_or_else(|| {
+                CliError::new(Exit::Misuse, format!("--data-dir `{}` is not UTF-8", directory.display()))
+            })?;
+            flags.push(("--data-dir", "runtime.data_dir".to_owned(), text.to_owned()));
+        }
+        Ok(Config::load(&Sources { file, environment: environment(), flags })?)
+    }
+
+    /// The data directory of the configuration.
+    fn data_dir(&self) -> Result<DataDir, CliError> {
+        data_dir(&self.load()?.config)
+    }
+}
+
+/// The data directory that `config` names.
+pub(crate) fn data_dir(config: &Config) -> Result<DataDir, CliError> {
+    Ok(DataDir::at(config.data_dir().ok_or(LifecycleError::NoDataDir)?))
+}
+
+/// Our environment variables. One that is not UTF-8 is no setting.
+fn environment() -> Vec<(String, String)> {
+    let text = |text: OsString| text.into_string().ok();
+    std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Misuse, error.to_string())
+    }
+}
+
+impl From<LifecycleError> for CliError {
+    fn from(error: LifecycleError) -> Self {
+        Self::new(error.exit(), error.to_string())
+    }
+}
+
+impl From<interlock_bus::keys::KeyError> for CliError {
+    fn from(error: interlock_bus::keys::KeyError) -> Self {
+        Self::new(Exit::of_key(&error), error.to_string())
+    }
+}

@@ -1,0 +1,63 @@
+//! Talking to the running instance: over the bus, as the peer `operator`.
+
+use std::{future::Future, time::Duration};
+
+use interlock_bus::{
+    Client, ConnectError, ConnectOptions, Credentials, Message, Payload, PeerName, RequestError, TopicName,
+};
+
+use super::CliError;
+use crate::{
+    exit::Exit,
+    lifecycle::{self, DataDir, Instance},
+};
+
+/// The peer that commands of this program are.
+pub(crate) const OPERATOR: &str = "operator";
+
+/// How long connecting to a running instance may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The running instance, or the error that says that there is none.
+pub(super) fn instance(data_dir: &DataDir) -> Result<Instance, CliError> {
+    lifecycle::running(data_dir)?.ok_or_else(|| {
+        let text = format!("nothing runs on `{}`; `interlock` starts it", data_dir.root().display());
+        CliError::new(Exit::NotReady, text)
+    })
+}
+
+/// Asks the running instance and waits for one answer.
+pub(super) fn request(
+    data_dir: &DataDir,
+    instance: &Instance,
+    topic: &TopicName,
+    payload: Payload,
+    deadline: Duration,
+) -> Result<Message, CliError> {
+    let name: PeerName = OPERATOR.parse().expect("a constant that is a name");
+    let mut credentials = Credentials::load(&Credentials::path_in(&data_dir.keys(), &name))?;
+    credentials.endpoints.clone_from(&instance.endpoints);
+    block_on(async {
+        let options = ConnectOptions::new(credentials).timeout(CONNECT_TIMEOUT);
+        let client = Client::connect(options).await.map_err(|error| connect_failed(&error))?;
+        let answer = client.request(topic, payload, deadline).await.map_err(|error| request_failed(&error));
+        client.close().await;
+        answer
+    })?
+}
+
+/// Runs one future to its end on a small runtime of its own.
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| CliError::new(Exit::of_io(&error), format!("no event loop: {error}")))?;
+    Ok(runtime.block_on(work))
+}
+
+fn connect_failed(error: &ConnectError) -> CliError {
+    CliError::new(Exit::from(error), format!("cannot reach the running instance: {error}"))
+}
+
+fn request_failed(error: &RequestError) -> CliError {
+    CliError::new(Exit::from(error), format!("the running instance did not answer: {error}"))
+}

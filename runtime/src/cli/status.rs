@@ -1,0 +1,110 @@
+//! `interlock status`: the running instance, its tree, and where it listens.
+
+use std::{fmt::Write, time::Duration};
+
+use clap::Args;
+use interlock_bus::Payload;
+
+use super::{CliError, Global, Output, output::table, remote};
+use crate::{
+    admin::{self, Status},
+    exit::Exit,
+    supervisor::State,
+};
+
+/// How long the instance may take to answer; it does so from memory.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Done if every component is ready, or else [`Exit::NotReady`].
+pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
+    let data_dir = global.data_dir()?;
+    let instance = match remote::instance(&data_dir) {
+        Ok(instance) => instance,
+        Err(error) => {
+            if arguments.json && error.exit() == Exit::NotReady {
+                output.line("{\"state\":\"stopped\"}")?;
+            }
+            return Err(error);
+        }
+    };
+    let payload = Payload::bytes(Vec::new());
+    let message = remote::request(&data_dir, &instance, &admin::status_topic(), payload, STATUS_TIMEOUT)?;
+    let status: Status = message.decode().map_err(|error| {
+        CliError::new(Exit::Version, format!("the answer of the instance cannot be read: {error}"))
+    })?;
+    if arguments.json {
+        let text =
+            serde_json::to_string(&status).map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+        output.line(&text)?;
+    } else {
+        output.lines(&text(&status))?;
+    }
+    Ok(if status.tree.state == State::Running { Exit::Done } else { Exit::NotReady })
+}
+
+fn text(status: &Status) -> String {
+    let instance = &status.instance;
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "interlock {} {}, process {}, since {}",
+        instance.version,
+        status.tree.state.as_str(),
+        instance.pid,
+        instance.started_at
+    );
+    for endpoint in &instance.endpoints {
+        let _ = writeln!(out, "bus       {endpoint}");
+    }
+    if let Some(url) = &instance.gateway {
+        let _ = writeln!(out, "gateway   {url}");
+    }
+    let _ = writeln!(out, "model     {}", status.model);
+    let _ = writeln!(out);
+    out.push_str(&components(status));
+    out
+}
+
+/// The components as a table.
+fn components(status: &Status) -> String {
+    let mut rows = vec![["COMPONENT", "KIND", "STATE", "RESTARTS", "DETAIL"].map(str::to_owned).to_vec()];
+    for child in &status.tree.children {
+        let mut detail: Vec<String> = Vec::new();
+        if child.state != State::Running
+            && let Some(failure) = &child.last_failure
+        {
+            detail.push(failure.reason.clone());
+        }
+        if !child.waits_for.is_empty() {
+            detail.push(format!("waits for {}", child.waits_for.join(", ")));
+        }
+        if let Some(at) = child.next_try {
+            detail.push(format!("next try at {at:.0}"));
+        }
+        if let Some(text) = child.status.clone().or_else(|| child.readiness.clone()) {
+            detail.push(text);
+        }
+        if child.queued > 0 {
+            detail.push(format!("{} queued", child.queued));
+        }
+        let kind = match child.kind {
+            crate::supervisor::ChildKind::Actor => "actor",
+            crate::supervisor::ChildKind::Process => "process",
+        };
+        rows.push(vec![
+            child.name.clone(),
+            kind.to_owned(),
+            child.state.as_str().to_owned(),
+            child.restarts.to_string(),
+            detail.join("; "),
+        ]);
+    }
+    table(&rows)
+}

@@ -1,0 +1,64 @@
+//! `interlock stop`: asks over the bus, or by the shutdown file if the bus does not answer, and waits for the end.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use interlock_bus::{Payload, keys::private_file};
+
+use super::{CliError, Global, Output, remote};
+use crate::{
+    admin,
+    config::duration,
+    exit::Exit,
+    lifecycle::{InstanceLock, STOP_FILE, WATCHDOG_SLACK},
+};
+
+/// How long the instance may take to say that it will.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the lock is looked at while the instance ends.
+const POLL: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// How long to wait for the end; by default as long as a stop may take.
+    #[arg(long, value_name = "DURATION", value_parser = parse)]
+    timeout: Option<Duration>,
+    /// Ask, and do not wait.
+    #[arg(long, conflicts_with = "timeout")]
+    no_wait: bool,
+}
+
+fn parse(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .ok_or_else(|| format!("`{text}` is no duration; write a number and a unit, for example `30s`"))
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
+    let loaded = global.load()?;
+    let data_dir = super::data_dir(&loaded.config)?;
+    let instance = remote::instance(&data_dir)?;
+    let payload = Payload::bytes(Vec::new());
+    let asked = remote::request(&data_dir, &instance, &admin::stop_topic(), payload, STOP_TIMEOUT);
+    if let Err(error) = asked {
+        output.say(&format!("{error}; asking by the file `{STOP_FILE}` instead"));
+        private_file::replace(&data_dir.run().join(STOP_FILE), instance.instance.to_string().as_bytes())?;
+    }
+    if arguments.no_wait {
+        return Ok(Exit::Done);
+    }
+    let limit = arguments.timeout.unwrap_or(loaded.config.shutdown.forced + WATCHDOG_SLACK);
+    let deadline = Instant::now() + limit;
+    while InstanceLock::is_held(&data_dir) {
+        if Instant::now() >= deadline {
+            let text = format!("process {} has not ended within {}", instance.pid, duration::text(limit));
+            return Err(CliError::new(Exit::NotReady, text));
+        }
+        thread::sleep(POLL);
+    }
+    output.say(&format!("process {} has ended", instance.pid));
+    Ok(Exit::Done)
+}

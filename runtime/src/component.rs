@@ -1,0 +1,176 @@
+//! A built-in component as a process of its own: the model service, by default.
+//!
+//! The runtime starts this same binary as `interlock actor model`, hands it the credentials of one incarnation
+//! through the descriptor in `INTERLOCK_CREDENTIALS_FD` and its settings in `INTERLOCK_COMPONENT`, and waits for a newline
+//! on `NOTIFY_FD`.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{Read, Write},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use interlock_actors::{
+    actor::Failure,
+    host::{ActorHost, Bus, Exit as HostExit, Host, HostReport, Mailroom, Reports, Stop},
+    model::{BackEndKind, ModelConfig, ModelService},
+};
+use interlock_bus::{Client, ConnectOptions, Credentials, PeerName};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cli::{CliError, Output},
+    config::{BackEnd, ModelSection},
+    exit::Exit,
+    telemetry,
+};
+
+/// The variable with [`ComponentSettings`] as JSON.
+pub(crate) const SETTINGS_VARIABLE: &str = "INTERLOCK_COMPONENT";
+
+/// The component that can be a process of its own.
+pub(crate) const MODEL: &str = "model";
+
+/// Bytes of credentials that are read.
+const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
+
+/// How long connecting to the broker, which runs already, may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reports of the host that wait to be seen.
+const REPORTS_MAX: usize = 64;
+
+/// What a component in a process of its own needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ComponentSettings {
+    /// The least serious records kept.
+    pub(crate) log_level: String,
+    /// The model service's settings.
+    pub(crate) model: ModelSection,
+}
+
+/// Runs one component until it is asked to stop, or its session on the bus ends.
+pub(crate) fn run(component: &str, output: &mut Output) -> Result<Exit, CliError> {
+    if component != MODEL {
+        let text = format!("no component `{component}` can be a process of its own; there is `{MODEL}`");
+        return Err(CliError::new(Exit::Misuse, text));
+    }
+    let settings: ComponentSettings = std::env::var(SETTINGS_VARIABLE)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .ok_or_else(|| misuse(&format!("`{SETTINGS_VARIABLE}` does not hold settings")))?;
+    let credentials = inherited_credentials()?;
+    let model = model_config(&settings.model)?;
+    let logs = telemetry::start(MODEL, &settings.log_level, "off")
+        .map_err(|error| CliError::new(Exit::of_io(&error), format!("logging cannot start: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| CliError::new(Exit::of_io(&error), format!("no event loop: {error}")))?;
+    runtime.block_on(live(credentials, model, logs)).map_err(|failure| {
+        output.say(&failure.to_string());
+        CliError::new(Exit::Failed, failure.to_string())
+    })
+}
+
+async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Logs) -> Result<Exit, Failure> {
+    let name = credentials.name.clone();
+    let client = Client::connect(ConnectOptions::new(credentials).timeout(CONNECT_TIMEOUT)).await?;
+    let (finish_logs, logs_finished) = logs.drain_over(client.clone());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (reports_in, mut reports) = tokio::sync::mpsc::channel(REPORTS_MAX);
+    let mut host = model_host(name, client.clone(), model)?;
+    let sink = Reports::new(move |report| {
+        // Status texts may be lost to a full queue; readiness and end wait in it, because the reader never blocks.
+        let _ = reports_in.try_send(report);
+    });
+    host.start(1, sink);
+    let exit = loop {
+        tokio::select! {
+            _ = terminate.recv() => host.stop(Stop::Final),
+            _ = interrupt.recv() => host.stop(Stop::Final),
+            report = reports.recv() => match report {
+                Some(HostReport::Ready { .. }) => declare_ready()?,
+                Some(HostReport::Exited(exit)) => break exit,
+                Some(_) => {}
+                None => return Err(Failure::new("the component's thread has ended without a word")),
+            },
+        }
+    };
+    drop(finish_logs);
+    let _ = logs_finished.await;
+    client.close().await;
+    match exit {
+        HostExit::Normal | HostExit::Killed => Ok(Exit::Done),
+        HostExit::Failed(failure) => Err(failure),
+    }
+}
+
+fn model_host(name: PeerName, client: Client, model: ModelConfig) -> Result<ActorHost, Failure> {
+    let bus = Bus::attach(move || std::future::ready(Ok(client.clone())));
+    let mailroom: Arc<Mailroom> = Mailroom::open()?;
+    Ok(ActorHost::new(name, bus, &mailroom, move || Ok(ModelService::new(model.clone()))))
+}
+
+/// The text that the guardian left in our descriptor.
+fn inherited_credentials() -> Result<Credentials, CliError> {
+    let variable = "INTERLOCK_CREDENTIALS_FD";
+    let number: u32 = std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| misuse(&format!("`{variable}` does not name a descriptor")))?;
+    let path = format!("/proc/self/fd/{number}");
+    let mut text = String::new();
+    let read =
+        fs::File::open(&path).and_then(|file| file.take(CREDENTIALS_BYTES_MAX).read_to_string(&mut text));
+    read.map_err(|error| {
+        CliError::new(Exit::Io, format!("cannot read the credentials from descriptor {number}: {error}"))
+    })?;
+    Ok(Credentials::from_toml(&text, Path::new(variable))?)
+}
+
+/// Writes the newline that the guardian waits for.
+fn declare_ready() -> Result<(), Failure> {
+    let Ok(number) = std::env::var("NOTIFY_FD") else { return Ok(()) };
+    let number: u32 = number.parse()?;
+    OpenOptions::new().write(true).open(format!("/proc/self/fd/{number}"))?.write_all(b"\n")?;
+    Ok(())
+}
+
+fn misuse(problem: &str) -> CliError {
+    CliError::new(
+        Exit::Misuse,
+        format!("{problem}; this command is for the runtime, which starts components itself"),
+    )
+}
+
+/// The model service's settings out of the configuration.
+pub(crate) fn model_config(section: &ModelSection) -> Result<ModelConfig, CliError> {
+    let path = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
+    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let mut config = ModelConfig {
+        back_end: match section.back_end {
+            BackEnd::Script => BackEndKind::Script,
+            BackEnd::OpenAi => BackEndKind::OpenAi,
+        },
+        concurrent_max: section.concurrent_max,
+        waiting_max: section.waiting_max,
+        script: path(&section.script),
+        script_pause: section.script_pause,
+        model: text(&section.model),
+        api_key_env: text(&section.api_key_env),
+        api_key_file: path(&section.api_key_file),
+        connect_timeout: section.connect_timeout,
+        read_timeout: section.read_timeout,
+        tokens_max: Some(section.tokens_max).filter(|tokens| *tokens > 0),
+        ..ModelConfig::default()
+    };
+    if !section.url.is_empty() {
+        config.url.clone_from(&section.url);
+    }
+    config.validate().map_err(|error| CliError::new(Exit::Misuse, error.to_string()))?;
+    Ok(config)
+}

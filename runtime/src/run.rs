@@ -1,0 +1,376 @@
+//! The program as a story: configure, listen, build, run, wait for a signal, drain with a deadline, exit code.
+
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use interlock_actors::{
+    actor::Failure,
+    gateway::{Port, Token},
+    host::Mailroom,
+};
+use interlock_bus::KeyStore;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{
+    admin::Admin,
+    builder::Extras,
+    cli::{self, CliError, Output},
+    config::{BackEnd, Loaded, ModelSection},
+    exit::Exit,
+    lifecycle::{Instance, InstanceFile, InstanceLock, StopReason, StopSignals, WATCHDOG_SLACK, Watchdog},
+    peers,
+    site::{self, Site, Slot},
+    supervisor::{
+        ChildSnapshot, Children, Outcome, ShutdownPhases, State, Strategy, Supervision, Supervisor,
+        SupervisorHandle, TreeSnapshot, Why,
+    },
+    telemetry,
+    tree::BrokerSeat,
+};
+
+/// How long the first report waits for components that are still starting. They go on after it.
+const REPORT_AFTER_MAX: Duration = Duration::from_secs(35);
+
+/// Name of the supervisor.
+const ROOT: &str = "root";
+
+/// Runs until asked to stop.
+pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result<Exit, CliError> {
+    let extras = extras.checked(loaded.config.programs.iter().map(|program| &program.name))?;
+
+    // Configure: what can fail without anything having been made fails first.
+    let data_dir = cli::data_dir(&loaded.config)?;
+    let endpoints = loaded.config.bus_endpoints(&data_dir.run())?;
+    crate::component::model_config(&loaded.config.model)?;
+
+    // The lock says that we are alone.
+    data_dir.create()?;
+    let _lock = InstanceLock::take(&data_dir)?;
+
+    // Build: keys, database key, token, and the list of children.
+    let (keys, keys_are_new) = KeyStore::open_or_create(&data_dir.keys())?;
+    let database_is_new = !data_dir.database().exists();
+    let data_key = site::data_key(&data_dir.keys(), &data_dir.database())?;
+    let token = Token::load_or_create(&data_dir.gateway_token())?;
+    // Listen: the port is ours from here on. It is opened last.
+    let port = Port::reserve(loaded.config.gateway.listen).map_err(|error| port_failed(&error))?;
+    let logs = telemetry::start("runtime", &loaded.config.logs.level, &loaded.config.logs.console)
+        .map_err(|error| CliError::new(Exit::of_io(&error), format!("logging cannot start: {error}")))?;
+    let mailroom = Mailroom::open()
+        .map_err(|error| CliError::new(Exit::of_io(&error), format!("the mailroom cannot start: {error}")))?;
+    let instance = Instance {
+        instance: Uuid::new_v4(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: Timestamp::now(),
+        endpoints: endpoints.clone(),
+        gateway: Some(format!("http://{}", port.address())),
+    };
+    let site = Arc::new(Site {
+        config: loaded.config,
+        data_dir,
+        keys,
+        data_key,
+        endpoints,
+        port: Arc::new(port),
+        token,
+        mailroom,
+        log_buffer: logs.buffer,
+        seat: BrokerSeat::default(),
+        store: Slot::default(),
+        exit: Slot::default(),
+        listened: Slot::default(),
+    });
+    peers::enrol(&site, &extras)?;
+    if keys_are_new || database_is_new {
+        print_made(&site, keys_are_new, database_is_new, output)?;
+    }
+
+    // Run, until something asks for a stop; drain; exit code.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| CliError::new(Exit::of_io(&error), format!("no event loop: {error}")))?;
+    let exit = runtime.block_on(live(&site, extras, instance, output));
+    store_rest(&site);
+    exit
+}
+
+async fn live(
+    site: &Arc<Site>,
+    extras: Vec<crate::builder::Extra>,
+    instance: Instance,
+    output: &mut Output,
+) -> Result<Exit, CliError> {
+    let run_dir = site.data_dir.run();
+    let (mut signals, stale) = StopSignals::listen(&run_dir, instance.instance)
+        .map_err(|error| CliError::new(Exit::of_io(&error), format!("signals cannot be handled: {error}")))?;
+    if stale.is_some() {
+        tracing::warn!("a shutdown file of an earlier run was ignored and removed");
+    }
+    let shared = Arc::new(Mutex::new(instance));
+    let mut instance_file = Some(InstanceFile::write(&site.data_dir, &lock(&shared))?);
+
+    let supervisor = Supervisor::new(ROOT);
+    let handle = supervisor.handle();
+    let (stop, tree) = (signals.requester(), handle.clone());
+    let (instance, model) = (Arc::clone(&shared), describe(&site.config.model));
+    let make_admin = Arc::new(move || Admin {
+        instance: Arc::clone(&instance),
+        model: model.clone(),
+        tree: tree.clone(),
+        stop: stop.clone(),
+    });
+    let children = site::children(site, extras, make_admin).map_err(|failure| misbuilt(&failure))?;
+    let supervision = supervisor
+        .start(Strategy::OneForOne, Children::Lasting(children))
+        .map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+
+    // The broker's ports are known once it listens; from then on others can find us.
+    let begun = tokio::select! {
+        begun = begin(site, &handle, &shared) => begun,
+        reason = signals.next() => Err(reason),
+    };
+    let reason = match begun {
+        Ok(tree) => {
+            if !is_over(&tree) {
+                instance_file
+                    .replace(InstanceFile::write(&site.data_dir, &lock(&shared))?)
+                    .map(std::mem::forget);
+                print_started(site, &lock(&shared), &tree, output)?;
+            }
+            tokio::select! {
+                reason = signals.next() => Some(reason),
+                () = ended(&handle) => None,
+            }
+        }
+        Err(reason) => Some(reason),
+    };
+    let exit = stop_all(site, supervision, reason, &mut signals, output).await;
+    drop(instance_file);
+    exit
+}
+
+/// Waits until every component is ready or has failed once, but not for ever; brings `instance` and the operator's
+/// credentials up to date. The outer error never comes from here: it is that of a stop in the meantime.
+async fn begin(
+    site: &Site,
+    handle: &SupervisorHandle,
+    instance: &Mutex<Instance>,
+) -> Result<Arc<TreeSnapshot>, StopReason> {
+    let settled = |tree: &TreeSnapshot| {
+        let nobody_starts = tree.children.iter().all(|child| child.state != State::Starting);
+        is_over(tree) || (!tree.children.is_empty() && nobody_starts)
+    };
+    let tree = match handle.wait_until(settled, REPORT_AFTER_MAX).await {
+        Ok(tree) | Err(tree) => tree,
+    };
+    if let Ok(broker) = site.seat.broker() {
+        let endpoints = broker.endpoints().to_vec();
+        site.listened.set(endpoints.clone());
+        lock_mut(instance).endpoints.clone_from(&endpoints);
+        for (name, permissions) in peers::permissions() {
+            let name = peers::name_of(name);
+            if let Err(error) = site.keys.ensure(&name, &permissions, &endpoints) {
+                tracing::warn!(%error, "credentials do not name the present endpoints");
+            }
+        }
+    }
+    Ok(tree)
+}
+
+/// Whether the tree has ended. Before it is started it has no children.
+fn is_over(tree: &TreeSnapshot) -> bool {
+    tree.state == State::Stopped && !tree.children.is_empty()
+}
+
+/// Ends when the tree has.
+async fn ended(handle: &SupervisorHandle) {
+    let mut view = handle.watch();
+    // An error means that the supervisor is gone, which is an end too.
+    let _ = view.wait_for(|tree| is_over(tree)).await;
+}
+
+/// Stops the tree in order and waits for it, with a watchdog behind; a second signal means now.
+async fn stop_all(
+    site: &Site,
+    supervision: Supervision,
+    reason: Option<StopReason>,
+    signals: &mut StopSignals,
+    output: &mut Output,
+) -> Result<Exit, CliError> {
+    let shutdown = &site.config.shutdown;
+    let deadline = Instant::now() + shutdown.forced + WATCHDOG_SLACK;
+    let handle = supervision.handle().clone();
+    let watchdog = Watchdog::arm(deadline, || {
+        Output::quick("the stop has taken too long; ended by the watchdog");
+    });
+    if let Err(error) = &watchdog {
+        tracing::error!(%error, "no watchdog: a stop that hangs will hang");
+    }
+    if let Some(reason) = &reason {
+        tracing::info!(%reason, "stopping");
+        output.say(&format!("stopping, because of {reason}; once more means now"));
+        // Fails only if the tree has ended by itself meanwhile.
+        let _ = handle.shutdown(ShutdownPhases { drain: shutdown.drain, forced: shutdown.forced });
+    }
+    let joined = tokio::task::spawn_blocking(move || supervision.join());
+    tokio::pin!(joined);
+    let outcome = tokio::select! {
+        outcome = &mut joined => outcome,
+        signal = signals.next_signal() => {
+            output.say(&format!("{signal} again: stopping now"));
+            let now = ShutdownPhases { drain: Duration::ZERO, forced: FORCED_AT_ONCE };
+            let _ = handle.shutdown(now);
+            let outcome = tokio::time::timeout(FORCED_AT_ONCE * 2, joined).await;
+            if let Ok(Ok(outcome)) = &outcome {
+                report_outcome(outcome, output);
+            }
+            return Ok(Exit::Forced);
+        }
+    };
+    let outcome =
+        outcome.map_err(|error| CliError::new(Exit::Failed, format!("the supervisor failed: {error}")))?;
+    report_outcome(&outcome, output);
+    Ok(exit_of(&outcome, site.exit.get()))
+}
+
+/// How long a second signal leaves for children to be killed and buried.
+const FORCED_AT_ONCE: Duration = Duration::from_secs(2);
+
+fn report_outcome(outcome: &Outcome, output: &mut Output) {
+    match &outcome.why {
+        Why::Asked | Why::AutoShutdown => {}
+        Why::StartFailed { child, reason } => output.say(&format!("`{child}` did not start: {reason}")),
+        Why::Escalated { child, reason } => {
+            output.say(&format!("stopped, because `{child}` failed again and again: {reason}"))
+        }
+    }
+    let list = |names: &[interlock_bus::PeerName]| {
+        names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    if !outcome.forced.is_empty() {
+        output.say(&format!("had to be killed: {}", list(&outcome.forced)));
+    }
+    if !outcome.pending.is_empty() {
+        output.say(&format!("had not ended: {}", list(&outcome.pending)));
+    }
+}
+
+/// | why | nothing left | something was killed | something did not end |
+/// |---|---|---|---|
+/// | asked | done | stopped with work pending | forced stop |
+/// | failed | the failure's own code, or failed | the same | the same |
+fn exit_of(outcome: &Outcome, failure: Option<Exit>) -> Exit {
+    match outcome.why {
+        Why::Asked | Why::AutoShutdown if !outcome.pending.is_empty() => Exit::Forced,
+        Why::Asked | Why::AutoShutdown if !outcome.forced.is_empty() => Exit::Pending,
+        Why::Asked | Why::AutoShutdown => Exit::Done,
+        _ => failure.unwrap_or(Exit::Failed),
+    }
+}
+
+/// What was logged after the log path had ended goes into the store directly.
+fn store_rest(site: &Site) {
+    let rest = site.log_buffer.take_rest();
+    if rest.is_empty() {
+        return;
+    }
+    let count = rest.len();
+    let stored = site.store().map_err(|error| error.to_string()).and_then(|store| {
+        let appended =
+            interlock_bus::blocking::wait(store.append(rest)).map_err(|refused| refused.error.to_string());
+        store.close();
+        appended
+    });
+    if let Err(error) = stored {
+        Output::quick(&format!("the last {count} log records are lost: {error}"));
+    }
+}
+
+/// What the first run has made.
+fn print_made(site: &Site, keys: bool, database: bool, output: &mut Output) -> Result<(), CliError> {
+    let root = site.data_dir.root().display();
+    output.line(&format!("interlock {}: first run on `{root}`", env!("CARGO_PKG_VERSION")))?;
+    if keys {
+        output.line(&format!("  made keys       {}", site.data_dir.keys().display()))?;
+    }
+    if database {
+        output.line(&format!("  made database   {} (encrypted)", site.data_dir.database().display()))?;
+    }
+    Ok(())
+}
+
+/// Where it listens, the state of each component, the way in.
+fn print_started(
+    site: &Site,
+    instance: &Instance,
+    tree: &TreeSnapshot,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    output.line(&format!(
+        "interlock {} is {}, process {}",
+        instance.version,
+        tree.state.as_str(),
+        instance.pid
+    ))?;
+    for endpoint in &instance.endpoints {
+        output.line(&format!("  bus           {endpoint}"))?;
+    }
+    for child in &tree.children {
+        output.line(&format!("  {:<13} {}", child.name, state_line(child)))?;
+    }
+    output.line(&format!("  model         {}", describe(&site.config.model)))?;
+    let url = instance.gateway.as_deref().unwrap_or("-");
+    let token = site.data_dir.gateway_token();
+    match fs::read_to_string(&token) {
+        Ok(text) if output.is_terminal() => {
+            output.line(&format!("  open          {url}/#token={}", text.trim()))
+        }
+        _ => output.line(&format!("  open          {url}/ (the token is in `{}`)", token.display())),
+    }
+}
+
+fn state_line(child: &ChildSnapshot) -> String {
+    match (&child.last_failure, child.state) {
+        (Some(failure), state) if state != State::Running => {
+            format!("{}: {}", state.as_str(), failure.reason)
+        }
+        (_, state) => state.as_str().to_owned(),
+    }
+}
+
+/// What answers, honestly.
+fn describe(model: &ModelSection) -> String {
+    match model.back_end {
+        BackEnd::Script => "script: the embedded script engine, which is no language model".to_owned(),
+        BackEnd::OpenAi => {
+            let name = if model.model.is_empty() { "the first model listed" } else { &model.model };
+            format!("openai: {name} at {}", model.url)
+        }
+    }
+}
+
+fn port_failed(error: &interlock_actors::gateway::PortError) -> CliError {
+    let exit = match error.source.kind() {
+        std::io::ErrorKind::AddrInUse => Exit::Busy,
+        _ => Exit::of_io(&error.source),
+    };
+    CliError::new(exit, error.to_string())
+}
+
+fn misbuilt(failure: &Failure) -> CliError {
+    CliError::new(Exit::Misuse, failure.to_string())
+}
+
+fn lock(instance: &Mutex<Instance>) -> Instance {
+    lock_mut(instance).clone()
+}
+
+fn lock_mut(instance: &Mutex<Instance>) -> std::sync::MutexGuard<'_, Instance> {
+    // No code that can panic runs under this lock.
+    instance.lock().unwrap_or_else(PoisonError::into_inner)
+}

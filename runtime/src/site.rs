@@ -1,0 +1,305 @@
+//! What the children of the tree share: settings, keys, and what one of them makes for the others.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use interlock_actors::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+    conversation::{ConversationConfig, ConversationEngine},
+    gateway::{self, Gateway, Port, Token},
+    host::{ActorHost, Bus, Host, Mailroom},
+    log_consumer::LogConsumer,
+    log_transport::{LogBuffer, LogTransport},
+    model::ModelService,
+    store::{DataKey, Store, StoreError, StoreOptions},
+};
+use interlock_bus::{BrokerConfig, BrokerError, Endpoint, KeyStore};
+
+use crate::{
+    admin::{self, Admin},
+    builder::Extra,
+    component::{self, ComponentSettings, MODEL},
+    config::{self, Config, Placement},
+    exit::Exit,
+    lifecycle::DataDir,
+    peers::{RUNTIME, name_of},
+    process::{Credentials, Program, ProgramHost, Readiness},
+    supervisor::{ChildKind, ChildSpecification},
+    tree::{self, BrokerActor, BrokerSeat, BuiltIn},
+};
+
+/// A value that one child makes and others use; empty while that child is down.
+pub(crate) struct Slot<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> fmt::Debug for Slot<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.lock().is_some() { "Slot(full)" } else { "Slot(empty)" })
+    }
+}
+
+impl<T> Slot<T> {
+    fn lock(&self) -> MutexGuard<'_, Option<T>> {
+        // No code that can panic runs under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, value: T) {
+        *self.lock() = Some(value);
+    }
+
+    pub(crate) fn take(&self) -> Option<T> {
+        self.lock().take()
+    }
+}
+
+impl<T: Clone> Slot<T> {
+    pub(crate) fn get(&self) -> Option<T> {
+        self.lock().clone()
+    }
+}
+
+/// One installation, opened for running.
+pub(crate) struct Site {
+    pub(crate) config: Config,
+    pub(crate) data_dir: DataDir,
+    pub(crate) keys: KeyStore,
+    pub(crate) data_key: DataKey,
+    /// Where the broker is to listen. Once it does, [`BrokerHandle::endpoints`] has the ports.
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) port: Arc<Port>,
+    pub(crate) token: Token,
+    pub(crate) mailroom: Arc<Mailroom>,
+    pub(crate) log_buffer: LogBuffer,
+    /// Where the running broker is found.
+    pub(crate) seat: BrokerSeat,
+    /// The open store.
+    pub(crate) store: Slot<Store>,
+    /// What the failure of broker or store means for the process.
+    pub(crate) exit: Slot<Exit>,
+    /// Where the broker listened the first time, so that a restarted one keeps ports that the system chose.
+    pub(crate) listened: Slot<Vec<Endpoint>>,
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Site").field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Site {
+    /// The conversation engine on the open store.
+    pub(crate) fn conversation(&self) -> Result<ConversationEngine, Failure> {
+        let section = &self.config.conversation;
+        let mut config = ConversationConfig {
+            instructions: section.instructions.clone(),
+            ..ConversationConfig::default()
+        };
+        config.history.messages_max = section.history_messages_max;
+        config.timing.whole = self.config.gateway.turn_timeout;
+        Ok(ConversationEngine::new(config, self.open_store()?))
+    }
+
+    fn open_store(&self) -> Result<Store, Failure> {
+        self.store.get().ok_or_else(|| Failure::new("the store is not open"))
+    }
+
+    /// Opens the database.
+    pub(crate) fn store(&self) -> Result<Store, StoreError> {
+        let options = StoreOptions { log_age_max: self.config.logs.retention, ..StoreOptions::default() };
+        Store::open(&self.data_dir.database(), &self.data_key, options)
+    }
+}
+
+impl config::Program {
+    /// What it may do.
+    pub(crate) fn permissions(&self) -> interlock_bus::Permissions {
+        use interlock_bus::{Permissions, Rules};
+        Permissions {
+            publish: Rules::allowing(self.publish.iter().cloned()),
+            subscribe: Rules::allowing(self.subscribe.iter().cloned()),
+            serve: Rules::allowing(self.serve.iter().cloned()),
+            request: Rules::allowing(self.request.iter().cloned()),
+            ..Permissions::default()
+        }
+    }
+}
+
+/// Makes the runtime's own actor.
+pub(crate) type MakeAdmin = Arc<dyn Fn() -> Admin + Send + Sync>;
+
+/// All children, in start order: the built-in ones, the actors of the user, the programs of the user.
+pub(crate) fn children(
+    site: &Arc<Site>,
+    extras: Vec<Extra>,
+    make_admin: MakeAdmin,
+) -> Result<Vec<ChildSpecification>, Failure> {
+    let (model, model_kind) = model(site)?;
+    let hosts = BuiltIn {
+        broker: host(site, "broker", Bus::none(), |site| site.broker()),
+        runtime: host(site, RUNTIME, on_bus(site, RUNTIME), move |_| Ok(make_admin())),
+        store: host(site, "store", Bus::none(), |site| Ok(StoreChild { site: Arc::clone(site) })),
+        log_consumer: host(site, "log-consumer", on_bus(site, "log-consumer"), |site| {
+            Ok(LogConsumer::new(site.open_store()?))
+        }),
+        log_transport: host(site, "log-transport", on_bus(site, "log-transport"), |site| {
+            Ok(LogTransport::new(site.log_buffer.clone()))
+        }),
+        model,
+        model_kind,
+        conversation: host(site, "conversation", on_bus(site, "conversation"), |site| site.conversation()),
+        gateway: host(site, "gateway", on_bus(site, "gateway"), |site| Ok(Gateway::new(site.gateway()))),
+    };
+    let mut children = tree::built_in(hosts, &site.config.shutdown);
+    for extra in extras {
+        let host = (extra.host)(&extra.name, site.seat.attach(extra.name.clone()), &site.mailroom);
+        children.push(ChildSpecification::actor(extra.name, host).depends_on([name_of("broker")]));
+    }
+    for settings in &site.config.programs {
+        children.push(tree::program(settings, &site.seat, &name_of(RUNTIME))?);
+    }
+    Ok(children)
+}
+
+fn host<A: Actor>(
+    site: &Arc<Site>,
+    name: &'static str,
+    bus: Bus,
+    make: impl Fn(&Arc<Site>) -> Result<A, Failure> + Send + Sync + 'static,
+) -> Box<dyn Host> {
+    let shared = Arc::clone(site);
+    Box::new(ActorHost::new(name_of(name), bus, &site.mailroom, move || make(&shared)))
+}
+
+fn on_bus(site: &Site, name: &str) -> Bus {
+    site.seat.attach(name_of(name))
+}
+
+/// The model service: a process of its own, or an actor.
+fn model(site: &Arc<Site>) -> Result<(Box<dyn Host>, ChildKind), Failure> {
+    let section = &site.config.model;
+    let config = component::model_config(section).map_err(|error| Failure::new(error.to_string()))?;
+    if section.placement == Placement::Runtime {
+        let bus = on_bus(site, MODEL);
+        return Ok((
+            host(site, MODEL, bus, move |_| Ok(ModelService::new(config.clone()))),
+            ChildKind::Actor,
+        ));
+    }
+    let settings = ComponentSettings { log_level: site.config.logs.level.clone(), model: section.clone() };
+    let name = name_of(MODEL);
+    let data_dir = site.data_dir.root();
+    let mut program = Program::new("/proc/self/exe");
+    // The directory is there for whoever reads the list of processes.
+    program.arguments = vec!["actor".into(), MODEL.into(), "--data-dir".into(), data_dir.into()];
+    program.guardian.arguments.extend([MODEL.into(), data_dir.into()]);
+    program.environment =
+        vec![(component::SETTINGS_VARIABLE.into(), serde_json::to_string(&settings)?.into())];
+    program.credentials = Credentials::Descriptor(Arc::new(site.seat.incarnation_credentials(name.clone())));
+    program.readiness = Readiness::Newline;
+    program.grace = site.config.shutdown.drain;
+    Ok((Box::new(ProgramHost::new(name, program)), ChildKind::Process))
+}
+
+impl Site {
+    /// The broker, where it listened before.
+    fn broker(self: &Arc<Self>) -> Result<BrokerActor, Failure> {
+        let endpoints = self.listened.get().unwrap_or_else(|| self.endpoints.clone());
+        let config = BrokerConfig::from_key_store(&self.keys, endpoints)
+            .inspect_err(|error| self.exit.set(Exit::of_key(error)))?;
+        let exit = self.exit.clone();
+        let note = Arc::new(move |error: &BrokerError| exit.set(broker_exit(error)));
+        Ok(BrokerActor::new(config, self.seat.clone(), note))
+    }
+
+    /// What the gateway is started with.
+    fn gateway(&self) -> gateway::Options {
+        let section = &self.config.gateway;
+        let store = self.store.clone();
+        gateway::Options {
+            port: Arc::clone(&self.port),
+            workers: section.workers,
+            body_bytes_max: section.body_bytes_max,
+            streams_max: section.streams_max,
+            head_timeout: section.head_timeout,
+            body_timeout: section.body_timeout,
+            write_timeout: section.write_timeout,
+            turn_timeout: section.turn_timeout,
+            token: self.token.clone(),
+            status_topic: admin::status_topic(),
+            store: Arc::new(move || store.get()),
+        }
+    }
+}
+
+fn broker_exit(error: &BrokerError) -> Exit {
+    match error {
+        BrokerError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => Exit::Busy,
+        BrokerError::Bind { source, .. } | BrokerError::Thread(source) => Exit::of_io(source),
+        _ => Exit::Failed,
+    }
+}
+
+/// The store as a child: ready when the database is open and migrated.
+struct StoreChild {
+    site: Arc<Site>,
+}
+
+impl Actor for StoreChild {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        context.progress("opening the database");
+        let site = Arc::clone(&self.site);
+        let store = tokio::task::spawn_blocking(move || site.store()).await?;
+        let store = store.inspect_err(|error| self.site.exit.set(store_exit(error)))?;
+        self.site.store.set(store);
+        Ok(())
+    }
+
+    async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn tick_every(&self) -> Option<Duration> {
+        Some(Duration::from_secs(1))
+    }
+
+    async fn tick(&mut self, _context: &Context) -> Result<(), Failure> {
+        match self.site.store.get() {
+            Some(store) if store.is_open() => Ok(()),
+            _ => Err(Failure::new("the store has closed itself")),
+        }
+    }
+
+    async fn stopping(&mut self, _context: &Context) -> Result<(), Failure> {
+        if let Some(store) = self.site.store.take() {
+            tokio::task::spawn_blocking(move || store.close()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a failure of the store means for the process.
+pub(crate) fn store_exit(error: &StoreError) -> Exit {
+    Exit::from_code(error.exit_code()).unwrap_or(Exit::Failed)
+}
+
+/// The data key, made with the first database.
+pub(crate) fn data_key(keys: &Path, database: &Path) -> Result<DataKey, StoreError> {
+    DataKey::load_or_create(keys, database)
+}

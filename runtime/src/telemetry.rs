@@ -1,0 +1,101 @@
+//! Where events go: into the log path, which ends in the encrypted store, and, the serious ones, to standard error.
+
+use std::io::{self, Write};
+
+use interlock_actors::log_transport::{self, Drain, Identity, LogBuffer, LogLayer, Sink, buffer};
+use interlock_bus::Client;
+use tokio::{sync::oneshot, task::JoinHandle};
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+use crate::cli::ascii;
+
+/// Crates that tell at `info` and `debug` what is of use to their own authors only.
+const TALKATIVE: &[&str] = &[
+    "actix_http",
+    "actix_rt",
+    "actix_server",
+    "actix_web",
+    "hyper",
+    "hyper_util",
+    "mio",
+    "reqwest",
+    "rustls",
+];
+
+/// The log path of this process.
+#[derive(Clone, Debug)]
+pub(crate) struct Logs {
+    /// What waits for the log transport.
+    pub(crate) buffer: LogBuffer,
+}
+
+/// Begins to log as `component`. `level` and `console` are checked settings; `console` may be `off`.
+pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<Logs> {
+    let buffer = LogBuffer::new(buffer::RECORDS_MAX, buffer::BYTES_MAX);
+    let identity = Identity { component: component.to_owned(), incarnation: 0 };
+    let layer = LogLayer::new(identity, buffer.clone(), Sink::standard_error()?);
+    let printed = fmt::layer().with_writer(AsciiLines::default).with_ansi(false).with_target(false);
+    // The log path's own events go to the sink, which prints them.
+    let not_own = filter_fn(|_| !log_transport::is_marked());
+    // Fails if the program of somebody who uses this library logs already: then that goes on.
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(targets(level)))
+        .with(printed.with_filter(targets(console)).with_filter(not_own))
+        .try_init();
+    Ok(Logs { buffer })
+}
+
+impl Logs {
+    /// Empties the buffer over `client` until the sender is dropped, and then what is left. For a process without a
+    /// log transport of its own; belongs to the present tokio runtime.
+    pub(crate) fn drain_over(&self, client: Client) -> (oneshot::Sender<()>, JoinHandle<()>) {
+        let (finish, finished) = oneshot::channel::<()>();
+        let drain = Drain::new(client, self.buffer.clone());
+        let task = tokio::spawn(async move {
+            let stop = async {
+                let _ = finished.await;
+            };
+            if let Err(error) = drain.run(|_report| {}, stop).await {
+                tracing::error!(%error, "log records of this process are not stored");
+            }
+        });
+        (finish, task)
+    }
+}
+
+fn targets(level: &str) -> Targets {
+    let level = level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO);
+    let quiet = level.min(LevelFilter::WARN);
+    Targets::new().with_default(level).with_targets(TALKATIVE.iter().map(|name| (*name, quiet)))
+}
+
+/// Standard error, one event at a time, ASCII only.
+#[derive(Debug, Default)]
+struct AsciiLines(Vec<u8>);
+
+impl Write for AsciiLines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for AsciiLines {
+    fn drop(&mut self) {
+        let text = String::from_utf8_lossy(&self.0);
+        for line in text.lines() {
+            // Nobody to tell if standard error is gone.
+            let _ = writeln!(io::stderr().lock(), "{}", ascii(line));
+        }
+    }
+}
