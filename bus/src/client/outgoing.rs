@@ -348,3 +348,174 @@ impl Link for Outgoing {
         self.wake(queue);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{envelope::Header, native::BatchReader, topic::TopicName};
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn open() -> (Outgoing, Arc<Wakes>) {
+        let wakes = Arc::new(Wakes::default());
+        let outgoing = Outgoing::new(Arc::clone(&wakes) as Arc<dyn Wake>);
+        outgoing.begin_session();
+        (outgoing, wakes)
+    }
+
+    fn publish(outgoing: &Outgoing, payload: &Bytes) -> Result<(), LinkError> {
+        let topic: TopicName = "a".parse().unwrap();
+        let header = Header::new();
+        let parts = PublishParts { flags: 0, deadline_ms: 0, topic: &topic, header: &header, payload };
+        outgoing.publish(&parts, &mut |_| {})
+    }
+
+    /// All boxes as lists of records, and what is demanded after them.
+    fn boxes(outgoing: &Outgoing) -> (Vec<Vec<Record>>, Demand) {
+        let (mut control, mut messages) = (Batch::default(), Batch::default());
+        let mut reader = BatchReader::default();
+        let mut boxes = Vec::new();
+        loop {
+            if let Err(demand) = outgoing.take(&mut control, &mut messages) {
+                return (boxes, demand);
+            }
+            assert!(messages.bytes.len() <= limits::NATIVE_FRAME_BYTES_MAX);
+            reader.begin([&control.bytes[..], &messages.bytes].concat().into());
+            boxes.push(std::iter::from_fn(|| reader.next_record().unwrap()).collect());
+        }
+    }
+
+    #[test]
+    fn what_gathers_while_the_socket_is_busy_shares_boxes_and_control_goes_first() {
+        let (outgoing, _) = open();
+        for _ in 0..1000 {
+            publish(&outgoing, &Bytes::from_static(&[7; 100])).unwrap();
+        }
+        outgoing.send_control(Record::Ping { number: 1, answer: true });
+        let (boxes, demand) = boxes(&outgoing);
+        assert_eq!(demand, Demand::Nothing);
+        assert!(boxes.len() <= 4, "{} boxes", boxes.len());
+        assert!(matches!(boxes[0][0], Record::Ping { .. }));
+        let sequences: Vec<u64> = boxes
+            .iter()
+            .flatten()
+            .filter_map(|record| match record {
+                Record::Publish(block) => Some(block.sequence),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(sequences, (1..=1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_woken_once() {
+        let (outgoing, wakes) = open();
+        assert!(outgoing.sleep());
+        for _ in 0..3 {
+            publish(&outgoing, &Bytes::new()).unwrap();
+        }
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(!outgoing.sleep(), "there is something to send");
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_says_when_there_is_room_but_an_empty_one_takes_any_size() {
+        let (outgoing, _) = open();
+        let large = Bytes::from(vec![0; limits::OUTGOING_BYTES + 1]);
+        publish(&outgoing, &large).unwrap();
+        assert_eq!(publish(&outgoing, &Bytes::new()), Err(LinkError::Full));
+        let room = outgoing.space().notified();
+        let mut room = std::pin::pin!(room);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        let (boxes, _) = boxes(&outgoing);
+        assert!(
+            boxes
+                .iter()
+                .flatten()
+                .any(|record| matches!(record, Record::Publish(block) if block.payload() == large))
+        );
+        assert!(room.as_mut().poll(&mut context).is_ready());
+        publish(&outgoing, &Bytes::new()).unwrap();
+    }
+
+    #[test]
+    fn a_cancel_never_overtakes_its_request() {
+        let (outgoing, _) = open();
+        let request = |id| Record::Request {
+            id,
+            subscription: 0,
+            window: 1,
+            block: Block::new(&"q".parse().unwrap(), b"", &[0; 100]),
+        };
+        let sent = outgoing.send(request(1)).unwrap();
+        let _ = boxes(&outgoing);
+        let waiting = outgoing.send(request(2)).unwrap();
+        outgoing.send_cancel(2, waiting);
+        outgoing.send_cancel(1, sent);
+        let (boxes, _) = boxes(&outgoing);
+        let order = [Record::Cancel { id: 1 }, request(2), Record::Cancel { id: 2 }];
+        assert_eq!(boxes.concat(), order);
+    }
+
+    #[test]
+    fn a_header_above_its_limit_leaves_no_trace() {
+        let (outgoing, _) = open();
+        let topic: TopicName = "a".parse().unwrap();
+        let header = Header { user: vec![("k".into(), "v".repeat(70_000))], ..Header::new() };
+        for payload in [Bytes::new(), Bytes::from(vec![0; 1 << 20])] {
+            let parts =
+                PublishParts { flags: 0, deadline_ms: 0, topic: &topic, header: &header, payload: &payload };
+            let refused = outgoing.publish(&parts, &mut |_| panic!("it gets no number"));
+            assert!(matches!(refused, Err(LinkError::HeaderTooLarge { .. })));
+        }
+        assert_eq!(boxes(&outgoing), (vec![], Demand::Nothing));
+    }
+
+    #[test]
+    fn the_end_of_a_session_counts_what_was_never_sent_and_takes_nothing_more() {
+        let (outgoing, _) = open();
+        publish(&outgoing, &Bytes::new()).unwrap();
+        publish(&outgoing, &Bytes::new()).unwrap();
+        assert_eq!(outgoing.end_session(), 2);
+        assert_eq!(publish(&outgoing, &Bytes::new()), Err(LinkError::Closed));
+        assert_eq!(boxes(&outgoing), (vec![], Demand::Nothing));
+    }
+
+    #[test]
+    fn closing_sends_what_is_there_and_then_demands_the_end() {
+        let (outgoing, wakes) = open();
+        publish(&outgoing, &Bytes::new()).unwrap();
+        outgoing.begin_close();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        let (boxes, demand) = boxes(&outgoing);
+        assert_eq!((boxes.concat().len(), demand), (1, Demand::Close));
+    }
+
+    #[test]
+    fn control_records_nobody_takes_end_the_session() {
+        let (outgoing, _) = open();
+        let record = Record::Denied {
+            operation: crate::native::Operation::Publish,
+            reference: 0,
+            code: String::new(),
+            topic: String::new(),
+            text: "x".repeat(60_000),
+        };
+        for _ in 0..=limits::CONTROL_QUEUE_BYTES / 60_000 {
+            outgoing.send_control(record.clone());
+        }
+        assert_eq!(boxes(&outgoing), (vec![], Demand::Overflowed));
+    }
+}

@@ -168,10 +168,14 @@ impl Remote<'_> {
             match self.try_endpoint(endpoint, deadline) {
                 Ok(session) => return Ok(session),
                 Err(failed) => {
-                    if furthest
-                        .as_ref()
-                        .is_none_or(|(error, _)| matches!(error, ConnectError::Unreachable { .. }))
-                    {
+                    let came_further = match &furthest {
+                        None => true,
+                        Some((ConnectError::Unreachable { .. }, _)) => {
+                            !matches!(failed.0, ConnectError::Unreachable { .. })
+                        }
+                        Some(_) => false,
+                    };
+                    if came_further {
                         furthest = Some(failed);
                     }
                 }

@@ -26,7 +26,7 @@ pub(super) fn run(
         let time = blocking::wait_until(client.ping(), Instant::now() + timeout).ok_or_else(|| {
             Failure::new(Exit::NotReady, format!("the broker did not answer within {timeout:?}"))
         })??;
-        let milliseconds = time.as_secs_f64() * 1_000.0;
+        let milliseconds = milliseconds(time);
         match output.is_json() {
             true => output.json(&json!({ "number": number, "milliseconds": milliseconds }))?,
             false => output.line(&format!("{number}  {milliseconds:.3} ms"))?,
@@ -34,9 +34,15 @@ pub(super) fn run(
         times.push(time);
     }
     let sum: Duration = times.iter().sum();
+    let text = |time: Duration| format!("{:.3} ms", milliseconds(time));
     let ends = times.iter().min().zip(times.iter().max());
     if let Some((shortest, longest)) = ends.filter(|_| times.len() > 1) {
-        output.note(&format!("min {shortest:?}, mean {:?}, max {longest:?}", sum / arguments.count));
+        let mean = text(sum / arguments.count);
+        output.note(&format!("min {}, mean {mean}, max {}", text(*shortest), text(*longest)));
     }
     Ok(Exit::Done)
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
 }
