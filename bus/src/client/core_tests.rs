@@ -280,6 +280,21 @@ fn a_lost_link_is_a_gap_in_place_and_renews_the_subscription() {
 }
 
 #[test]
+fn a_consumer_that_never_reads_does_not_gather_messages_of_ever_more_sessions() {
+    let fixture = ready();
+    let mut subscription = fixture.subscribe(1, "a/#");
+    let window = "x".repeat(limits::CREDIT_WINDOW_BYTES as usize);
+    for _ in 0..10 {
+        fixture.receive([origin(), deliver(&[1], &window)]);
+        fixture.core.session_lost("cable");
+        fixture.core.begin_session();
+        fixture.receive([hello()]);
+    }
+    let kept = texts(&mut subscription).iter().filter(|text| text.starts_with('x')).count();
+    assert!((1..=4).contains(&kept), "{kept} windows");
+}
+
+#[test]
 fn a_gap_record_says_how_many_are_missing() {
     let fixture = ready();
     let mut subscription = fixture.subscribe(1, "a/#");

@@ -18,6 +18,9 @@ const CREDIT_MESSAGES: u64 = 1024;
 /// Bytes consumed before credit is sent although more are waiting.
 const CREDIT_BYTES: u64 = limits::CREDIT_WINDOW_BYTES / 4;
 
+/// Bytes of earlier sessions that wait for a slow application when a new session begins.
+const EARLIER_BYTES_MAX: u64 = 4 * limits::CREDIT_WINDOW_BYTES;
+
 /// One thing that waits for the application.
 #[derive(Debug)]
 pub(crate) enum Item {
@@ -48,6 +51,15 @@ pub(crate) enum Item {
         /// Why.
         reason: String,
     },
+}
+
+impl Item {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Delivery { block, .. } | Self::Request { block, .. } => block.bytes() as u64,
+            Self::Gap { .. } => 0,
+        }
+    }
 }
 
 /// What is owed to the broker for one delivery.
@@ -163,8 +175,23 @@ impl Lane {
         std::mem::take(&mut queue.items)
     }
 
-    /// Starts the totals of a new session.
+    /// Starts the totals of a new session. What waits from earlier ones is bounded here, since their
+    /// credit bounds it no more: requests are void, and of messages the last few windows stay.
     pub(crate) fn begin_session(&self, session: u32) {
+        let mut queue = lock(&self.queue);
+        queue.items.retain(|item| !matches!(item, Item::Request { .. }));
+        let mut bytes: u64 = queue.items.iter().map(Item::bytes).sum();
+        let mut forgot = false;
+        while bytes > EARLIER_BYTES_MAX
+            && let Some(item) = queue.items.pop_front()
+        {
+            bytes -= item.bytes();
+            forgot = true;
+        }
+        if forgot {
+            queue.items.push_front(Item::Gap { count: None, reason: "disconnected".to_owned() });
+        }
+        drop(queue);
         *lock(&self.credit) = Credit { session, ..Credit::default() };
     }
 

@@ -279,7 +279,7 @@ fn connect_error(
         End::TimedOut | End::Silent | End::Stuck { .. } => {
             ConnectError::TimedOut { endpoint, waited, awaited: session.awaited() }
         }
-        end @ (End::Closed | End::EndOfStream | End::Overflowed) => {
+        end @ (End::Closed | End::PeerClosed | End::Overflowed) => {
             ConnectError::Refused { endpoint, reason: end.to_string() }
         }
     }

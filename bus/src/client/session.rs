@@ -51,7 +51,7 @@ pub(super) enum End {
     /// The system's word on the socket.
     Io(io::Error),
     /// The broker closed the connection between two frames.
-    EndOfStream,
+    PeerClosed,
     /// The connection broke the protocol below our records.
     Zmtp(ZmtpError),
     /// ERROR in clear text. It may be forged.
@@ -75,7 +75,7 @@ impl fmt::Display for End {
         match self {
             Self::Closed => formatter.write_str("closed by its owner"),
             Self::Io(error) => write!(formatter, "the connection broke: {error}"),
-            Self::EndOfStream => formatter.write_str("the broker closed the connection"),
+            Self::PeerClosed => formatter.write_str("the broker closed the connection"),
             Self::Zmtp(error) => error.fmt(formatter),
             Self::PeerError { reason } => {
                 write!(formatter, "the broker refused the connection with ERROR `{reason}`")
@@ -194,7 +194,7 @@ impl Session {
         loop {
             if let Err(end) = self.turn(bench, None) {
                 return match (self.stage, end) {
-                    (Stage::Closing { .. }, End::EndOfStream | End::Said(SessionEnd::Goodbye { .. })) => {
+                    (Stage::Closing { .. }, End::PeerClosed | End::Said(SessionEnd::Goodbye { .. })) => {
                         End::Closed
                     }
                     (Stage::Closing { .. }, end) => {
@@ -401,7 +401,7 @@ impl Session {
         };
         self.hand_over(bench)?;
         match ended {
-            true => Err(self.engine.end_of_stream(&self.input).map_or(End::EndOfStream, End::Zmtp)),
+            true => Err(self.engine.end_of_stream(&self.input).map_or(End::PeerClosed, End::Zmtp)),
             false => Ok(()),
         }
     }

@@ -49,7 +49,7 @@ impl Decoder {
             ContentType::Json => parsed().or_else(text),
             ContentType::Text => text(),
             // Stock clients cannot say what they send.
-            ContentType::Bytes => text().filter(|shown| is_readable(shown)),
+            ContentType::Bytes => text().filter(is_readable),
             ContentType::Other(media_type) if media_type.starts_with("text/") => text(),
             ContentType::Other(media_type) if media_type.ends_with("json") => parsed().or_else(text),
             _ => None,
