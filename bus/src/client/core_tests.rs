@@ -431,7 +431,8 @@ fn a_stream_gives_its_parts_then_its_end_and_credits_a_quarter_of_the_window() {
 
 #[test]
 fn each_end_of_a_request_is_its_own_error() {
-    let ends: [(Status, fn(&RequestError) -> bool); 7] = [
+    type IsRight = fn(&RequestError) -> bool;
+    let ends: [(Status, IsRight); 7] = [
         (Status::Failed, |error| matches!(error, RequestError::Failed { .. })),
         (Status::NoResponders, |error| matches!(error, RequestError::NoResponders { .. })),
         (Status::Denied, |error| matches!(error, RequestError::Denied { .. })),
