@@ -20,6 +20,7 @@ use std::{
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 
+mod child;
 mod connection;
 pub mod conversations;
 mod error;
@@ -33,6 +34,7 @@ pub mod reader;
 mod tests;
 mod writer;
 
+pub use child::{StoreActor, StoreSeat};
 pub use conversations::{Conversation, MessageState, NewMessage, Role, StoredMessage};
 pub use error::StoreError;
 pub use key::DataKey;

@@ -489,3 +489,43 @@ fn nothing_written_is_readable_in_any_file() {
     drop(store);
     search("after it was closed");
 }
+
+#[test]
+fn as_an_actor_it_is_found_while_it_is_open_and_tells_why_it_could_not_be_opened() {
+    use crate::host::{ActorHost, Bus, Exit, Host, HostReport, Mailroom, Reports, Stop};
+    let (place, elsewhere) = (Place::new(), Place::new());
+    let seat = StoreSeat::default();
+    let mailroom = Mailroom::open().unwrap();
+    let run = |keys: PathBuf| {
+        let (database, seat) = (place.database(), seat.clone());
+        let factory = move || {
+            Ok(StoreActor::new(keys.clone(), database.clone(), StoreOptions::default(), seat.clone()))
+        };
+        let mut host = ActorHost::new("store".parse().unwrap(), Bus::none(), &mailroom, factory);
+        let (sink, reports) = crossbeam_channel::bounded(64);
+        host.start(1, Reports::new(move |report| drop(sink.try_send(report))));
+        (host, reports)
+    };
+    let next = |reports: &crossbeam_channel::Receiver<HostReport>, wanted: fn(&HostReport) -> bool| loop {
+        let report = reports.recv_timeout(Duration::from_secs(20)).unwrap();
+        if wanted(&report) {
+            return report;
+        }
+    };
+    assert!(seat.store().is_err());
+    let (mut host, reports) = run(place.keys());
+    next(&reports, |report| matches!(report, HostReport::Ready { .. }));
+    let store = seat.store().unwrap();
+    wait(store.append(vec![record("text")])).unwrap();
+    host.stop(Stop::Final);
+    let exit = next(&reports, |report| matches!(report, HostReport::Exited(_)));
+    assert!(matches!(exit, HostReport::Exited(Exit::Normal)), "{exit:?}");
+    assert!(seat.store().is_err() && !store.is_open());
+
+    drop(elsewhere.key());
+    let (_host, reports) = run(elsewhere.keys());
+    let exit = next(&reports, |report| matches!(report, HostReport::Exited(_)));
+    assert!(!matches!(exit, HostReport::Exited(Exit::Normal)), "{exit:?}");
+    assert_eq!(seat.last_error().map(|error| error.exit_code()), Some(4));
+    assert!(seat.store().is_err());
+}

@@ -1,0 +1,131 @@
+//! The store as a component, and the place where others find it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{DataKey, Statistics, Store, StoreError, StoreOptions};
+use crate::{
+    actor::{Actor, Failure, Input},
+    context::Context,
+};
+
+/// How often the store looks whether its writing thread is alive, and brings its status up to date.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the open store is to be found. Clones are the same place.
+#[derive(Clone, Debug, Default)]
+pub struct StoreSeat(Arc<Mutex<Seat>>);
+
+#[derive(Debug, Default)]
+struct Seat {
+    store: Option<Store>,
+    last_error: Option<StoreError>,
+}
+
+impl StoreSeat {
+    /// The store that is open.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] if none is.
+    pub fn store(&self) -> Result<Store, StoreError> {
+        self.lock().store.clone().ok_or(StoreError::Closed)
+    }
+
+    /// Why the store could not be opened last time, if it could not; for the exit code of a start that fails.
+    pub fn last_error(&self) -> Option<StoreError> {
+        self.lock().last_error.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seat> {
+        // No code that can panic runs under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the store. Declared ready when database and threads are there.
+#[derive(Debug)]
+pub struct StoreActor {
+    keys: PathBuf,
+    database: PathBuf,
+    options: StoreOptions,
+    seat: StoreSeat,
+    store: Option<Store>,
+    told: Option<Statistics>,
+}
+
+impl StoreActor {
+    /// A store with its key in the directory `keys`, which will be found in `seat`.
+    pub fn new(keys: PathBuf, database: PathBuf, options: StoreOptions, seat: StoreSeat) -> Self {
+        Self { keys, database, options, seat, store: None, told: None }
+    }
+
+    /// Takes the store out of the seat, so that nobody finds one that is being closed.
+    fn leave(&mut self) -> Option<Store> {
+        let store = self.store.take()?;
+        self.seat.lock().store = None;
+        Some(store)
+    }
+}
+
+impl Actor for StoreActor {
+    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
+        let (keys, database, options) = (self.keys.clone(), self.database.clone(), self.options);
+        let opened = tokio::task::spawn_blocking(move || {
+            let key = DataKey::load_or_create(&keys, &database)?;
+            Store::open(&database, &key, options)
+        });
+        let opened = opened.await?;
+        let mut seat = self.seat.lock();
+        seat.last_error = opened.as_ref().err().cloned();
+        let store = opened?;
+        seat.store = Some(store.clone());
+        drop(seat);
+        context.status(format!("opened `{}`", store.path().display()));
+        self.store = Some(store);
+        Ok(())
+    }
+
+    async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
+        // The store is called, not written to: it subscribes to nothing.
+        Ok(())
+    }
+
+    fn tick_every(&self) -> Option<Duration> {
+        Some(LOOK_EVERY)
+    }
+
+    async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
+        let Some(store) = &self.store else { return Ok(()) };
+        if !store.is_open() {
+            return Err(Failure::new("the writing thread of the store has ended"));
+        }
+        let now = store.statistics();
+        if self.told != Some(now) {
+            let Statistics { waiting, jobs, commits, failures } = now;
+            context.status(format!(
+                "{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting"
+            ));
+            self.told = Some(now);
+        }
+        Ok(())
+    }
+
+    async fn stopping(&mut self, _context: &Context) -> Result<(), Failure> {
+        if let Some(store) = self.leave() {
+            tokio::task::spawn_blocking(move || store.close()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StoreActor {
+    /// After a failure: what is queued is written, and the next incarnation opens the file anew.
+    fn drop(&mut self) {
+        if let Some(store) = self.leave() {
+            store.close();
+        }
+    }
+}
