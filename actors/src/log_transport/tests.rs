@@ -9,14 +9,16 @@ use interlock_bus::{
     PeerName, Permissions, SubscribeOptions,
 };
 use tokio::{sync::watch, task::JoinHandle};
+use uuid::Uuid;
 
 use super::*;
 use crate::{
     host::HostReport,
     log_consumer::{Consumer, ConsumerError, ConsumerReport, LogConsumer},
-    log_record::{Level, LogRecord},
+    log_record::{Confirm, Confirmed, Level, LogRecord, Probe, ProbeAnswer},
     store::{DataKey, LogQuery, Reader, Store, StoreOptions},
     test_stage::Stage,
+    topics,
 };
 
 /// How long a test waits for what must happen.
@@ -342,6 +344,97 @@ fn a_broker_killed_under_clients_of_other_processes_loses_nothing() {
         drain.stop().await;
         consumer.stop().await;
         site.assert_stored(total);
+    });
+}
+
+#[test]
+fn a_confirmation_is_answered_when_its_records_are_stored_and_not_before() {
+    run(async {
+        let site = Site::with_broker();
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let client = site.attach("log-transport");
+        let ask = async |topic, payload: Payload| {
+            client.request(&topics::topic(topic), payload, DEADLINE).await.unwrap()
+        };
+        let probe = Payload::json(&Probe { probe: Uuid::nil() }).unwrap();
+        let answer: ProbeAnswer = ask(topics::LOG_CONSUMER_PROBE, probe.clone()).await.decode().unwrap();
+        let confirm = |consumer, id| Payload::json(&Confirm { consumer, ids: vec![id] }).unwrap();
+        let publish = async |record: &LogRecord| {
+            let topic = record.topic().parse().unwrap();
+            client
+                .publish_acknowledged(&topic, Payload::json(record).unwrap(), Default::default())
+                .await
+                .unwrap();
+        };
+
+        let (first, second) =
+            (LogRecord::new(Level::Info, "test", "0"), LogRecord::new(Level::Info, "test", "1"));
+        let confirmed = ask(topics::LOG_CONSUMER_CONFIRM, confirm(answer.consumer, second.id));
+        let mut confirmed = std::pin::pin!(confirmed);
+        assert!(futures_util::poll!(&mut confirmed).is_pending());
+        publish(&first).await;
+        consumer.until(|report| report.stored == 1).await;
+        // Whatever the consumer had to say about the second one, it would have said before this.
+        ask(topics::LOG_CONSUMER_PROBE, probe).await;
+        assert!(futures_util::poll!(&mut confirmed).is_pending(), "it confirmed what nobody has published");
+        publish(&second).await;
+        assert_eq!(confirmed.await.decode::<Confirmed>().unwrap(), Confirmed::default());
+        site.assert_stored(2);
+
+        let unknown = Uuid::now_v7();
+        let of_another = ask(topics::LOG_CONSUMER_CONFIRM, confirm(Uuid::nil(), unknown)).await;
+        assert_eq!(of_another.decode::<Confirmed>().unwrap().missing, [unknown]);
+        let known = ask(topics::LOG_CONSUMER_CONFIRM, confirm(Uuid::nil(), first.id)).await;
+        assert_eq!(known.decode::<Confirmed>().unwrap(), Confirmed::default());
+        consumer.stop().await;
+    });
+}
+
+#[test]
+fn what_a_consumer_misses_is_published_again_until_it_has_it() {
+    run(async {
+        let site = Site::with_broker();
+        // A consumer of our own, which misses what we want it to.
+        let client = site.attach("log-consumer");
+        let mut seen =
+            client.subscribe(&"logs/#".parse().unwrap(), SubscribeOptions::default()).await.unwrap();
+        let serve = async |topic| client.serve(&topics::filter(topic), Default::default()).await.unwrap();
+        let (mut probes, mut confirms) =
+            (serve(topics::LOG_CONSUMER_PROBE).await, serve(topics::LOG_CONSUMER_CONFIRM).await);
+        let buffer = LogBuffer::default();
+        log(&buffer, 0..5);
+        let drain = drain(site.attach("log-transport"), &buffer);
+        let request = probes.next().await.unwrap();
+        let probe = request.message.decode::<Probe>().unwrap().probe;
+        request.end(Payload::json(&ProbeAnswer { probe, consumer: Uuid::nil() }).unwrap()).await.unwrap();
+
+        let mut texts = async |count: usize| {
+            let mut texts = String::new();
+            for _ in 0..count {
+                let Some(interlock_bus::Event::Message(message)) = seen.next().await else {
+                    panic!("no message")
+                };
+                texts += &message.decode::<LogRecord>().unwrap().message;
+            }
+            texts
+        };
+        let mut confirm = async |missing: fn(Vec<Uuid>) -> Vec<Uuid>| {
+            let request = confirms.next().await.unwrap();
+            let missing = missing(request.message.decode::<Confirm>().unwrap().ids);
+            request.end(Payload::json(&Confirmed { missing }).unwrap()).await.unwrap();
+        };
+        assert_eq!(texts(5).await, "01234");
+        confirm(|ids| vec![ids[1], ids[4]]).await;
+        assert_eq!(texts(2).await, "14");
+        confirm(|ids| ids[1..].to_vec()).await;
+        assert_eq!(texts(1).await, "4");
+        assert_eq!(buffer.report().waiting, 1);
+        for _ in 0..3 {
+            confirm(|ids| ids).await;
+        }
+        let error = drain.task.await.unwrap().unwrap_err();
+        assert!(matches!(error, DrainError::Fruitless), "{error}");
+        assert_eq!(buffer.report().waiting, 1, "a failed drain gave something up");
     });
 }
 
