@@ -225,7 +225,7 @@ impl Site {
             .inspect_err(|error| self.exit.set(Exit::of_key(error)))?;
         let exit = self.exit.clone();
         let note = Arc::new(move |error: &BrokerError| exit.set(broker_exit(error)));
-        Ok(BrokerActor::new(config, self.seat.clone(), note))
+        Ok(BrokerActor::new(config, self.seat.clone()).on_refusal(note))
     }
 
     /// What the gateway is started with.

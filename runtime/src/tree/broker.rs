@@ -75,8 +75,14 @@ pub struct BrokerActor {
 
 impl BrokerActor {
     /// A broker that will be found in `seat`.
-    pub fn new(config: BrokerConfig, seat: BrokerSeat, note_refusal: Arc<NoteRefusal>) -> Self {
-        Self { config: Some(config), seat, note_refusal, running: None }
+    pub fn new(config: BrokerConfig, seat: BrokerSeat) -> Self {
+        Self { config: Some(config), seat, note_refusal: Arc::new(|_| {}), running: None }
+    }
+
+    /// Tells `note` first if the broker cannot start.
+    pub fn on_refusal(mut self, note: Arc<NoteRefusal>) -> Self {
+        self.note_refusal = note;
+        self
     }
 }
 
