@@ -259,7 +259,7 @@ fn put_back_or_set_aside(name: &PeerName, mailbox: &Mailbox, post: &Post, incarn
         reason,
         "set aside, and not handed out again: the actor failed with it in hand"
     );
-    match input {
+    match *input {
         Input::Message(message) => publish_dead_letter(name, post, &what, &message, reason),
         Input::Request(request) => request.fail_now("server_failed", &format!("`{name}` failed: {reason}")),
         Input::Gap { .. } => {}
@@ -303,7 +303,7 @@ enum Event {
     WorkEnded(Option<Failure>),
     Stop,
     Tick,
-    Input { input: Input, what: String },
+    Input { input: Box<Input>, what: String },
     Lost(Failure),
 }
 
@@ -391,7 +391,11 @@ impl Incarnation {
                 Event::Kill => return Err(End::Killed),
                 Event::WorkEnded(None) => {}
                 Event::WorkEnded(Some(failure)) | Event::Lost(failure) => return Err(End::Failed(failure)),
-                Event::Tick => drop(self.step(stage, Step::Tick).await?),
+                Event::Tick => {
+                    self.control.begin("a tick".to_owned());
+                    self.step(stage, Step::Tick).await?;
+                    self.control.end();
+                }
                 Event::Input { input, what } => {
                     self.control.begin(what);
                     self.step(stage, Step::Input(input)).await?;
@@ -499,7 +503,7 @@ struct Stage<A> {
 /// One thing for an actor to do. `Retire` drops its value.
 enum Step {
     Start,
-    Input(Input),
+    Input(Box<Input>),
     Tick,
     Stop,
     Retire,
@@ -550,7 +554,7 @@ async fn take<A: Actor>(actor: &mut A, step: Step, context: &Context) -> Result<
             guarded("`started`", async { actor.started(context).await }).await?;
             return guarded_call("`tick_every`", || Ok(actor.tick_every()));
         }
-        Step::Input(input) => guarded("`handle`", async { actor.handle(input, context).await }).await?,
+        Step::Input(input) => guarded("`handle`", async { actor.handle(*input, context).await }).await?,
         Step::Tick => guarded("`tick`", async { actor.tick(context).await }).await?,
         Step::Stop => guarded("`stopping`", async { actor.stopping(context).await }).await?,
         Step::Retire => {}

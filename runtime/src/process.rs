@@ -400,7 +400,6 @@ impl Run {
             })
     }
 
-    #[expect(clippy::type_complexity, reason = "used once, two lines further up")]
     fn read_output(
         &self,
         guardian: &mut Child,

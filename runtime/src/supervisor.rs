@@ -299,7 +299,7 @@ impl Running {
     }
 
     /// Waits for one event. Listed by priority: what is due must not wait for a flood of reports.
-    fn next_event(&self) -> Event {
+    fn next_event(&mut self) -> Event {
         let now = Instant::now();
         let due = self.machine.next_timer(self.timed);
         if due.is_some_and(|due| due <= now) {
@@ -310,8 +310,12 @@ impl Running {
             recv(timer) -> _ => Event::Timer,
             recv(self.orders) -> order => match order {
                 Ok(order) => Event::Order(order),
-                // All handles are gone: nobody can ask it to stop any more, so it does.
-                Err(_) => Event::Order(Order { kind: OrderKind::Shutdown(ShutdownPhases::default()), answer: bounded(1).0 }),
+                Err(_) => {
+                    // All handles are gone: nobody can ask it to stop any more, so it does, once.
+                    self.orders = crossbeam_channel::never();
+                    let kind = OrderKind::Shutdown(ShutdownPhases::default());
+                    Event::Order(Order { kind, answer: bounded(1).0 })
+                }
             },
             recv(self.reports) -> report => {
                 let (child, incarnation, report) = report.expect("the loop holds a sender itself");

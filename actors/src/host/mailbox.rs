@@ -52,7 +52,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Parcel {
     /// The input; the handler has a copy, or for a request a second hold.
-    pub(crate) input: Input,
+    pub(crate) input: Box<Input>,
     /// What it is, for people.
     pub(crate) what: String,
     bytes: usize,
@@ -64,7 +64,7 @@ pub(crate) struct Parcel {
 #[derive(Debug)]
 pub(crate) enum Next {
     /// An input, now in hand.
-    Input { input: Input, what: String },
+    Input { input: Box<Input>, what: String },
     /// A subscription ended by itself.
     Lost(Failure),
 }
@@ -231,24 +231,24 @@ impl Parcel {
             }
             Input::Gap { filter, .. } => (format!("gap in `{filter}`"), 0),
         };
-        Self { input, what, bytes: bytes + PARCEL_BYTES, crashes: 0 }
+        Self { input: Box::new(input), what, bytes: bytes + PARCEL_BYTES, crashes: 0 }
     }
 
     /// The input once more, for the handler.
-    fn hand_out(&self) -> Input {
-        match &self.input {
+    fn hand_out(&self) -> Box<Input> {
+        Box::new(match &*self.input {
             Input::Message(message) => Input::Message(message.clone()),
             Input::Request(request) => Input::Request(request.hold()),
             Input::Gap { filter, count, reason } => {
                 Input::Gap { filter: filter.clone(), count: *count, reason: reason.clone() }
             }
-        }
+        })
     }
 
     /// A request that was answered, if only in part, is not handed out again: its requester would get two
     /// beginnings.
     fn can_be_retried(&self) -> bool {
-        match &self.input {
+        match &*self.input {
             Input::Request(request) => request.is_unanswered(),
             Input::Message(_) | Input::Gap { .. } => true,
         }

@@ -176,6 +176,16 @@ fn a_failure_while_stopping_is_reported_and_does_not_hold_up_the_stop() {
 }
 
 #[test]
+fn a_supervisor_whose_handles_are_gone_stops_its_children() {
+    let mailroom = Mailroom::open().unwrap();
+    let supervision = supervise(vec![clumsy("calm", &mailroom, "nowhere", 0)]);
+    wait(&supervision, |tree| tree.state == State::Running);
+    let Supervision { handle, thread } = supervision;
+    drop(handle);
+    assert_eq!(thread.join().unwrap().to_string(), "stopped as asked");
+}
+
+#[test]
 fn a_program_is_a_child_like_any_other() {
     // No guardian in this binary's arguments: what is seen is how a program fails that cannot be started.
     let name: PeerName = "program".parse().unwrap();
