@@ -140,6 +140,10 @@ pub struct ReadySignal {
 }
 
 impl ReadySignal {
+    pub(crate) fn new(reports: Reports, incarnation: u64) -> Self {
+        Self { reports, incarnation }
+    }
+
     /// The incarnation it is for.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
@@ -454,7 +458,7 @@ impl Run {
                 self.reports.send(HostReport::Ready { proof: format!("runs as pid {pid}") })
             }
             Readiness::Watched(watch) => {
-                watch(ReadySignal { reports: self.reports.clone(), incarnation: self.incarnation });
+                watch(ReadySignal::new(self.reports.clone(), self.incarnation));
             }
             Readiness::Newline | Readiness::SdNotify | Readiness::Line(_) => {}
         }

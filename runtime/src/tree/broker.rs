@@ -59,6 +59,11 @@ impl BrokerSeat {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn with(broker: BrokerHandle) -> Self {
+        Self(Arc::new(Mutex::new(Some(broker))))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<BrokerHandle>> {
         // No code that can panic runs under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

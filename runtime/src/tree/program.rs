@@ -131,3 +131,71 @@ async fn wait_for_session(client: &Client, name: &PeerName) -> Result<Option<Str
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crossbeam_channel::{Receiver, bounded};
+    use interlock_actors::host::{HostReport, Reports};
+    use interlock_bus::{Broker, BrokerConfig, ConnectOptions, Endpoint, KeyStore, Permissions};
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    struct Stand {
+        seat: BrokerSeat,
+        name: PeerName,
+        watcher: PeerName,
+        directory: tempfile::TempDir,
+    }
+
+    impl Stand {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (keys, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+            let [name, watcher] = ["echo", "runtime"].map(|name| name.parse::<PeerName>().unwrap());
+            let watching = Permissions::from_lists(&[], &["$peers/#"], &[], &["$sys/broker/peers"]).unwrap();
+            let echoing = Permissions::from_lists(&[], &[], &["echo"], &[]).unwrap();
+            keys.issue(&watcher, &watching, &[], None).unwrap();
+            keys.issue(&name, &echoing, &[], None).unwrap();
+            let endpoint = Endpoint::Ipc(directory.path().join("bus.sock"));
+            let broker = Broker::start(BrokerConfig::from_key_store(&keys, vec![endpoint]).unwrap()).unwrap();
+            Self { seat: BrokerSeat::with(broker), name, watcher, directory }
+        }
+
+        /// Begins to watch, as the host does when the program has been started.
+        fn watch(&self) -> Receiver<HostReport> {
+            let Readiness::Watched(watch) =
+                on_the_bus(self.name.clone(), &self.seat, &self.watcher, DEADLINE)
+            else {
+                panic!("expected a watch")
+            };
+            let (sink, reports) = bounded(4);
+            watch(ReadySignal::new(Reports::new(move |report| sink.send(report).unwrap()), 1));
+            reports
+        }
+    }
+
+    #[test]
+    fn a_program_is_ready_when_its_session_is_there_before_or_after_it_was_looked_for() {
+        let stand = Stand::new();
+        let credentials = stand.seat.incarnation_credentials(stand.name.clone());
+        let parse = |text: &str| interlock_bus::Credentials::from_toml(text, Path::new("test")).unwrap();
+        let first = parse(&credentials(1).unwrap());
+
+        let reports = stand.watch();
+        let session = Client::connect_blocking(ConnectOptions::new(first.clone())).unwrap();
+        assert!(matches!(reports.recv_timeout(DEADLINE).unwrap(), HostReport::Ready { .. }));
+        assert!(matches!(stand.watch().recv_timeout(DEADLINE).unwrap(), HostReport::Ready { .. }));
+
+        // The next incarnation has a key of its own, and the one before is void.
+        let second = parse(&credentials(2).unwrap());
+        assert_ne!(first.keys.public, second.keys.public);
+        drop(session);
+        assert!(Client::connect_blocking(ConnectOptions::new(first)).is_err());
+        Client::connect_blocking(ConnectOptions::new(second)).unwrap();
+        drop(stand.directory);
+    }
+}
