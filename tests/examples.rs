@@ -8,7 +8,10 @@ use interlock_bus::{
     client::{ConnectOptions, Event, ReplyStream, SubscribeOptions, Subscription},
 };
 
-use crate::harness::{DEADLINE, TestBroker, TestProcess};
+use crate::harness::{
+    DEADLINE, TestBroker, TestProcess, eventually,
+    runtime::{TestRuntime, tool},
+};
 
 /// The Python greeter, when it has said that it is ready.
 fn greeter(broker: &TestBroker, pause: &str) -> TestProcess {
@@ -82,6 +85,42 @@ fn the_python_greeter_stops_when_it_is_cancelled() {
     let name = vec!["Bob"; 40].join(" ");
     assert_eq!(parts(ask(&client, &name)).concat(), format!("Hello {name}, pleased to meet you."));
     assert_eq!(next_given(&mut given), name);
+}
+
+#[test]
+fn the_runtime_runs_the_python_greeter_as_its_child_also_after_kill_9() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/python/greeter.py");
+    let mut runtime = TestRuntime::start_with(&format!(
+        "[[program]]\nname = \"greeter\"\ncommand = \"python3\"\nargs = [\"{}\"]\nreadiness = \"newline\"\n\
+         publish = [\"greetings/#\"]\nserve = [\"greeter/#\"]\n",
+        script.display()
+    ));
+    let greet = |runtime: &TestRuntime| {
+        let mut request = tool("bus");
+        request.arg("--data-dir").arg(runtime.data()).args(["request", "greeter/hello/v1", "Ada"]);
+        String::from_utf8(request.output().unwrap().stdout).unwrap().replace('\n', "")
+    };
+    eventually("a greeting", || (greet(&runtime) == "Hello Ada, pleased to meet you.").then_some(()));
+    runtime.process.kill();
+    runtime.restart();
+    eventually("a greeting by the next one", || greet(&runtime).ends_with("you.").then_some(()));
+}
+
+#[test]
+fn the_rust_greeter_is_the_whole_program_with_one_more_actor() {
+    let help = tool("greeter").arg("--help").output().unwrap();
+    assert!(String::from_utf8_lossy(&help.stdout).contains("status"));
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = tool("greeter");
+    command.arg("--data-dir").arg(directory.path());
+    command.args(["--set", "gateway.listen=127.0.0.1:0", "--set", "bus.endpoints=[\"ipc\"]"]);
+    let _running = TestProcess::spawn(command);
+    eventually("a greeting", || {
+        let mut request = tool("bus");
+        request.arg("--data-dir").arg(directory.path()).args(["request", "greeter/hello/v1", "Ada"]);
+        let said = String::from_utf8(request.output().unwrap().stdout).unwrap().replace('\n', "");
+        (said == "Hello Ada, pleased to meet you.").then_some(())
+    });
 }
 
 #[test]

@@ -292,7 +292,7 @@ def declare_ready():
         with unix.socket(unix.AF_UNIX, unix.SOCK_DGRAM) as notify:
             notify.connect("\0" + address[1:] if address.startswith("@") else address)
             notify.send(b"READY=1\nSTATUS=serving greeter/hello/v1")
-    print("greeter.py: ready", file=sys.stderr, flush=True)
+    print("greeter.py: ready", flush=True)
 
 
 # --------------------------------------------------------------------------------------- the actor

@@ -212,20 +212,26 @@ impl Turns {
             job.text.clone(),
         );
         message.id = job.turn;
-        let mut saved = self.store.append_message(message.clone()).await.map_err(|refused| refused.error);
-        if matches!(saved, Err(StoreError::NoSuchConversation { .. })) {
-            let title: String = job.text.chars().take(TITLE_CHARACTERS_MAX).collect();
-            let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
-            saved = match self.store.create_conversation(job.conversation.as_str(), &title).await {
-                Ok(_) => self.store.append_message(message).await.map_err(|refused| refused.error),
-                Err(error) => Err(error),
-            };
-        }
+        let saved = match self.begin_conversation(job).await {
+            Ok(()) => self.store.append_message(message).await.map_err(|refused| refused.error),
+            Err(error) => Err(error),
+        };
         Done::Input(match saved {
             Ok(true) => Input::Saved,
             Ok(false) => self.sent_again(job).await,
             Err(error) => Input::NotSaved { text: error.to_string() },
         })
+    }
+
+    /// Creates the conversation, with the user's first words as its title, unless something was said in it.
+    async fn begin_conversation(&self, job: &Job) -> Result<(), StoreError> {
+        let conversation = job.conversation.as_str();
+        if self.store.history(conversation, 1).await?.is_empty() {
+            let title: String = job.text.chars().take(TITLE_CHARACTERS_MAX).collect();
+            let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
+            self.store.create_conversation(conversation, &title).await?;
+        }
+        Ok(())
     }
 
     /// A text that is saved already is answered if it has no answer yet: it may have been handed out
