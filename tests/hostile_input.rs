@@ -8,11 +8,11 @@ use std::{
 };
 
 use interlock_bus::{
-    Broker, BrokerConfig, Client, Credentials, Endpoint, Payload, Timeouts,
+    Broker, BrokerConfig, Client, Credentials, Endpoint, Payload, Permissions, Timeouts,
     blocking::wait,
     client::{ConnectOptions, Event, SubscribeOptions},
     limits,
-    native::{Block, Record},
+    native::{Block, CreditScope, Overflow, Record, SubscribeSpec},
     zmtp::{Command, FrameFlags, SocketType},
 };
 use serde_json::Value;
@@ -478,6 +478,59 @@ fn a_stopped_subscriber_never_delays_another() {
     }
     assert!(slowest < Duration::from_secs(1), "a message took {slowest:?}");
     stopped.kill();
+}
+
+#[test]
+fn a_stock_publisher_is_held_by_not_being_read_and_loses_nothing() {
+    let broker = TestBroker::start();
+    for endpoint in broker.handle.endpoints() {
+        let name =
+            format!("subscriber-{}", if matches!(endpoint, Endpoint::Tcp { .. }) { "tcp" } else { "ipc" });
+        let rules = Permissions::from_lists(&["a"], &["a"], &[], &[]).unwrap();
+        let permissions = Permissions { wait: true, ..rules };
+        let member = broker
+            .store
+            .issue(&name.parse().unwrap(), &permissions, broker.handle.endpoints(), None)
+            .unwrap();
+        let mut subscriber = RawPeer::native(endpoint, &member);
+        let wait_for_me = SubscribeSpec {
+            id: 1,
+            serve: false,
+            retained: false,
+            overflow: Overflow::Wait,
+            queue_messages_max: 8,
+            queue_bytes_max: 0,
+            filter: "a".to_owned(),
+            group: String::new(),
+        };
+        subscriber.send_record(&Record::Subscribe(wait_for_me)).unwrap();
+        subscriber.record_where(|record| matches!(record, Record::Subscribed { .. })).unwrap();
+
+        // More than the credit window and every socket buffer; all small ones would fit into one read.
+        const MESSAGES: u64 = 4000;
+        let mut publisher = RawPeer::connect(endpoint, &member, SocketType::Xpub, false).unwrap();
+        let publishing = std::thread::spawn(move || {
+            for number in 0..MESSAGES {
+                let payload =
+                    [&number.to_le_bytes()[..], &vec![0; if number % 10 == 0 { 40_000 } else { 40 }]]
+                        .concat();
+                publisher.send_frame(b"a", FrameFlags::MORE).unwrap();
+                publisher.send_frame(&payload, FrameFlags::LAST).unwrap();
+            }
+            publisher
+        });
+        let scope = |messages| CreditScope::Subscription { id: 1, messages };
+        for number in 0..MESSAGES {
+            let record = subscriber.record_where(|record| {
+                assert!(!matches!(record, Record::Gap { .. }), "{record:?}");
+                matches!(record, Record::Deliver { .. })
+            });
+            let Record::Deliver { block, .. } = record.unwrap() else { unreachable!() };
+            assert_eq!(block.payload()[..8], number.to_le_bytes());
+            subscriber.send_record(&Record::Credit { scope: scope(number + 1) }).unwrap();
+        }
+        drop(publishing.join().unwrap());
+    }
 }
 
 #[test]

@@ -175,3 +175,35 @@ fn parts(block: &Block) -> Vec<Bytes> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::hub::SessionInfo;
+
+    #[test]
+    fn a_message_is_bounded_by_its_frames_and_by_the_bytes_of_all_of_them() {
+        let mut hub = Hub::new("broker".parse().unwrap(), 0);
+        let info = SessionInfo {
+            peer: "publisher".parse().unwrap(),
+            key: None,
+            kind: SessionKind::StockPublisher,
+            address: "test".to_owned(),
+            permissions: Default::default(),
+        };
+        let id = hub.open(info);
+        let outcome = |hub: &mut Hub, frame: &Bytes, frames: usize| {
+            let mut stock = Stock::new(SessionKind::StockPublisher, false);
+            (0..frames).try_for_each(|_| stock.frame(hub, id, frame.clone(), true))
+        };
+        let (small, large) =
+            (Bytes::from_static(b"x"), Bytes::from(vec![0; limits::STOCK_FRAME_BYTES_MAX / 2]));
+        assert!(outcome(&mut hub, &small, limits::STOCK_FRAMES_MAX).is_ok());
+        assert!(matches!(
+            outcome(&mut hub, &small, limits::STOCK_FRAMES_MAX + 1),
+            Err(StockError::TooManyFrames)
+        ));
+        assert!(outcome(&mut hub, &large, 2).is_ok());
+        assert!(matches!(outcome(&mut hub, &large, 3), Err(StockError::TooLong)));
+    }
+}

@@ -41,6 +41,10 @@ impl Reactor {
     }
 
     fn read_connection(&mut self, slot: usize, now: Instant) {
+        // What a publisher had sent when it was held.
+        if matches!(self.connections.get(slot), Some(Some(connection)) if !connection.input.is_empty()) {
+            self.take_input(slot, now);
+        }
         let mut budget = limits::READ_TURN_BYTES as isize;
         while budget > 0 {
             let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
@@ -83,6 +87,12 @@ impl Reactor {
         loop {
             let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
             if matches!(connection.phase, Phase::Closing | Phase::Lingering) {
+                return;
+            }
+            if is_held(&self.hub, connection) {
+                // The rest is looked at when it is released.
+                connection.is_readable = true;
+                connection.frame_since = None;
                 return;
             }
             let polled = connection.engine.poll(&mut connection.input);
