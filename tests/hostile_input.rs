@@ -420,11 +420,14 @@ fn the_last_words_arrive_although_the_peer_was_still_talking() {
         let block = Block::new(&"a".parse().unwrap(), b"", &[1; 50_000]);
         interlock_bus::native::BatchWriter::default().put(&Record::Publish(block), &mut batch);
         broker.store.revoke(&name.parse().unwrap()).unwrap();
-        // Talks on until nothing more is taken, so that there is always something unread.
-        peer.stream.set_timeout(Duration::from_secs(5));
-        while peer.send_frame(&batch, FrameFlags::LAST).is_ok() {}
+        // Talks on beyond the end, so that there is always something unread.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(500) {
+            peer.send_frame(&batch, FrameFlags::LAST).expect("a reset would destroy the last words");
+        }
         let goodbye = peer.record_where(|record| matches!(record, Record::Goodbye { .. })).unwrap();
         assert!(matches!(&goodbye, Record::Goodbye { code, .. } if code == "revoked"), "{goodbye:?}");
+        assert_eq!(peer.next_event().unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof, "a clean end");
     }
 }
 
