@@ -99,6 +99,17 @@ def dealer(creds, topic, payload, envelope=""):
             return
 
 
+def idle(creds, sockets):
+    """Connects so many subscribers, says so, and does nothing."""
+    context.max_sockets = int(sockets) * 2 + 10
+    watched = [connect(zmq.SUB, creds, monitor=True) for _ in range(int(sockets))]
+    for _, events in watched:
+        wait_for(events, zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        events.close()
+    say(state="idle")
+    time.sleep(3600)
+
+
 def refused(creds, kind, server_key=""):
     """What the socket monitor says of a handshake that fails."""
     socket, events = connect(getattr(zmq, kind), creds, server_key=server_key or None, monitor=True)

@@ -107,9 +107,8 @@ impl Credentials {
 pub(super) fn parse_problem(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let message = error.message();
-    if line > 0 && !message.contains("key") && !message.contains("invalid") {
-        format!("line {line}: {message}")
-    } else if message.starts_with("missing field") || message.starts_with("unknown field") {
+    let names_fields_only = ["missing field", "unknown field"].iter().any(|known| message.starts_with(known));
+    if names_fields_only || (line > 0 && !message.contains("key") && !message.contains("invalid")) {
         format!("line {line}: {message}")
     } else {
         format!("line {line}: not the expected TOML (the text is not shown, it may hold a key)")
