@@ -1,6 +1,8 @@
 //! The specification of Interlock: one test binary, one module per chapter.
 
 mod broker_process;
+#![allow(clippy::unwrap_used, reason = "every function here belongs to a test, also those without the attribute")]
+
 mod harness;
 mod raw_peer;
 
