@@ -1,5 +1,7 @@
 //! What travels: header, payload, and the message a receiver sees.
 
+mod message_id;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -75,7 +77,8 @@ pub struct Header {
 impl Header {
     /// A header with a fresh id and the present time.
     pub fn new() -> Self {
-        Self { id: Uuid::now_v7(), published_at_ns: now_ns(), ..Self::absent() }
+        let published_at_ns = now_ns();
+        Self { id: message_id::message_id(published_at_ns), published_at_ns, ..Self::absent() }
     }
 
     /// The header of a message that carried none (stock clients send topic and payload only).
