@@ -318,7 +318,20 @@ impl Core {
     /// Takes what the broker sent. After an error the session must end.
     pub(crate) fn on_records(&self, records: &mut Vec<Record>) -> Result<(), SessionEnd> {
         let mut state = lock(&self.state);
-        records.drain(..).try_for_each(|record| self.on_record(&mut state, record))
+        let mut records = records.drain(..).peekable();
+        while let Some(record) = records.next() {
+            match record {
+                Record::Deliver { subscriptions, block } if subscriptions.len() == 1 => {
+                    let more = || match records.next_if(|next| is_delivery_for(next, &subscriptions))? {
+                        Record::Deliver { block, .. } => Some(block),
+                        _ => None,
+                    };
+                    on_deliveries(&state, subscriptions[0], block, more)?;
+                }
+                record => self.on_record(&mut state, record)?,
+            }
+        }
+        Ok(())
     }
 
     fn on_record(&self, state: &mut State, record: Record) -> Result<(), SessionEnd> {
@@ -722,17 +735,39 @@ fn origin_of(state: &State, origin: u32) -> Result<PeerName, SessionEnd> {
     })
 }
 
+fn is_delivery_for(record: &Record, expected: &[u32]) -> bool {
+    matches!(record, Record::Deliver { subscriptions, .. } if subscriptions[..] == *expected)
+}
+
+/// A run of deliveries for one subscription alone: its lane is looked up, locked and woken once.
+fn on_deliveries(
+    state: &State,
+    subscription: u32,
+    first: Block,
+    more: impl FnMut() -> Option<Block>,
+) -> Result<(), SessionEnd> {
+    let session = state.session;
+    let mut lane = state.subscriptions.get(&subscription).map(|subscribed| subscribed.lane.fill());
+    let mut known: Option<(u32, PeerName)> = None;
+    for block in std::iter::once(first).chain(std::iter::from_fn(more)) {
+        let origin = match known.take() {
+            Some((number, name)) if number == block.origin => name,
+            _ => origin_of(state, block.origin)?,
+        };
+        known = Some((block.origin, origin.clone()));
+        if let Some(lane) = &mut lane {
+            lane.push(Item::Delivery { origin, block, ticket: Ticket::Own { session } });
+        }
+    }
+    Ok(())
+}
+
+/// A delivery that several subscriptions share.
 fn on_deliver(state: &State, subscriptions: &[u32], block: Block) -> Result<(), SessionEnd> {
     let origin = origin_of(state, block.origin)?;
     let session = state.session;
     let lane = |id: &u32| state.subscriptions.get(id).map(|subscribed| &subscribed.lane);
     let Some(first) = subscriptions.first() else { return Ok(()) };
-    if let [only] = subscriptions {
-        if let Some(lane) = lane(only) {
-            lane.push(Item::Delivery { origin, block, ticket: Ticket::Own { session } });
-        }
-        return Ok(());
-    }
     let lanes: Vec<_> = subscriptions.iter().filter_map(lane).collect();
     let shared = lane(first).map(|lane| Arc::new(SharedTicket { lane: Arc::clone(lane), session }));
     // The last lane gets the ticket itself: no reference may be left here when all have consumed it.

@@ -116,23 +116,12 @@ impl Lane {
 
     /// Adds an item and wakes the consumer. Gaps of one reason in a row become one.
     pub(crate) fn push(&self, item: Item) {
-        let mut queue = lock(&self.queue);
-        if queue.ended.is_some() {
-            return;
-        }
-        if let (Item::Gap { count, reason }, Some(Item::Gap { count: last_count, reason: last_reason })) =
-            (&item, queue.items.back_mut())
-            && reason == last_reason
-        {
-            *last_count = last_count.zip(*count).map(|(last, more)| last.saturating_add(more));
-            return;
-        }
-        queue.items.push_back(item);
-        let waker = queue.waker.take();
-        drop(queue);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.fill().push(item);
+    }
+
+    /// Adds several items and wakes the consumer once, when the guard is dropped.
+    pub(crate) fn fill(&self) -> Filling<'_> {
+        Filling { queue: Some(lock(&self.queue)) }
     }
 
     /// Takes all that waits. `Ready(false)` means that nothing will come any more.
@@ -230,6 +219,39 @@ impl Lane {
                 (lane.id != self.id).then_some(lane)
             }
             Ticket::Nobody => None,
+        }
+    }
+}
+
+/// The queue of a lane while items are added.
+#[derive(Debug)]
+pub(crate) struct Filling<'a> {
+    /// `None` only while it is dropped.
+    queue: Option<MutexGuard<'a, Queue>>,
+}
+
+impl Filling<'_> {
+    /// Adds an item; nothing after the end of the lane.
+    pub(crate) fn push(&mut self, item: Item) {
+        let Some(queue) = self.queue.as_mut().filter(|queue| queue.ended.is_none()) else { return };
+        if let (Item::Gap { count, reason }, Some(Item::Gap { count: last_count, reason: last_reason })) =
+            (&item, queue.items.back_mut())
+            && reason == last_reason
+        {
+            *last_count = last_count.zip(*count).map(|(last, more)| last.saturating_add(more));
+            return;
+        }
+        queue.items.push_back(item);
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        let Some(mut queue) = self.queue.take() else { return };
+        let waker = if queue.items.is_empty() { None } else { queue.waker.take() };
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 }

@@ -46,19 +46,13 @@ impl TopicMemory {
     }
 
     /// Reads a block.
-    pub(crate) fn message(&mut self, origin: PeerName, block: &Block) -> Result<Message, DamagedMessage> {
-        let payload = match block.flags & Block::PARTS {
-            0 => block.payload(),
-            _ => join_parts(block.payload())?,
-        };
-        Ok(Message {
-            topic: self.topic(block.topic())?,
-            origin,
-            sequence: block.sequence,
-            header: codec::header(block.header())?,
-            payload,
-            retained: block.flags & Block::RETAIN != 0,
-        })
+    pub(crate) fn message(&mut self, origin: PeerName, block: Block) -> Result<Message, DamagedMessage> {
+        let topic = self.topic(block.topic())?;
+        let header = codec::header(block.header())?;
+        let (sequence, flags) = (block.sequence, block.flags);
+        let payload = block.into_payload();
+        let payload = if flags & Block::PARTS == 0 { payload } else { join_parts(payload)? };
+        Ok(Message { topic, origin, sequence, header, payload, retained: flags & Block::RETAIN != 0 })
     }
 }
 

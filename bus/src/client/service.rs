@@ -56,7 +56,7 @@ impl Service {
                 if served.cancel.is_cancelled() {
                     continue;
                 }
-                match self.consumer.topics.message(origin, &block) {
+                match self.consumer.topics.message(origin, block) {
                     Ok(message) => {
                         let handle = Arc::clone(&self.consumer.handle);
                         return Poll::Ready(Some(Request {

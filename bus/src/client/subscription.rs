@@ -57,7 +57,7 @@ impl Subscription {
                 Poll::Ready(Some(Item::Gap { count, reason })) => Event::Gap { count, reason },
                 Poll::Ready(Some(Item::Delivery { origin, block, ticket })) => {
                     self.consumer.settle(ticket, block.bytes());
-                    match self.consumer.topics.message(origin, &block) {
+                    match self.consumer.topics.message(origin, block) {
                         Ok(message) => Event::Message(message),
                         Err(problem) => {
                             tracing::warn!(filter = %self.filter, %problem, "a message cannot be read");

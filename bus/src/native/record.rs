@@ -141,7 +141,7 @@ fn snake(name: &'static str) -> &'static str {
 ///
 /// Layout: `flags u8 | topic bytes u8 | header bytes u16 | origin u32 | sequence u64 | deadline u64 |
 /// topic | header | payload` (the payload takes what is left).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Block {
     /// [`Block::RETAIN`], [`Block::ACKNOWLEDGE`], [`Block::PARTS`].
     pub flags: u8,
@@ -151,12 +151,15 @@ pub struct Block {
     pub sequence: u64,
     /// Milliseconds since the Unix epoch after which nobody wants it; zero if never.
     pub deadline_ms: u64,
-    /// Length of the topic inside `names`.
+    /// Length of the topic in front of `content`.
     topic_bytes: u8,
-    /// Topic and header, as they stand on the wire.
-    names: Bytes,
-    /// What follows them. Apart, so that a payload is never copied within one process.
-    payload: Bytes,
+    /// Length of the header behind it.
+    header_bytes: u16,
+    /// Topic and header, as they stand on the wire, and the payload unless it stands apart. One piece
+    /// of shared memory: a reference for each message is what a batch costs most.
+    content: Bytes,
+    /// The payload of a block that was made in this process, so that it is never copied there.
+    apart: Bytes,
 }
 
 impl Block {
@@ -187,66 +190,111 @@ impl Block {
             sequence: 0,
             deadline_ms: 0,
             topic_bytes: topic.as_str().len() as u8,
-            names: names.into(),
-            payload,
+            header_bytes: header.len() as u16,
+            content: names.into(),
+            apart: payload,
         }
     }
 
     /// The topic's bytes, not yet checked.
     pub fn topic(&self) -> &[u8] {
-        &self.names[..self.topic_bytes.into()]
+        &self.content[..self.topic_bytes.into()]
     }
 
     /// The header's bytes.
     pub fn header(&self) -> &[u8] {
-        &self.names[self.topic_bytes.into()..]
+        &self.content[self.topic_bytes.into()..self.names_bytes()]
+    }
+
+    /// Bytes of topic and header.
+    fn names_bytes(&self) -> usize {
+        usize::from(self.topic_bytes) + usize::from(self.header_bytes)
+    }
+
+    /// Bytes of the payload.
+    pub fn payload_bytes(&self) -> usize {
+        self.content.len() - self.names_bytes() + self.apart.len()
     }
 
     /// The payload, sharing the block's memory.
     pub fn payload(&self) -> Bytes {
-        self.payload.clone()
+        match self.content.len() - self.names_bytes() {
+            0 => self.apart.clone(),
+            _ => self.content.slice(self.names_bytes()..),
+        }
+    }
+
+    /// The payload, taking the block's memory.
+    pub fn into_payload(mut self) -> Bytes {
+        match self.content.len() - self.names_bytes() {
+            0 => self.apart,
+            _ => {
+                self.content.advance(self.names_bytes());
+                self.content
+            }
+        }
     }
 
     /// Copies a small message out of the read buffer it shares with its neighbours, so that keeping it
     /// keeps nothing else. A large one fills most of its buffer and stays where it is.
     pub fn detach(&mut self) {
         const SMALL_BYTES: usize = 16 << 10;
-        if self.names.len() + self.payload.len() > SMALL_BYTES {
+        if self.content.len() + self.apart.len() > SMALL_BYTES {
             return;
         }
-        let mut own = Vec::with_capacity(self.names.len() + self.payload.len());
-        own.extend_from_slice(&self.names);
-        own.extend_from_slice(&self.payload);
-        let own = Bytes::from(own);
-        self.payload = own.slice(self.names.len()..);
-        self.names = own.slice(..self.names.len());
+        let mut own = Vec::with_capacity(self.content.len() + self.apart.len());
+        own.extend_from_slice(&self.content);
+        own.extend_from_slice(&self.apart);
+        (self.content, self.apart) = (Bytes::from(own), Bytes::new());
     }
 
     /// Bytes of the block on the wire.
     pub fn bytes(&self) -> usize {
-        Self::PREFIX_BYTES + self.names.len() + self.payload.len()
+        Self::PREFIX_BYTES + self.content.len() + self.apart.len()
     }
 
     /// Appends the block.
     pub fn put(&self, out: &mut Vec<u8>) {
-        let header_bytes = self.names.len() - usize::from(self.topic_bytes);
         let numbers = [self.sequence, self.deadline_ms];
-        put_prefix(self.flags, (self.topic_bytes, header_bytes as u16), self.origin, numbers, out);
-        out.extend_from_slice(&self.names);
-        out.extend_from_slice(&self.payload);
+        put_prefix(self.flags, (self.topic_bytes, self.header_bytes), self.origin, numbers, out);
+        out.extend_from_slice(&self.content);
+        out.extend_from_slice(&self.apart);
     }
 
     fn take(body: &mut Body) -> Result<Self, RecordError> {
-        let (flags, topic_bytes, header_bytes) = (body.u8()?, body.u8()?, body.u16()?);
-        let (origin, sequence, deadline_ms) = (body.u32()?, body.u64()?, body.u64()?);
-        let names_bytes = usize::from(topic_bytes) + usize::from(header_bytes);
-        if topic_bytes == 0 || body.bytes.len() < names_bytes {
+        // Its length is checked once, not for every field.
+        let prefix: [u8; Self::PREFIX_BYTES] = body.array()?;
+        let [flags, topic_bytes, h0, h1, o0, o1, o2, o3, numbers @ ..] = prefix;
+        let [sequence, deadline_ms] =
+            [0, 8].map(|at| numbers[at..].first_chunk().copied().unwrap_or_default());
+        let block = Self {
+            flags,
+            origin: u32::from_le_bytes([o0, o1, o2, o3]),
+            sequence: u64::from_le_bytes(sequence),
+            deadline_ms: u64::from_le_bytes(deadline_ms),
+            topic_bytes,
+            header_bytes: u16::from_le_bytes([h0, h1]),
+            content: body.rest(),
+            apart: Bytes::new(),
+        };
+        if topic_bytes == 0 || block.content.len() < block.names_bytes() {
             return Err(RecordError::Field { kind: body.kind, field: "block length" });
         }
-        let (names, payload) = (body.split(names_bytes)?, body.rest());
-        Ok(Self { flags, origin, sequence, deadline_ms, topic_bytes, names, payload })
+        Ok(block)
     }
 }
+
+/// Two blocks are equal if they are on the wire.
+impl PartialEq for Block {
+    fn eq(&self, other: &Self) -> bool {
+        let numbers = |block: &Self| (block.flags, block.origin, block.sequence, block.deadline_ms);
+        numbers(self) == numbers(other)
+            && (self.topic(), self.header()) == (other.topic(), other.header())
+            && self.payload() == other.payload()
+    }
+}
+
+impl Eq for Block {}
 
 /// Appends what stands in front of a block's topic.
 fn put_prefix(
@@ -256,12 +304,13 @@ fn put_prefix(
     [sequence, deadline_ms]: [u64; 2],
     out: &mut Vec<u8>,
 ) {
-    out.push(flags);
-    out.push(topic_bytes);
-    out.extend_from_slice(&header_bytes.to_le_bytes());
-    out.extend_from_slice(&origin.to_le_bytes());
-    out.extend_from_slice(&sequence.to_le_bytes());
-    out.extend_from_slice(&deadline_ms.to_le_bytes());
+    let mut prefix = [0; Block::PREFIX_BYTES];
+    (prefix[0], prefix[1]) = (flags, topic_bytes);
+    prefix[2..4].copy_from_slice(&header_bytes.to_le_bytes());
+    prefix[4..8].copy_from_slice(&origin.to_le_bytes());
+    prefix[8..16].copy_from_slice(&sequence.to_le_bytes());
+    prefix[16..].copy_from_slice(&deadline_ms.to_le_bytes());
+    out.extend_from_slice(&prefix);
 }
 
 /// A publish before it is a record: a client's link writes it straight into a batch.
@@ -610,6 +659,7 @@ impl Record {
                 out.extend_from_slice(&dropped.to_le_bytes());
             }
             Self::Deliver { subscriptions, block } => {
+                out.reserve(self.bytes_hint());
                 out.push(kind::DELIVER);
                 out.push(subscriptions.len().min(255) as u8);
                 subscriptions.iter().take(255).for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
@@ -734,7 +784,10 @@ impl Record {
             }
             kind::DELIVER => {
                 let count = body.u8()?;
-                let subscriptions = (0..count).map(|_| body.u32()).collect::<Result<_, _>>()?;
+                let subscriptions = match count {
+                    1 => SubscriptionIds::from_slice(&[body.u32()?]),
+                    _ => (0..count).map(|_| body.u32()).collect::<Result<_, _>>()?,
+                };
                 Self::Deliver { subscriptions, block: Block::take(&mut body)? }
             }
             kind::REQUEST => Self::Request {
