@@ -13,11 +13,8 @@ use super::{
 use crate::{
     limits,
     native::record::{Block, Overflow, SubscriptionIds},
+    topic::TopicName,
 };
-
-/// Bytes queued from which on messages are copied out of their publisher's read buffers: a slow
-/// subscriber of a few topics would otherwise keep all the traffic around its messages in memory.
-const DETACH_ABOVE_BYTES: usize = 64 << 10;
 
 /// One queued message.
 #[derive(Debug)]
@@ -56,6 +53,8 @@ pub struct SendQueue {
     bytes_max: usize,
     window_bytes: u64,
     entries: VecDeque<Entry>,
+    /// How many of the first entries share no read buffer any more.
+    detached: usize,
     bytes: usize,
     /// Sent and not yet credited: row, messages, bytes; neighbours of one row share an item.
     in_flight: VecDeque<(RowId, u64, u64)>,
@@ -76,6 +75,7 @@ impl SendQueue {
             bytes_max: or_default(bytes_max, limits::SEND_QUEUE_BYTES),
             window_bytes: limits::CREDIT_WINDOW_BYTES,
             entries: VecDeque::new(),
+            detached: 0,
             bytes: 0,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -86,7 +86,7 @@ impl SendQueue {
     }
 
     /// Takes a message or says why not; whatever had to make room is pushed onto `dropped`.
-    pub fn push(&mut self, mut entry: Entry, dropped: &mut Vec<Dropped>) -> Pushed {
+    pub fn push(&mut self, entry: Entry, dropped: &mut Vec<Dropped>) -> Pushed {
         if self.overflow == Overflow::LatestOnly && entry.request.is_none() {
             self.drop_matching(dropped, DropReason::Replaced, |queued| {
                 queued.block.topic() == entry.block.topic()
@@ -99,6 +99,7 @@ impl SendQueue {
                     while self.is_full_for(entry.block.bytes()) {
                         let Some(oldest) = self.entries.pop_front() else { break };
                         self.bytes -= oldest.block.bytes();
+                        self.detached = self.detached.saturating_sub(1);
                         self.lost += 1;
                         dropped.push((oldest.row, oldest.request, DropReason::SlowConsumer));
                     }
@@ -112,9 +113,6 @@ impl SendQueue {
                     return Pushed::Refused;
                 }
             }
-        }
-        if self.bytes > DETACH_ABOVE_BYTES {
-            entry.block.detach();
         }
         self.bytes += entry.block.bytes();
         self.entries.push_back(entry);
@@ -136,10 +134,12 @@ impl SendQueue {
         reason: DropReason,
         matches: impl Fn(&Entry) -> bool,
     ) {
-        let bytes = &mut self.bytes;
+        let (bytes, mut at, before) = (&mut self.bytes, 0, self.detached);
         self.entries.retain(|entry| {
             let goes = matches(entry);
+            at += 1;
             if goes {
+                self.detached -= usize::from(at <= before);
                 *bytes -= entry.block.bytes();
                 dropped.push((entry.row, entry.request, reason));
             }
@@ -151,6 +151,7 @@ impl SendQueue {
     pub fn withdraw(&mut self, request: RequestKey) -> Option<RowId> {
         let at = self.entries.iter().position(|entry| entry.request == Some(request))?;
         let entry = self.entries.remove(at)?;
+        self.detached -= usize::from(at < self.detached);
         self.bytes -= entry.block.bytes();
         Some(entry.row)
     }
@@ -161,6 +162,7 @@ impl SendQueue {
             return None;
         }
         let entry = self.entries.pop_front()?;
+        self.detached = self.detached.saturating_sub(1);
         let bytes = entry.block.bytes();
         self.bytes -= bytes;
         self.sent += 1;
@@ -214,7 +216,20 @@ impl SendQueue {
         for entry in self.entries.drain(..) {
             settle(entry.row, 1);
         }
-        (self.bytes, self.in_flight_bytes) = (0, 0);
+        (self.bytes, self.in_flight_bytes, self.detached) = (0, 0, 0);
+    }
+
+    /// The topic of the message pushed last, if it was taken.
+    pub fn newest_topic(&self) -> Option<TopicName> {
+        TopicName::from_bytes(self.entries.back()?.block.topic()).ok()
+    }
+
+    /// Copies what waits out of its publishers' read buffers: a slow subscriber of a few topics would
+    /// otherwise keep all the traffic around its messages in memory. Called when a turn has sent what
+    /// it can, so that a subscriber that keeps up costs no copy.
+    pub fn detach_backlog(&mut self) {
+        let own = std::mem::replace(&mut self.detached, self.entries.len());
+        self.entries.range_mut(own..).for_each(|entry| entry.block.detach());
     }
 
     /// How many messages were lost since the last call.
@@ -337,6 +352,7 @@ mod tests {
             let entry =
                 Entry { subscriptions: SubscriptionIds::from_slice(&[1]), request: None, block, row: row() };
             queue.push(entry, &mut Vec::new());
+            queue.detach_backlog();
             shared_after = queue
                 .entries
                 .iter()

@@ -38,6 +38,13 @@ impl Hub {
         })
     }
 
+    /// To be called when a turn has sent what it can: see [`SendQueue::detach_backlog`].
+    pub fn detach_backlog(&mut self, id: SessionId) {
+        if let Some(session) = self.session_mut(id) {
+            session.lanes.iter_mut().for_each(|lane| lane.queue.detach_backlog());
+        }
+    }
+
     pub(super) fn next_entry(&mut self, id: SessionId) -> Option<(usize, Entry)> {
         let session = self.session_mut(id)?;
         let lanes = session.lanes.len();
@@ -55,8 +62,8 @@ impl Hub {
     /// the control queue, with the record behind them.
     pub(super) fn deliver(&mut self, id: SessionId, (at, entry): (usize, Entry)) -> Option<Record> {
         let origin = entry.block.origin;
-        let peer = self.origins.get(origin as usize).cloned();
         let session = self.session_mut(id)?;
+        let is_announced = session.last_origin.replace(origin) == Some(origin);
         let lane = &mut session.lanes[at];
         let record = match entry.request {
             None => Record::Deliver { subscriptions: entry.subscriptions, block: entry.block },
@@ -76,6 +83,10 @@ impl Hub {
         if !is_native {
             return Some(record);
         }
+        if is_announced && lost == 0 {
+            return Some(record);
+        }
+        let peer = self.origins.get(origin as usize).cloned();
         let session = self.session_mut(id)?;
         let mut first = Vec::new();
         if lost > 0 {

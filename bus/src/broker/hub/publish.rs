@@ -29,7 +29,7 @@ impl Hub {
         mut block: Block,
     ) -> Result<Published, (&'static str, String, String)> {
         let topic_text = |block: &Block| String::from_utf8_lossy(block.topic()).into_owned();
-        let payload_bytes = block.payload().len();
+        let payload_bytes = block.payload_bytes();
         if payload_bytes > limits::PAYLOAD_BYTES_MAX {
             let text = format!(
                 "payload has {payload_bytes} bytes; the limit is {} bytes",
@@ -52,7 +52,7 @@ impl Hub {
         }
         if let Some(session) = self.session_mut(id) {
             session.counts.published += 1;
-            block.origin = self.origin_of(id);
+            block.origin = route.origin;
         }
         Ok(self.publish_routed(&route, block, payload_bytes, id))
     }
@@ -150,10 +150,13 @@ impl Hub {
             return false;
         }
         let Some(lane) = session.lanes.iter_mut().find(|lane| lane.id == target.lane) else { return false };
-        let topic = (lane.queue.overflow() == Overflow::Wait).then(|| block.topic().to_vec());
         let entry = Entry { subscriptions: target.subscriptions.clone(), request, block, row: target.row };
         let mut dropped: Vec<Dropped> = Vec::new();
         let outcome = lane.queue.push(entry, &mut dropped);
+        let held_topic = match outcome {
+            Pushed::QueuedAndFull => lane.queue.newest_topic(),
+            _ => None,
+        };
         session.counts.dropped += dropped.len() as u64;
         for (row, request, reason) in dropped {
             self.ledger.dropped_from_queue(row, 1, reason);
@@ -165,7 +168,7 @@ impl Hub {
             Pushed::Queued => self.ledger.queued(target.row),
             Pushed::QueuedAndFull => {
                 self.ledger.queued(target.row);
-                if let Some(topic) = topic.and_then(|topic| TopicName::from_bytes(&topic).ok()) {
+                if let Some(topic) = held_topic {
                     self.hold(topic, target, from);
                 }
             }

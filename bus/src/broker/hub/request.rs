@@ -14,7 +14,7 @@ impl Hub {
         let Some(session) = self.session(id) else { return };
         let (requester, permissions) = (session.info.peer.clone(), Arc::clone(&session.info.permissions));
         let (in_flight, is_known) = (session.requests_in_flight, self.requests.key_of(id, request).is_some());
-        let (payload_bytes, unread_bytes) = (block.payload().len(), session.reply_bytes);
+        let (payload_bytes, unread_bytes) = (block.payload_bytes(), session.reply_bytes);
         let statistics = self.statistics.topic(&topic);
         if !permissions.permit(Right::Request, &topic) {
             self.statistics.count_denied(statistics);

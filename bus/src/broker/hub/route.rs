@@ -8,6 +8,8 @@ pub(super) struct Route {
     pub(super) generation: u64,
     pub(super) topic: TopicName,
     pub(super) statistics: TopicId,
+    /// The publisher's number; zero if it may not publish.
+    pub(super) origin: u32,
     pub(super) may_publish: bool,
     pub(super) targets: Vec<Target>,
     pub(super) groups: Vec<Vec<Target>>,
@@ -38,11 +40,18 @@ impl Hub {
     ) -> Result<Rc<Route>, crate::topic::TopicError> {
         const ROUTES_CACHED_MAX: usize = 4096;
         let generation = self.route_generation + self.ledger.evictions();
-        if let Some(session) = self.session(id)
-            && let Some(route) = session.routes.get(block.topic())
-            && route.generation == generation
-        {
-            return Ok(Rc::clone(route));
+        if let Some(session) = self.session_mut(id) {
+            // Most messages go where the one before them went.
+            let is_same = |route: &&Rc<Route>| {
+                route.generation == generation && route.topic.as_str().as_bytes() == block.topic()
+            };
+            if let Some(route) = session.last_route.as_ref().filter(is_same) {
+                return Ok(Rc::clone(route));
+            }
+            if let Some(route) = session.routes.get(block.topic()).filter(is_same) {
+                session.last_route = Some(Rc::clone(route));
+                return Ok(Rc::clone(route));
+            }
         }
         let topic = TopicName::from_bytes(block.topic())?;
         let route = Rc::new(self.build_route(Some(id), topic));
@@ -51,6 +60,7 @@ impl Hub {
                 session.routes.clear();
             }
             session.routes.insert(Bytes::copy_from_slice(block.topic()), Rc::clone(&route));
+            session.last_route = Some(Rc::clone(&route));
         }
         Ok(route)
     }
@@ -120,7 +130,11 @@ impl Hub {
         // Read last: making rows above may have evicted one, which shifts the generation.
         let generation = self.route_generation + self.ledger.evictions();
         let groups = groups.into_values().collect();
-        Route { generation, topic, statistics, may_publish, targets, groups, denied, nobody }
+        let origin = match from {
+            Some(id) if may_publish => self.origin_of(id),
+            _ => 0,
+        };
+        Route { generation, topic, statistics, origin, may_publish, targets, groups, denied, nobody }
     }
 
     /// Says once that a stock subscriber's prefix reaches a topic it may not have: no record of its

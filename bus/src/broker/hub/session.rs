@@ -118,7 +118,11 @@ pub(in crate::broker) struct Session {
     /// How many of the waiting replies are the end of a request.
     pub(super) ends_waiting: usize,
     pub(super) announced: HashSet<u32>,
+    /// The origin of the last delivery, which is among those announced.
+    pub(super) last_origin: Option<u32>,
     pub(super) routes: HashMap<Bytes, Rc<Route>>,
+    /// One of `routes`, that of the last publish.
+    pub(super) last_route: Option<Rc<Route>>,
     pub(super) requests_in_flight: usize,
     /// Topics this publisher is held on.
     pub(super) held: HashSet<TopicName>,

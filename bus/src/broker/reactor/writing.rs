@@ -21,6 +21,7 @@ impl Reactor {
                     Some(End::Sink(sink)) => deliver_locally(&mut self.hub, session, &Arc::clone(sink)),
                     None => {}
                 }
+                self.hub.detach_backlog(session);
             }
             for (session, Ending { code, text }) in ending {
                 self.close_session(session, code, &text, now);
