@@ -141,6 +141,11 @@ impl Client {
         mut payload: Payload,
         options: &PublishOptions,
     ) -> Result<(), PublishError> {
+        // The first attempt pays for no listening.
+        payload = match self.publish_with(topic, payload, options) {
+            Err(PublishError::Held { payload, .. } | PublishError::Full { payload }) => payload,
+            other => return other,
+        };
         loop {
             let released = self.core().gate.released().notified();
             let room = self.core().link().space().notified();
