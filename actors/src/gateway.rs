@@ -23,6 +23,9 @@ mod server;
 mod token;
 mod turn;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     sync::{

@@ -37,7 +37,16 @@ impl Stage {
         let directory = tempfile::tempdir().unwrap();
         let (keys, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
         let permissions = Permissions::from_lists(&["#"], &["#"], &["#"], &["#", "$sys/broker/#"]).unwrap();
-        for name in ["user", "watcher", "model", "conversation", "log-transport", "log-consumer"] {
+        for name in [
+            "user",
+            "watcher",
+            "model",
+            "conversation",
+            "log-transport",
+            "log-consumer",
+            "gateway",
+            "runtime",
+        ] {
             keys.issue(&name.parse().unwrap(), &permissions, &[], None).unwrap();
         }
         let endpoints = vec![Endpoint::Ipc(directory.path().join("bus.sock"))];

@@ -6,6 +6,7 @@ mod keys;
 mod logs;
 mod output;
 pub(crate) mod remote;
+mod restart;
 mod status;
 mod stop;
 
@@ -79,6 +80,8 @@ enum Verb {
     Status(status::Arguments),
     /// Stop the running instance and wait for its end.
     Stop(stop::Arguments),
+    /// Restart one component of the running instance.
+    Restart(restart::Arguments),
     /// Show what was logged, whether the runtime runs or not.
     Logs(logs::Arguments),
     /// Enrol peers and revoke their keys.
@@ -104,6 +107,7 @@ fn dispatch(arguments: Arguments, extras: Extras, output: &mut Output) -> Result
         Verb::Run => run::run(global.load()?, extras, output),
         Verb::Status(arguments) => status::run(&arguments, global, output),
         Verb::Stop(arguments) => stop::run(&arguments, global, output),
+        Verb::Restart(arguments) => restart::run(&arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),
         Verb::Check => check::run(global, output),

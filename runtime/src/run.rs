@@ -10,6 +10,7 @@ use interlock_actors::{
     actor::Failure,
     gateway::{Port, Token},
     host::Mailroom,
+    store::StoreSeat,
 };
 use interlock_bus::KeyStore;
 use jiff::Timestamp;
@@ -51,10 +52,9 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     data_dir.create()?;
     let _lock = InstanceLock::take(&data_dir)?;
 
-    // Build: keys, database key, token, and the list of children.
+    // Build: keys, token, and the list of children.
     let (keys, keys_are_new) = KeyStore::open_or_create(&data_dir.keys())?;
     let database_is_new = !data_dir.database().exists();
-    let data_key = site::data_key(&data_dir.keys(), &data_dir.database())?;
     let token = Token::load_or_create(&data_dir.gateway_token())?;
     // Listen: the port is ours from here on. It is opened last.
     let port = Port::reserve(loaded.config.gateway.listen).map_err(|error| port_failed(&error))?;
@@ -74,20 +74,19 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         config: loaded.config,
         data_dir,
         keys,
-        data_key,
         endpoints,
         port: Arc::new(port),
         token,
         mailroom,
         log_buffer: logs.buffer,
         seat: BrokerSeat::default(),
-        store: Slot::default(),
+        store: StoreSeat::default(),
         exit: Slot::default(),
         listened: Slot::default(),
     });
     peers::enrol(&site, &extras)?;
     if keys_are_new || database_is_new {
-        print_made(&site, keys_are_new, database_is_new, output)?;
+        let _ = print_made(&site, keys_are_new, database_is_new, output);
     }
 
     // Run, until something asks for a stop; drain; exit code.
@@ -112,7 +111,7 @@ async fn live(
         tracing::warn!("a shutdown file of an earlier run was ignored and removed");
     }
     let shared = Arc::new(Mutex::new(instance));
-    let mut instance_file = Some(InstanceFile::write(&site.data_dir, &lock(&shared))?);
+    let mut instance_file = InstanceFile::write(&site.data_dir, &lock(&shared))?;
 
     let supervisor = Supervisor::new(ROOT);
     let handle = supervisor.handle();
@@ -137,10 +136,12 @@ async fn live(
     let reason = match begun {
         Ok(tree) => {
             if !is_over(&tree) {
-                instance_file
-                    .replace(InstanceFile::write(&site.data_dir, &lock(&shared))?)
-                    .map(std::mem::forget);
-                print_started(site, &lock(&shared), &tree, output)?;
+                // Neither is worth a stop: it runs, whether or not somebody can read where.
+                match InstanceFile::write(&site.data_dir, &lock(&shared)) {
+                    Ok(file) => instance_file.replace(file),
+                    Err(error) => tracing::error!(%error, "others cannot find this instance"),
+                }
+                let _ = print_started(site, &lock(&shared), &tree, output);
             }
             tokio::select! {
                 reason = signals.next() => Some(reason),
@@ -235,7 +236,7 @@ async fn stop_all(
     let outcome =
         outcome.map_err(|error| CliError::new(Exit::Failed, format!("the supervisor failed: {error}")))?;
     report_outcome(&outcome, output);
-    Ok(exit_of(&outcome, site.exit.get()))
+    Ok(exit_of(&outcome, site.failure()))
 }
 
 /// How long a second signal leaves for children to be killed and buried.
@@ -280,7 +281,7 @@ fn store_rest(site: &Site) {
         return;
     }
     let count = rest.len();
-    let stored = site.store().map_err(|error| error.to_string()).and_then(|store| {
+    let stored = site.open_again().map_err(|error| error.to_string()).and_then(|store| {
         let appended =
             interlock_bus::blocking::wait(store.append(rest)).map_err(|refused| refused.error.to_string());
         store.close();
@@ -323,7 +324,7 @@ fn print_started(
     for child in &tree.children {
         output.line(&format!("  {:<13} {}", child.name, state_line(child)))?;
     }
-    output.line(&format!("  model         {}", describe(&site.config.model)))?;
+    output.line(&format!("  answers       {}", describe(&site.config.model)))?;
     let url = instance.gateway.as_deref().unwrap_or("-");
     let token = site.data_dir.gateway_token();
     match fs::read_to_string(&token) {

@@ -2,21 +2,18 @@
 
 use std::{
     fmt,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use interlock_actors::{
-    actor::{Actor, Failure, Input},
-    context::Context,
+    actor::{Actor, Failure},
     conversation::{ConversationConfig, ConversationEngine},
     gateway::{self, Gateway, Port, Token},
     host::{ActorHost, Bus, Host, Mailroom},
     log_consumer::LogConsumer,
     log_transport::{LogBuffer, LogTransport},
     model::ModelService,
-    store::{DataKey, Store, StoreError, StoreOptions},
+    store::{DataKey, Store, StoreActor, StoreError, StoreOptions, StoreSeat},
 };
 use interlock_bus::{BrokerConfig, BrokerError, Endpoint, KeyStore};
 
@@ -63,10 +60,6 @@ impl<T> Slot<T> {
     pub(crate) fn set(&self, value: T) {
         *self.lock() = Some(value);
     }
-
-    pub(crate) fn take(&self) -> Option<T> {
-        self.lock().take()
-    }
 }
 
 impl<T: Clone> Slot<T> {
@@ -80,7 +73,6 @@ pub(crate) struct Site {
     pub(crate) config: Config,
     pub(crate) data_dir: DataDir,
     pub(crate) keys: KeyStore,
-    pub(crate) data_key: DataKey,
     /// Where the broker is to listen. Once it does, [`BrokerHandle::endpoints`] has the ports.
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) port: Arc<Port>,
@@ -89,9 +81,9 @@ pub(crate) struct Site {
     pub(crate) log_buffer: LogBuffer,
     /// Where the running broker is found.
     pub(crate) seat: BrokerSeat,
-    /// The open store.
-    pub(crate) store: Slot<Store>,
-    /// What the failure of broker or store means for the process.
+    /// Where the open store is found.
+    pub(crate) store: StoreSeat,
+    /// What a refusal of the broker means for the process.
     pub(crate) exit: Slot<Exit>,
     /// Where the broker listened the first time, so that a restarted one keeps ports that the system chose.
     pub(crate) listened: Slot<Vec<Endpoint>>,
@@ -113,17 +105,32 @@ impl Site {
         };
         config.history.messages_max = section.history_messages_max;
         config.timing.whole = self.config.gateway.turn_timeout;
-        Ok(ConversationEngine::new(config, self.open_store()?))
+        Ok(ConversationEngine::new(config, self.store.store()?))
     }
 
-    fn open_store(&self) -> Result<Store, Failure> {
-        self.store.get().ok_or_else(|| Failure::new("the store is not open"))
+    fn store_actor(&self) -> StoreActor {
+        StoreActor::new(
+            self.data_dir.keys(),
+            self.data_dir.database(),
+            self.store_options(),
+            self.store.clone(),
+        )
     }
 
-    /// Opens the database.
-    pub(crate) fn store(&self) -> Result<Store, StoreError> {
-        let options = StoreOptions { log_age_max: self.config.logs.retention, ..StoreOptions::default() };
-        Store::open(&self.data_dir.database(), &self.data_key, options)
+    fn store_options(&self) -> StoreOptions {
+        StoreOptions { log_age_max: self.config.logs.retention, ..StoreOptions::default() }
+    }
+
+    /// Opens the database after the tree has ended.
+    pub(crate) fn open_again(&self) -> Result<Store, StoreError> {
+        let database = self.data_dir.database();
+        let key = DataKey::load(&self.data_dir.keys(), &database)?;
+        Store::open(&database, &key, self.store_options())
+    }
+
+    /// The exit code for what kept broker or store from starting.
+    pub(crate) fn failure(&self) -> Option<Exit> {
+        self.exit.get().or_else(|| self.store.last_error().as_ref().map(store_exit))
     }
 }
 
@@ -154,9 +161,9 @@ pub(crate) fn children(
     let hosts = BuiltIn {
         broker: host(site, "broker", Bus::none(), |site| site.broker()),
         runtime: host(site, RUNTIME, on_bus(site, RUNTIME), move |_| Ok(make_admin())),
-        store: host(site, "store", Bus::none(), |site| Ok(StoreChild { site: Arc::clone(site) })),
+        store: host(site, "store", Bus::none(), |site| Ok(site.store_actor())),
         log_consumer: host(site, "log-consumer", on_bus(site, "log-consumer"), |site| {
-            Ok(LogConsumer::new(site.open_store()?))
+            Ok(LogConsumer::new(site.store.store()?))
         }),
         log_transport: host(site, "log-transport", on_bus(site, "log-transport"), |site| {
             Ok(LogTransport::new(site.log_buffer.clone()))
@@ -243,7 +250,7 @@ impl Site {
             turn_timeout: section.turn_timeout,
             token: self.token.clone(),
             status_topic: admin::status_topic(),
-            store: Arc::new(move || store.get()),
+            store: Arc::new(move || store.store().ok()),
         }
     }
 }
@@ -256,50 +263,7 @@ fn broker_exit(error: &BrokerError) -> Exit {
     }
 }
 
-/// The store as a child: ready when the database is open and migrated.
-struct StoreChild {
-    site: Arc<Site>,
-}
-
-impl Actor for StoreChild {
-    async fn started(&mut self, context: &Context) -> Result<(), Failure> {
-        context.progress("opening the database");
-        let site = Arc::clone(&self.site);
-        let store = tokio::task::spawn_blocking(move || site.store()).await?;
-        let store = store.inspect_err(|error| self.site.exit.set(store_exit(error)))?;
-        self.site.store.set(store);
-        Ok(())
-    }
-
-    async fn handle(&mut self, _input: Input, _context: &Context) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn tick_every(&self) -> Option<Duration> {
-        Some(Duration::from_secs(1))
-    }
-
-    async fn tick(&mut self, _context: &Context) -> Result<(), Failure> {
-        match self.site.store.get() {
-            Some(store) if store.is_open() => Ok(()),
-            _ => Err(Failure::new("the store has closed itself")),
-        }
-    }
-
-    async fn stopping(&mut self, _context: &Context) -> Result<(), Failure> {
-        if let Some(store) = self.site.store.take() {
-            tokio::task::spawn_blocking(move || store.close()).await?;
-        }
-        Ok(())
-    }
-}
-
 /// What a failure of the store means for the process.
 pub(crate) fn store_exit(error: &StoreError) -> Exit {
     Exit::from_code(error.exit_code()).unwrap_or(Exit::Failed)
-}
-
-/// The data key, made with the first database.
-pub(crate) fn data_key(keys: &Path, database: &Path) -> Result<DataKey, StoreError> {
-    DataKey::load_or_create(keys, database)
 }

@@ -229,7 +229,12 @@ impl Writer {
     fn give_up_connection_after(&mut self, outcome: &Result<(), StoreError>) {
         if let Err(error) = outcome {
             self.counts.failures.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "the store could not write");
+            if error.is_about_content() {
+                // Whoever asked for the job is told; the store itself is well.
+                tracing::debug!(%error, "the store refused a job");
+            } else {
+                tracing::warn!(%error, "the store could not write");
+            }
             if error.ends_connection() {
                 self.connection = None;
             }

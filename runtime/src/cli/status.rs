@@ -66,7 +66,7 @@ fn text(status: &Status) -> String {
     if let Some(url) = &instance.gateway {
         let _ = writeln!(out, "gateway   {url}");
     }
-    let _ = writeln!(out, "model     {}", status.model);
+    let _ = writeln!(out, "answers   {}", status.model);
     let _ = writeln!(out);
     out.push_str(&components(status));
     out

@@ -102,6 +102,11 @@ impl InstanceFile {
         private_file::replace(&path, text.as_bytes())?;
         Ok(Self { path })
     }
+
+    /// Takes over from the file that was written before: it is the same one.
+    pub fn replace(&mut self, file: Self) {
+        std::mem::forget(file);
+    }
 }
 
 impl Drop for InstanceFile {
