@@ -1,8 +1,11 @@
 //! The specification of Interlock: one test binary, one module per chapter.
 
-mod broker_process;
-#![allow(clippy::unwrap_used, reason = "every function here belongs to a test, also those without the attribute")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "every function here belongs to a test, also those without the attribute"
+)]
 
+mod broker_process;
 mod harness;
 mod raw_peer;
 
