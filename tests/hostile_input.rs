@@ -538,7 +538,7 @@ fn a_stock_publisher_is_held_by_not_being_read_and_loses_nothing() {
 
 #[test]
 #[ignore = "measures for half a minute: cargo test -p interlock-tests idle -- --ignored"]
-fn a_thousand_idle_sessions_cost_less_than_a_two_hundredth_of_a_core() {
+fn a_thousand_idle_sessions_cost_less_than_a_five_hundredth_of_a_core() {
     raise_limit_on_open_files();
     let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
     broker.enrol("member", &[], &["a"], &[], &[]);
@@ -553,13 +553,20 @@ fn a_thousand_idle_sessions_cost_less_than_a_two_hundredth_of_a_core() {
     {
         println!("1000 idle sessions: {used:?} of processor time in {window:?}");
     }
-    assert!(used < window / 200, "{used:?} in {window:?}");
+    assert!(used < window / 500, "{used:?} in {window:?}");
 }
 
 #[test]
-fn a_broker_is_not_started_on_the_socket_of_one_that_hangs() {
+fn a_broker_is_not_started_on_the_socket_of_another_even_if_that_one_hangs() {
     let broker = TestBroker::start();
-    let again = BrokerConfig::from_key_store(&broker.store, broker.handle.endpoints()[1..].to_vec()).unwrap();
-    let error = Broker::start(again).unwrap_err().to_string();
-    assert!(error.contains("another process listens there"), "{error}");
+    let path = broker.directory.path().join("hangs.sock");
+    // Nobody accepts, and its queue is full: a blocking connection would wait for ever.
+    let hanging = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    nix::sys::socket::listen(&hanging, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let _queued = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    for endpoint in [broker.handle.endpoints()[1].clone(), Endpoint::Ipc(path)] {
+        let config = BrokerConfig::from_key_store(&broker.store, vec![endpoint]).unwrap();
+        let error = Broker::start(config).unwrap_err().to_string();
+        assert!(error.contains("another process listens there"), "{error}");
+    }
 }

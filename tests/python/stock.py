@@ -101,7 +101,7 @@ def dealer(creds, topic, payload, envelope=""):
 
 def idle(creds, sockets):
     """Connects so many subscribers, says so, and does nothing."""
-    context.max_sockets = int(sockets) * 2 + 10
+    context.max_sockets = int(sockets) * 4 + 10
     watched = [connect(zmq.SUB, creds, monitor=True) for _ in range(int(sockets))]
     for _, events in watched:
         wait_for(events, zmq.EVENT_HANDSHAKE_SUCCEEDED)
