@@ -122,12 +122,10 @@ impl RawPeer {
         let stream = RawStream::connect(endpoint);
         let (reader, records) = Default::default();
         let mut peer = Self { stream, engine, input: BytesMut::new(), reader, records };
-        loop {
-            match peer.next_event().map_err(|error| error.to_string())? {
-                EngineEvent::Ready { .. } => return Ok(peer),
-                EngineEvent::PeerError { reason } => return Err(reason),
-                other => panic!("{other:?} came in the handshake"),
-            }
+        match peer.next_event().map_err(|error| error.to_string())? {
+            EngineEvent::Ready { .. } => Ok(peer),
+            EngineEvent::PeerError { reason } => Err(reason),
+            other => panic!("{other:?} came in the handshake"),
         }
     }
 
