@@ -44,8 +44,9 @@ pub(crate) fn tool(name: &str) -> Command {
 
 /// A running instance and its data directory, which may be started several times.
 pub(crate) struct TestRuntime {
-    pub(crate) directory: tempfile::TempDir,
+    // Dropped first: the process ends before its directory goes.
     pub(crate) process: TestProcess,
+    pub(crate) directory: tempfile::TempDir,
     http: reqwest::blocking::Client,
 }
 
@@ -66,7 +67,7 @@ impl TestRuntime {
         // The provider is process-wide; a second installation finds the first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::blocking::Client::builder().timeout(DEADLINE * 3).build().unwrap();
-        let runtime = Self { directory, process, http };
+        let runtime = Self { process, directory, http };
         runtime.wait_until_ready();
         runtime
     }
