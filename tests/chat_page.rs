@@ -6,7 +6,7 @@ fn a_person_talks_to_it_in_the_browser() {
     let url = runtime.url("").unwrap();
     let token = runtime.token().unwrap();
     let arguments = [url.as_str(), token.as_str(), "My name is Ada.", "What is my name?"];
-    let browser = TestProcess::python("page.py", &arguments);
+    let mut browser = TestProcess::python("page.py", &arguments);
     assert_eq!(browser.json()["state"], "asks for the token");
     let page = browser.json();
     let messages = page["messages"].as_str().unwrap();
@@ -16,4 +16,5 @@ fn a_person_talks_to_it_in_the_browser() {
     assert_eq!(page["problem"], "", "{page}");
     assert!(!page["address"].as_str().unwrap().contains(&token));
     assert_eq!(browser.json()["console"], serde_json::json!([]), "errors on the page's console");
+    assert_eq!(browser.exit_code(), Some(0));
 }

@@ -19,7 +19,16 @@ pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
         ("runtime", rights(&["$dlq/runtime"], &["$peers/#"], &[admin::ALL], &["$sys/broker/#"])),
         ("log-consumer", rights(&["$dlq/log-consumer", consumer], &[logs], &[consumer], &[])),
         ("log-transport", rights(&["$dlq/log-transport", logs], &[consumer], &[], &[consumer])),
-        ("model", rights(&["$dlq/model", "logs/model/#"], &[consumer], &["modelservice/#"], &[consumer])),
+        // In a process of its own it brings its own log transport, which speaks of itself as well.
+        (
+            "model",
+            rights(
+                &["$dlq/model", "logs/model/#", "logs/log-transport/#"],
+                &[consumer],
+                &["modelservice/#"],
+                &[consumer],
+            ),
+        ),
         (
             "conversation",
             rights(

@@ -12,7 +12,7 @@ class Driver:
     def __init__(self):
         self.process = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
-            if found := re.search(r"on port (\d+)", line):
+            if found := re.search(r"successfully on port (\d+)", line):
                 self.base = f"http://127.0.0.1:{found[1]}"
                 break
         self.profile = tempfile.TemporaryDirectory()

@@ -227,7 +227,10 @@ impl Writer {
     /// Never writes again on a connection that had an I/O error: what the system dropped of its
     /// pages then is unknown. A new one reads what is really there.
     fn give_up_connection_after(&mut self, outcome: &Result<(), StoreError>) {
-        if let Err(error) = outcome {
+        // A conversation that is not there is an answer to the caller, who knows what to do.
+        if let Err(error) = outcome
+            && !matches!(error, StoreError::NoSuchConversation { .. })
+        {
             self.counts.failures.fetch_add(1, Ordering::Relaxed);
             if error.is_about_content() {
                 // Whoever asked for the job is told; the store itself is well.

@@ -149,11 +149,15 @@ function askForToken() {
   element("token").focus();
 }
 
+/* Conversations that the server knows; a new one has no history to ask for. */
+let known = new Set();
+
 async function list() {
   const { conversations } = await (await call("/v1/conversations")).json();
+  known = new Set(conversations.map((one) => one.id));
   const select = element("conversations");
   select.replaceChildren();
-  if (!conversations.some((one) => one.id === conversation)) select.append(new Option("New conversation", conversation));
+  if (!known.has(conversation)) select.append(new Option("New conversation", conversation));
   for (const one of conversations) select.append(new Option(one.title || one.id, one.id));
   select.value = conversation;
 }
@@ -163,6 +167,7 @@ async function open(id) {
   storage.set("conversation", id);
   clear();
   show("");
+  if (!known.has(id)) return;
   try {
     const { messages } = await (await call("/v1/conversations/" + encodeURIComponent(id))).json();
     for (const message of messages) {
