@@ -77,7 +77,8 @@ fn run(arguments: &Arguments) {
                 libzmq_window(&mut theirs, libzmq, arguments, bytes, in_flight);
             }
         }
-        let rows: [(_, &Repeats, &Repeats, fn(f64) -> String); 4] = [
+        type Row<'a> = (&'static str, &'a Repeats, &'a Repeats, fn(f64) -> String);
+        let rows: [Row<'_>; 4] = [
             ("requests/s", &ours.rate, &theirs.rate, rate),
             ("p50, us", &ours.p50_us, &theirs.p50_us, one_digit),
             ("p99, us", &ours.p99_us, &theirs.p99_us, one_digit),

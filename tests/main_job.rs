@@ -45,7 +45,8 @@ fn what_was_said_is_remembered_across_kill_9_and_a_new_start() {
 
 #[test]
 fn every_way_of_asking_drains_and_exits_with_0() {
-    let ways: [(&str, fn(&TestRuntime)); 4] = [
+    type Ask = fn(&TestRuntime);
+    let ways: [(&str, Ask); 4] = [
         ("SIGTERM", |runtime| runtime.signal(Signal::SIGTERM)),
         ("SIGINT", |runtime| runtime.signal(Signal::SIGINT)),
         ("interlock stop", |runtime| assert!(runtime.interlock(&["stop"]).status.success())),

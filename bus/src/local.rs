@@ -110,7 +110,11 @@ impl LocalPort {
 
     /// Ends the session.
     pub(crate) fn close(&self) {
-        // A full queue would lose the command; the broker then ends the session when the sink is gone.
-        let _ = self.queue.send(Command::Detach(self.session));
+        let mut command = Command::Detach(self.session);
+        // A full queue is being emptied by the broker's thread, which never closes a port itself.
+        while let Err((refused, true)) = self.queue.send(command) {
+            command = refused;
+            std::thread::yield_now();
+        }
     }
 }

@@ -150,10 +150,7 @@ impl TopicFilter {
                 None => return false,
             }
         }
-        match topic_levels.next() {
-            None => true,
-            Some(_) => false,
-        }
+        topic_levels.next().is_none()
     }
 
     /// Whether some topic is matched by both filters.

@@ -43,7 +43,7 @@ fn info(hub: &Hub) -> Value {
         "now_ms": hub.now_ms,
         "sequence": hub.sequence,
         "sessions": hub.each_session().count(),
-        "requests_in_flight": hub.requests.len(),
+        "requests_in_flight": hub.requests.in_flight(),
         "retained": hub.retained.len(),
         "retained_full": hub.denials.retained_full_count(),
         "limits": {

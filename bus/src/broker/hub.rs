@@ -219,7 +219,7 @@ impl Hub {
 
     /// How many requests are in flight.
     pub fn requests_in_flight(&self) -> usize {
-        self.requests.len()
+        self.requests.in_flight()
     }
 
     /// The sessions that authenticated with this key.

@@ -286,7 +286,9 @@ impl Model {
             .filter(|request| request.server == at && request.lane == id)
             .map(|request| request.key)
             .collect();
-        keys.into_iter().for_each(|key| drop(self.end(key, Status::ServerGone)));
+        for key in keys {
+            self.end(key, Status::ServerGone);
+        }
     }
 
     fn close(&mut self, at: usize) {

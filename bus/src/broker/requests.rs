@@ -98,7 +98,7 @@ impl Requests {
     }
 
     /// How many requests are in flight.
-    pub fn len(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.pending.len()
     }
 }
