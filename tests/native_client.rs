@@ -140,10 +140,7 @@ fn a_request_ends_when_its_server_goes_or_drops_it() {
             let request = wait(service.next()).unwrap();
             server.close_blocking();
             let error = wait(second.next()).unwrap().unwrap_err();
-            assert!(
-                matches!(error, RequestError::ServerGone | RequestError::Failed { .. }),
-                "{error}"
-            );
+            assert!(matches!(error, RequestError::ServerGone | RequestError::Failed { .. }), "{error}");
             drop(request);
         }
     }

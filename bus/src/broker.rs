@@ -47,6 +47,8 @@ use crate::{
     local::{CommandQueue, LocalPort, RecordSink},
     peer::PeerName,
 };
+pub use reactor::accepting::raise_open_files_limit;
+
 use command::Command;
 use reactor::Reactor;
 pub use timeouts::Timeouts;

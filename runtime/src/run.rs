@@ -48,6 +48,8 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     let endpoints = loaded.config.bus_endpoints(&data_dir.run())?;
     crate::component::model_config(&loaded.config.model)?;
 
+    interlock_bus::broker::raise_open_files_limit();
+
     // The lock says that we are alone.
     data_dir.create()?;
     let _lock = InstanceLock::take(&data_dir)?;

@@ -48,7 +48,7 @@ use crate::{
     },
 };
 
-mod accepting;
+pub(super) mod accepting;
 mod clocks;
 mod ending;
 mod handshake;

@@ -2,7 +2,7 @@
 
 use nix::{
     errno::Errno,
-    sys::resource::{Resource, getrlimit},
+    sys::resource::{Resource, getrlimit, setrlimit},
 };
 
 use super::*;
@@ -33,6 +33,19 @@ impl Capacity {
         let connections_max =
             files_max.saturating_sub(limits::DESCRIPTORS_RESERVED).clamp(16, limits::SESSIONS_MAX);
         Self { connections_max, half_open_max: limits::HALF_OPEN_MAX.min(connections_max / 2) }
+    }
+}
+
+/// Lets this process open as many files as [`limits::SESSIONS_MAX`] connections need, as far as its
+/// hard limit allows. Many systems begin with a soft limit of 1,024. For programs, at their start: a
+/// library does not change its process unasked.
+pub fn raise_open_files_limit() {
+    let wanted = (limits::SESSIONS_MAX + limits::DESCRIPTORS_RESERVED) as u64;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < wanted.min(hard)
+    {
+        // If the system refuses, the broker lives with what there is: see `Capacity`.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
     }
 }
 
