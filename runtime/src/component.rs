@@ -2,7 +2,7 @@
 //!
 //! The runtime starts this same binary as `interlock actor model`, hands it the credentials of one incarnation
 //! through the descriptor in `INTERLOCK_CREDENTIALS_FD` and its settings in `INTERLOCK_COMPONENT`, and waits for a newline
-//! on `NOTIFY_FD`.
+//! on `INTERLOCK_READY_FD`.
 
 use std::{
     fs::{self, OpenOptions},
@@ -134,7 +134,7 @@ fn inherited_credentials() -> Result<Credentials, CliError> {
 
 /// Writes the newline that the guardian waits for.
 fn declare_ready() -> Result<(), Failure> {
-    let Ok(number) = std::env::var("NOTIFY_FD") else { return Ok(()) };
+    let Ok(number) = std::env::var("INTERLOCK_READY_FD") else { return Ok(()) };
     let number: u32 = number.parse()?;
     OpenOptions::new().write(true).open(format!("/proc/self/fd/{number}"))?.write_all(b"\n")?;
     Ok(())

@@ -268,7 +268,7 @@ pub enum ProgramReadiness {
     /// It runs.
     #[default]
     Started,
-    /// A newline on the descriptor in `NOTIFY_FD`.
+    /// A newline on the descriptor in `INTERLOCK_READY_FD`.
     Newline,
     /// `READY=1` on the socket in `NOTIFY_SOCKET`.
     Notify,
