@@ -1,4 +1,4 @@
-//! The command line of `interlock`: one file per verb, [`output`] the only printer.
+//! The command line of `interlock`: one file per verb, `output` the only printer.
 
 mod check;
 mod config_show;
