@@ -112,7 +112,7 @@ fn model_processes(runtime: &TestRuntime) -> BTreeSet<u32> {
 
 #[test]
 fn a_hundred_turns_with_the_model_killed_in_the_middle_have_a_hundred_endings_and_none_is_mixed() {
-    let runtime = TestRuntime::start();
+    let runtime = TestRuntime::start_with("[model]\nscript_pause = \"30ms\"\n");
     let endings: Vec<(usize, Vec<(String, Value)>)> = std::thread::scope(|scope| {
         let turns: Vec<_> = (0..100)
             .map(|number| {
@@ -122,6 +122,9 @@ fn a_hundred_turns_with_the_model_killed_in_the_middle_have_a_hundred_endings_an
                 })
             })
             .collect();
+        eventually("the first words", || {
+            text(&runtime.bus(&["topics"]).stdout).contains("conversation/turn/delta").then_some(())
+        });
         for pid in model_processes(&runtime) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);
         }
@@ -140,6 +143,9 @@ fn a_hundred_turns_with_the_model_killed_in_the_middle_have_a_hundred_endings_an
             );
         }
     }
+    let broken =
+        endings.iter().filter(|(_, turn)| turn.last().is_some_and(|(name, _)| name == "error")).count();
+    assert!(broken > 0, "the model was killed too late to be in the middle of anything");
     eventually("turns to be answered again", || {
         (runtime.turn("after", "Hello").last().unwrap().0 == "final").then_some(())
     });
