@@ -263,7 +263,8 @@ fn a_bad_start_names_the_thing_and_the_way_out_and_leaves_nothing_running() {
 
     let key = std::fs::read(keys.join("data.key")).unwrap();
     let before = std::fs::read(runtime.data().join("interlock.db")).unwrap();
-    std::fs::copy(other.path().join("data/keys/data.key"), keys.join("data.key")).unwrap();
+    let stranger = TestRuntime::start();
+    std::fs::copy(stranger.data().join("keys/data.key"), keys.join("data.key")).unwrap();
     let wrong = run(&runtime.data());
     assert_eq!(wrong.status.code(), Some(4), "a database made with another key: {wrong:?}");
     assert_eq!(std::fs::read(runtime.data().join("interlock.db")).unwrap(), before);
