@@ -65,6 +65,25 @@ impl Process {
         words.collect()
     }
 
+    /// The first line that is what is looked for; others are passed over.
+    ///
+    /// # Panics
+    /// If none comes.
+    pub fn find(&self, is_it: impl Fn(&str) -> bool) -> String {
+        loop {
+            let line = self.lines.recv_timeout(LINE_TIMEOUT);
+            let line = line.unwrap_or_else(|error| panic!("{} did not say it: {error}", self.name));
+            if is_it(&line) {
+                return line;
+            }
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time of all its threads so far.
     pub fn cpu(&self) -> Duration {
         cpu(self.child.id())
@@ -87,4 +106,27 @@ pub fn cpu(process: u32) -> Duration {
         text.split_whitespace().next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(nanoseconds.sum())
+}
+
+/// A process and all that it has started.
+pub fn with_descendants(process: u32) -> Vec<u32> {
+    let mut found = vec![process];
+    let mut at = 0;
+    while let Some(parent) = found.get(at) {
+        let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        let children: Vec<u32> = tasks
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+            .flat_map(|text| text.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        found.extend(children);
+        at += 1;
+    }
+    found
+}
+
+/// Memory of a process in KiB, with its share of what it shares; zero if it is gone.
+pub fn proportional_kib(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
