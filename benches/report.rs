@@ -74,11 +74,17 @@ impl Report {
         let mut report = Self::default();
         let commit = output("git", &["describe", "--always", "--dirty"]);
         let date = output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]);
-        let words: Vec<String> =
-            std::env::args().skip(1).filter(|word| word != "--bench" && word != "--record").collect();
+        let mut words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+        // Where the report is kept changes no number.
+        if let Some(at) = words.iter().position(|word| word == "--record") {
+            words.drain(at..(at + 2).min(words.len()));
+        }
+        if !words.is_empty() {
+            words.insert(0, " --".to_owned());
+        }
         report.line(&format!("# {bench}\n"));
         report.line(&format!(
-            "- command: `cargo bench -p interlock-benches --bench {bench} -- {}`",
+            "- command: `cargo bench -p interlock-benches --bench {bench}{}`",
             words.join(" ")
         ));
         report.line(&format!("- commit: {commit}, {date}"));
