@@ -72,7 +72,12 @@ impl Report {
     /// Begins with what the numbers depend on.
     pub fn begin(bench: &str) -> Self {
         let mut report = Self::default();
-        let commit = output("git", &["describe", "--always", "--dirty"]);
+        let changed = output(
+            "git",
+            &["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benches/runs"],
+        );
+        let dirty = if changed.is_empty() { "" } else { " with changes" };
+        let commit = output("git", &["rev-parse", "--short", "HEAD"]) + dirty;
         let date = output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]);
         let mut words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
         // Where the report is kept changes no number.
