@@ -46,7 +46,7 @@ pub use buffer::LogBuffer;
 pub use drain::{Drain, DrainError, DrainReport};
 pub use layer::{Identity, LogLayer};
 pub(crate) use path::OnLogPath;
-pub use path::{is_marked, mark_thread};
+pub use path::{is_marked, is_own_target, mark_thread};
 pub use sink::Sink;
 
 /// How often the status is brought up to date while records flow. Phases are told at once.

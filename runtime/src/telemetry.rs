@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use interlock_actors::log_transport::{self, Drain, Identity, LogBuffer, LogLayer, Sink, buffer};
 use interlock_bus::Client;
 use tokio::{sync::oneshot, task::JoinHandle};
+use tracing::Level;
 use tracing_subscriber::{
     Layer,
     filter::{LevelFilter, Targets, filter_fn},
@@ -41,8 +42,11 @@ pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<L
     let identity = Identity { component: component.to_owned(), incarnation: 0 };
     let layer = LogLayer::new(identity, buffer.clone(), Sink::standard_error()?);
     let printed = fmt::layer().with_writer(AsciiLines::default).with_ansi(false).with_target(false);
-    // The log path's own events go to the sink, which prints them.
-    let not_own = filter_fn(|_| !log_transport::is_marked());
+    // The log path's own warnings and errors go to the sink, which prints them.
+    let not_own = filter_fn(|event| {
+        let is_own = log_transport::is_marked() || log_transport::is_own_target(event.target());
+        !(is_own && *event.level() <= Level::WARN)
+    });
     // Fails if the program of somebody who uses this library logs already: then that goes on.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(targets(level)))

@@ -26,7 +26,7 @@ pub fn is_marked() -> bool {
 }
 
 /// Whether an event of this target belongs to the log path: the bus, the store, transport and consumer.
-pub(crate) fn is_own_target(target: &str) -> bool {
+pub fn is_own_target(target: &str) -> bool {
     let of = |module: &str| {
         target.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
     };
