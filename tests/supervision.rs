@@ -1,6 +1,7 @@
 //! Supervised actors on a real bus: what their senders and requesters see when they fail.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,8 +21,8 @@ use interlock_actors::{
     host::{ActorHost, Bus, Mailroom},
 };
 use interlock_bus::{
-    BrokerConfig, Client, Endpoint, Event, KeyStore, Payload, PeerName, Permissions, RequestError,
-    SubscribeOptions, TopicName, blocking,
+    BrokerConfig, Client, ConnectOptions, Credentials, Endpoint, Event, KeyStore, Payload, PeerName,
+    Permissions, RequestError, SubscribeOptions, TopicName, blocking,
 };
 
 use crate::harness::DEADLINE;
@@ -68,6 +69,7 @@ impl Actor for Worker {
 struct Runtime {
     supervision: Supervision,
     client: Client,
+    seat: BrokerSeat,
     handled: Arc<AtomicU64>,
     _directory: tempfile::TempDir,
 }
@@ -110,7 +112,7 @@ impl Runtime {
             Supervisor::new("root").start(Strategy::OneForOne, Children::Lasting(children)).unwrap();
         await_tree(&supervision, |tree| tree.state == State::Running);
         let client = seat.broker().unwrap().attach(&"tester".parse().unwrap()).unwrap();
-        Self { supervision, client, handled, _directory: directory }
+        Self { supervision, client, seat, handled, _directory: directory }
     }
 
     fn publish(&self, text: &str) {
@@ -203,6 +205,24 @@ fn a_request_is_tried_again_once_and_then_its_requester_is_told() {
     assert!(matches!(&end, Err(RequestError::Failed { code, .. }) if code == "server_failed"), "{end:?}");
     // The requester hears of the failure before the supervisor has started the next incarnation.
     await_tree(&runtime.supervision, |tree| tree.child("worker").is_some_and(|worker| worker.restarts == 4));
+    runtime.stop();
+}
+
+#[test]
+fn a_process_comes_back_with_the_key_it_has_when_the_broker_is_started_again() {
+    let runtime = Runtime::start();
+    let issue = runtime.seat.incarnation_credentials("tester".parse().unwrap());
+    let credentials =
+        |incarnation| Credentials::from_toml(&issue(incarnation).unwrap(), Path::new("incarnation")).unwrap();
+    let first = credentials(1);
+    runtime.supervision.handle().restart("broker").unwrap();
+    await_tree(&runtime.supervision, |tree| {
+        tree.state == State::Running && tree.child("broker").is_some_and(|broker| broker.restarts == 1)
+    });
+    Client::connect_blocking(ConnectOptions::new(first.clone())).unwrap();
+    // And that key still ends with its incarnation.
+    Client::connect_blocking(ConnectOptions::new(credentials(2))).unwrap();
+    Client::connect_blocking(ConnectOptions::new(first)).unwrap_err();
     runtime.stop();
 }
 

@@ -82,7 +82,19 @@ impl BrokerConfig {
             timeouts: Timeouts::default(),
         })
     }
+
+    /// Lets the keys of `incarnations` stay valid: those who run while their broker is started again have nothing else
+    /// to come back with.
+    #[must_use]
+    pub fn with_incarnations(mut self, incarnations: &Incarnations) -> Self {
+        self.registry.share_incarnations(Arc::clone(&incarnations.0));
+        self
+    }
 }
+
+/// The keys of incarnations that a broker accepts, and the next one may. Clones are the same keys.
+#[derive(Clone, Debug)]
+pub struct Incarnations(Arc<DashMap<PublicKey, PeerName>>);
 
 /// Why a broker could not start or take a client in.
 #[derive(Debug, thiserror::Error)]
@@ -230,6 +242,11 @@ impl BrokerHandle {
         let keys = KeyPair::generate();
         self.incarnations.insert(keys.public, peer.clone());
         Credentials { name: peer.clone(), keys, broker: self.public_key, endpoints: self.endpoints.to_vec() }
+    }
+
+    /// The keys it has issued and not revoked, for the broker that comes after it.
+    pub fn incarnations(&self) -> Incarnations {
+        Incarnations(Arc::clone(&self.incarnations))
     }
 
     /// Ends the validity of an incarnation's key and the sessions that use it.

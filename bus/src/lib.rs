@@ -24,7 +24,7 @@ pub mod tool;
 pub mod topic;
 pub mod zmtp;
 
-pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle, Timeouts};
+pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle, Incarnations, Timeouts};
 pub use client::{
     Ack, CancelToken, Client, ConnectOptions, Event, LinkState, PublishOptions, ReplyStream, Request,
     ServeOptions, Service, SubscribeOptions, Subscription,

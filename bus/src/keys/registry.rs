@@ -187,6 +187,11 @@ impl Registry {
         Arc::clone(&self.incarnations)
     }
 
+    /// Takes the keys of incarnations from an earlier registry.
+    pub(crate) fn share_incarnations(&mut self, incarnations: Arc<DashMap<PublicKey, PeerName>>) {
+        self.incarnations = incarnations;
+    }
+
     /// Takes over the peers of `edited`, keeping the keys of incarnations.
     pub fn replace_peers(&mut self, edited: Registry) {
         self.peers = edited.peers;

@@ -11,14 +11,21 @@ use interlock_actors::{
     context::Context,
     host::Bus,
 };
-use interlock_bus::{Broker, BrokerConfig, BrokerError, BrokerHandle, Credentials, PeerName};
+use interlock_bus::{Broker, BrokerConfig, BrokerError, BrokerHandle, Credentials, Incarnations, PeerName};
 
 /// How long a stopping broker sends what is queued; less than the grace of an actor.
 const BROKER_GRACE: Duration = Duration::from_secs(4);
 
 /// Where the running broker is to be found. Clones are the same place.
 #[derive(Clone, Debug, Default)]
-pub struct BrokerSeat(Arc<Mutex<Option<BrokerHandle>>>);
+pub struct BrokerSeat(Arc<Mutex<Seated>>);
+
+#[derive(Debug, Default)]
+struct Seated {
+    broker: Option<BrokerHandle>,
+    /// Those of the last broker that sat here. The processes that hold them outlive it.
+    incarnations: Option<Incarnations>,
+}
 
 /// Told why a broker could not start, before its supervisor is.
 pub type NoteRefusal = dyn Fn(&BrokerError) + Send + Sync;
@@ -26,7 +33,7 @@ pub type NoteRefusal = dyn Fn(&BrokerError) + Send + Sync;
 impl BrokerSeat {
     /// The broker that runs.
     pub fn broker(&self) -> Result<BrokerHandle, Failure> {
-        self.lock().clone().ok_or_else(|| Failure::new("the broker does not run"))
+        self.lock().broker.clone().ok_or_else(|| Failure::new("the broker does not run"))
     }
 
     /// How a child in this process gets its client: by attaching to whatever broker runs.
@@ -61,10 +68,18 @@ impl BrokerSeat {
 
     #[cfg(test)]
     pub(super) fn with(broker: BrokerHandle) -> Self {
-        Self(Arc::new(Mutex::new(Some(broker))))
+        let seat = Self::default();
+        seat.take(broker);
+        seat
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<BrokerHandle>> {
+    fn take(&self, broker: BrokerHandle) {
+        let mut seated = self.lock();
+        seated.incarnations = Some(broker.incarnations());
+        seated.broker = Some(broker);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seated> {
         // No code that can panic runs under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,6 +115,11 @@ impl fmt::Debug for BrokerActor {
 impl Actor for BrokerActor {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
         let config = self.config.take().ok_or_else(|| Failure::new("a broker is started once"))?;
+        let incarnations = self.seat.lock().incarnations.clone();
+        let config = match &incarnations {
+            Some(incarnations) => config.with_incarnations(incarnations),
+            None => config,
+        };
         let broker = Broker::start(config).inspect_err(|error| (self.note_refusal)(error))?;
         let endpoints: Vec<_> = broker.endpoints().iter().map(ToString::to_string).collect();
         context.status(format!("listens on {}", endpoints.join(", ")));
@@ -110,13 +130,13 @@ impl Actor for BrokerActor {
                 Ok(reason) => reason.clone().unwrap_or_default(),
                 Err(_) => "its thread is gone".to_owned(),
             };
-            if seat.lock().is_none() {
+            if seat.lock().broker.is_none() {
                 // It was asked to: see `stopping`.
                 return Ok(());
             }
             Err(Failure::new(reason).context("the broker has ended"))
         });
-        *self.seat.lock() = Some(broker.clone());
+        self.seat.take(broker.clone());
         self.running = Some(broker);
         Ok(())
     }
@@ -126,7 +146,7 @@ impl Actor for BrokerActor {
     }
 
     async fn stopping(&mut self, _: &Context) -> Result<(), Failure> {
-        *self.seat.lock() = None;
+        self.seat.lock().broker = None;
         if let Some(broker) = self.running.take() {
             tokio::task::spawn_blocking(move || broker.stop(BROKER_GRACE)).await?;
         }
@@ -138,7 +158,7 @@ impl Drop for BrokerActor {
     /// After a failure the next incarnation needs the ports.
     fn drop(&mut self) {
         if let Some(broker) = self.running.take() {
-            *self.seat.lock() = None;
+            self.seat.lock().broker = None;
             broker.stop(Duration::ZERO);
         }
     }
