@@ -10,6 +10,7 @@ use crate::{
     config::schema,
     exit::Exit,
     lifecycle::{self, DataDir},
+    peers,
 };
 
 #[derive(Debug, Subcommand)]
@@ -81,18 +82,26 @@ fn run_issue(
     data_dir: &DataDir,
     output: &mut Output,
 ) -> Result<Exit, CliError> {
-    if schema::NAMES_TAKEN.contains(&issue.name.as_str()) {
-        let text = format!("`{}` is the name of a built-in component; choose another", issue.name);
-        return Err(CliError::new(Exit::Misuse, text));
-    }
     data_dir.create()?;
     let (store, _) = KeyStore::open_or_create(&data_dir.keys())?;
-    let permissions = Permissions {
+    let given = Permissions {
         publish: Rules::allowing(issue.publish),
         subscribe: Rules::allowing(issue.subscribe),
         serve: Rules::allowing(issue.serve),
         request: Rules::allowing(issue.request),
         ..Permissions::default()
+    };
+    let permissions = match built_in(&issue.name) {
+        None => given,
+        // A built-in peer whose key was revoked gets a new one; its rights are not for the command line to choose.
+        Some(Some(rights)) if given.is_empty() && is_revoked(&store, &issue.name)? => rights,
+        Some(_) => {
+            let text = format!(
+                "`{}` is the name of a built-in component; choose another, or revoke it first and give no rights to replace its key",
+                issue.name
+            );
+            return Err(CliError::new(Exit::Misuse, text));
+        }
     };
     if permissions.is_empty() {
         output.say("no right was given: the peer can connect only once it has one in `authorized.toml`");
@@ -102,6 +111,16 @@ fn run_issue(
         issue.out.unwrap_or_else(|| interlock_bus::Credentials::path_in(&data_dir.keys(), &issue.name));
     output.line(&path.display().to_string())?;
     Ok(Exit::Done)
+}
+
+/// `Some` for a name that components have taken, with its rights if it is a peer.
+fn built_in(name: &PeerName) -> Option<Option<Permissions>> {
+    let of_peer = peers::permissions().into_iter().find(|(peer, _)| *peer == name.as_str());
+    schema::NAMES_TAKEN.contains(&name.as_str()).then(|| of_peer.map(|(_, rights)| rights))
+}
+
+fn is_revoked(store: &KeyStore, name: &PeerName) -> Result<bool, CliError> {
+    Ok(store.registry()?.peer(name).is_some_and(|peer| peer.state == KeyState::Revoked))
 }
 
 fn list(json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
