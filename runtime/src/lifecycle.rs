@@ -58,6 +58,12 @@ pub enum LifecycleError {
         /// The data directory.
         data_dir: PathBuf,
     },
+    /// An instance runs that has not said yet where it is to be found, or says so no longer.
+    #[error("the instance on `{}` is starting or ending; try again in a moment", data_dir.display())]
+    InBetween {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
 }
 
 impl LifecycleError {
@@ -68,6 +74,7 @@ impl LifecycleError {
             Self::Io { source, .. } => Exit::of_io(source),
             Self::Key(error) => Exit::of_key(error),
             Self::AlreadyRunning { .. } => Exit::Busy,
+            Self::InBetween { .. } => Exit::NotReady,
         }
     }
 }

@@ -36,7 +36,11 @@ impl DataDir {
         private_file::private_directory(&self.run())?;
         let probe = self.run().join(".probe");
         private_file::replace(&probe, b"")?;
-        fs::remove_file(&probe).map_err(self.io("remove a file in"))
+        match fs::remove_file(&probe) {
+            // Another process that began at the same moment has removed it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(self.io("remove a file in")),
+        }
     }
 
     /// The directory itself.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Seek, Write},
+    io::{ErrorKind, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
@@ -127,7 +127,13 @@ pub fn running(data_dir: &DataDir) -> Result<Option<Instance>, LifecycleError> {
     let path = instance_path(data_dir);
     let io = |source| LifecycleError::Io { action: "read", path: path.clone(), source };
     let mut text = String::new();
-    File::open(&path).map_err(io)?.take(INSTANCE_FILE_BYTES_MAX).read_to_string(&mut text).map_err(io)?;
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(LifecycleError::InBetween { data_dir: data_dir.root().to_owned() });
+        }
+        opened => opened.map_err(io)?,
+    };
+    file.take(INSTANCE_FILE_BYTES_MAX).read_to_string(&mut text).map_err(io)?;
     let instance = serde_json::from_str(&text).map_err(|error| io(error.into()))?;
     Ok(Some(instance))
 }

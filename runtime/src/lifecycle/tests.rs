@@ -77,6 +77,8 @@ fn an_instance_is_found_while_its_lock_is_held_and_not_by_its_file_alone() {
     let (_guard, data_dir) = data_dir();
     data_dir.create().unwrap();
     let lock = InstanceLock::take(&data_dir).unwrap();
+    let error = running(&data_dir).unwrap_err();
+    assert_eq!(error.exit(), Exit::NotReady, "{error}");
     let file = InstanceFile::write(&data_dir, &instance()).unwrap();
     assert_eq!(running(&data_dir).unwrap().unwrap().pid, std::process::id());
     drop(lock);
