@@ -107,6 +107,11 @@ impl TestProcess {
         })
     }
 
+    /// The next line, if one comes soon enough.
+    pub(crate) fn line_within(&self, time: Duration) -> Option<String> {
+        self.lines.lock().unwrap().recv_timeout(time).ok()
+    }
+
     /// The next line as JSON.
     pub(crate) fn json(&self) -> serde_json::Value {
         let line = self.line();

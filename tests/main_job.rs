@@ -290,3 +290,53 @@ fn output_is_ascii_and_status_shows_the_tree() {
     assert!(!nowhere.path().join("none").exists(), "asking creates nothing");
     let _ = DEADLINE;
 }
+
+#[test]
+fn stock_sockets_and_a_native_client_take_part_in_a_conversation_with_keys_that_one_command_issued() {
+    let runtime = TestRuntime::start();
+    let file = runtime.directory.path().join("guest.toml");
+    let path = file.to_str().unwrap();
+    let rights = ["--publish", "note/#", "--subscribe", "conversation/#", "--subscribe", "note/#"];
+    let request = ["--request", "conversation/user/input/v1", "--out", path];
+    let issued = runtime.interlock(&[&["keys", "issue", "guest"], &rights[..], &request[..]].concat());
+    assert!(issued.status.success(), "{issued:?}");
+
+    let python = |arguments: &[&str]| {
+        let all = [&[arguments[0], path], &arguments[1..]].concat();
+        TestProcess::python("stock.py", &all)
+    };
+    let input = |text: &str| serde_json::json!({ "conversation": "stock", "text": text }).to_string();
+    let subscriber = python(&["sub", "note/"]);
+    subscriber.json();
+    let asked = python(&["req", "conversation/user/input/v1", &input("My name is Ada.")]).json();
+    assert_eq!(asked["frames"][0], "final", "{asked}");
+    let dealer = python(&["dealer", "conversation/user/input/v1", &input("What is my name?")]);
+    let mut statuses = Vec::new();
+    let answer = loop {
+        let frames = dealer.json()["frames"].clone();
+        statuses.push(frames[0].as_str().unwrap().to_owned());
+        if frames[0] != "more" {
+            break frames[1].to_string();
+        }
+    };
+    assert!(statuses.len() > 2 && answer.contains("Ada"), "{statuses:?} {answer}");
+    let denied = python(&["req", "modelservice/models/v1", ""]).json();
+    assert_eq!(denied["frames"][0], "denied");
+
+    eventually("the subscription of the SUB socket", || {
+        text(&runtime.bus(&["peers"]).stdout).contains("stock_subscriber").then_some(())
+    });
+    let client = interlock_bus::Client::connect_blocking(interlock_bus::client::ConnectOptions::new(
+        interlock_bus::Credentials::load(&file).unwrap(),
+    ))
+    .unwrap();
+    let note = "note/one".parse().unwrap();
+    let seen = eventually("a note to reach the SUB socket", || {
+        client.publish(&note, interlock_bus::Payload::text("native")).unwrap();
+        subscriber.line_within(std::time::Duration::from_millis(200))
+    });
+    assert!(seen.contains("native"), "{seen}");
+    let mut publisher = python(&["plain_pub", "note/two", "stock"]);
+    eventually("a message of the PUB socket", || subscriber.line().contains("stock").then_some(()));
+    publisher.kill();
+}
