@@ -47,6 +47,9 @@ impl FromStr for Endpoint {
         if host.is_empty() {
             return Err(refuse("has no host"));
         }
+        if host.contains(['*', '/', ' ']) {
+            return Err(refuse("has no usable host (all interfaces are `0.0.0.0`)"));
+        }
         let port = port.parse().map_err(|_| refuse("has no port between 0 and 65535"))?;
         Ok(Self::Tcp { host: host.to_owned(), port })
     }
@@ -92,6 +95,7 @@ mod tests {
             ("udp://a:1", "no known transport"),
             ("tcp://a", "no port"),
             ("tcp://:1", "no host"),
+            ("tcp://*:1", "0.0.0.0"),
             ("tcp://a:99999", "between 0 and 65535"),
             ("ipc://relative", "absolute path"),
         ] {

@@ -294,15 +294,15 @@ fn store_rest(site: &Site) {
     }
 }
 
-/// What the first run has made.
+/// What the first run makes. The database follows when the store opens it.
 fn print_made(site: &Site, keys: bool, database: bool, output: &mut Output) -> Result<(), CliError> {
     let root = site.data_dir.root().display();
     output.line(&format!("interlock {}: first run on `{root}`", env!("CARGO_PKG_VERSION")))?;
     if keys {
-        output.line(&format!("  made keys       {}", site.data_dir.keys().display()))?;
+        output.line(&format!("  new keys        {}", site.data_dir.keys().display()))?;
     }
     if database {
-        output.line(&format!("  made database   {} (encrypted)", site.data_dir.database().display()))?;
+        output.line(&format!("  new database    {} (encrypted)", site.data_dir.database().display()))?;
     }
     Ok(())
 }
@@ -327,6 +327,10 @@ fn print_started(
         output.line(&format!("  {:<13} {}", child.name, state_line(child)))?;
     }
     output.line(&format!("  answers       {}", describe(&site.config.model)))?;
+    let is_open = |child: &ChildSnapshot| child.name.as_str() == "gateway" && child.state == State::Running;
+    if !tree.children.iter().any(is_open) {
+        return output.line("  open          not yet: the gateway is not running");
+    }
     let url = instance.gateway.as_deref().unwrap_or("-");
     let token = site.data_dir.gateway_token();
     match fs::read_to_string(&token) {
