@@ -217,10 +217,15 @@ impl Store {
     /// also those of clones, are `Closed`. Calling it again does nothing.
     pub fn close(&self) {
         locked(&self.shared.reads).take();
+        // Readers first: the writer's connection must be the last one, because the last one to close is
+        // what moves the write-ahead log into the database.
+        self.join(std::mem::take(&mut *locked(&self.shared.readers)));
         // An error says that the thread has ended already.
         let _ = self.shared.jobs.send(writer::Command::Close);
-        let mut threads = std::mem::take(&mut *locked(&self.shared.readers));
-        threads.extend(locked(&self.shared.writer).take());
+        self.join(locked(&self.shared.writer).take());
+    }
+
+    fn join(&self, threads: impl IntoIterator<Item = std::thread::JoinHandle<()>>) {
         for thread in threads {
             let name = thread.thread().name().unwrap_or_default().to_owned();
             if thread.join().is_err() {
