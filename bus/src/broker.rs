@@ -14,6 +14,8 @@ pub(crate) mod command;
 mod connection;
 mod control;
 pub mod denials;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod hub;
 pub mod ledger;
 mod listener;

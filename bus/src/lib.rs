@@ -14,6 +14,8 @@ pub mod endpoint;
 pub mod envelope;
 pub mod error;
 pub mod exit;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod keys;
 pub mod limits;
 mod local;

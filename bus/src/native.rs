@@ -1,6 +1,8 @@
 //! The native protocol: batches of records inside ZMTP messages. `bus/WIRE.md` describes every byte.
 
 pub mod batch;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod record;
 
 pub use batch::{BatchReader, BatchWriter};

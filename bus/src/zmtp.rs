@@ -22,6 +22,8 @@ mod curve;
 mod engine;
 mod error;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod greeting;
 mod message_box;
 mod metadata;

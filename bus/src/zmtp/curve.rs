@@ -46,7 +46,7 @@ pub(super) fn short_nonce(text: &[u8; 16], counter: u64) -> Nonce {
     nonce
 }
 
-fn long_nonce(text: &[u8; 8], random: &[u8; LONG_NONCE_BYTES]) -> Nonce {
+pub(super) fn long_nonce(text: &[u8; 8], random: &[u8; LONG_NONCE_BYTES]) -> Nonce {
     let mut nonce = [0; NONCE_BYTES];
     nonce[..8].copy_from_slice(text);
     nonce[8..].copy_from_slice(random);

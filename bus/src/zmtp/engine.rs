@@ -66,7 +66,7 @@ pub struct Engine {
     output: Vec<u8>,
     frame_bytes_max: usize,
     peer_version: Option<Version>,
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     recorded: Option<Secrets>,
     #[cfg(test)]
     vouched: Option<PublicKey>,
@@ -144,7 +144,7 @@ impl Engine {
             output,
             frame_bytes_max,
             peer_version: None,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             recorded: None,
             #[cfg(test)]
             vouched: None,
@@ -382,7 +382,7 @@ impl Engine {
 
     /// Drawn only now, so that a connection that never greets costs nothing.
     fn secrets(&mut self) -> Secrets {
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         if let Some(secrets) = self.recorded.take() {
             return secrets;
         }
@@ -466,13 +466,29 @@ impl fmt::Debug for Engine {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Engine {
     /// A server that uses the secrets of a recorded connection.
     pub(super) fn server_replaying(config: Arc<ServerConfig>, secrets: Secrets) -> Self {
         Self { recorded: Some(secrets), ..Self::server(config) }
     }
 
+    /// One end of a session whose handshake is over.
+    pub(super) fn in_session(
+        key: crate::crypto::BoxKey,
+        side: super::message_box::Side,
+        frame_bytes_max: usize,
+    ) -> Self {
+        let config = ServerConfig { frame_bytes_max, ..ServerConfig::new(Vec::new()) };
+        let message_box = MessageBox::new(key, side, Default::default(), Default::default());
+        let mut engine = Self::server(Arc::new(config));
+        engine.state = State::Session(message_box);
+        engine
+    }
+}
+
+#[cfg(test)]
+impl Engine {
     /// A client that says HELLO to one server key and vouches for another.
     pub(super) fn vouch_for(&mut self, server: PublicKey) {
         self.vouched = Some(server);

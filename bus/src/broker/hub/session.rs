@@ -112,7 +112,7 @@ pub(in crate::broker) struct Session {
     pub(super) next_lane: usize,
     pub(super) greeted: bool,
     pub(super) control: VecDeque<Record>,
-    pub(super) control_bytes: usize,
+    pub(in crate::broker) control_bytes: usize,
     pub(super) replies: VecDeque<Record>,
     pub(super) reply_bytes: usize,
     /// How many of the waiting replies are the end of a request.
@@ -127,5 +127,5 @@ pub(in crate::broker) struct Session {
     /// Topics this publisher is held on.
     pub(super) held: HashSet<TopicName>,
     pub(super) is_dirty: bool,
-    pub(super) is_ending: bool,
+    pub(in crate::broker) is_ending: bool,
 }
