@@ -16,8 +16,9 @@ const KEYS: &str = "keys";
 pub struct Bus {
     /// The broker's process.
     pub broker: Process,
+    /// Where it listens.
+    pub endpoint: Endpoint,
     store: KeyStore,
-    endpoint: Endpoint,
     directory: tempfile::TempDir,
 }
 
@@ -48,6 +49,14 @@ impl Bus {
             .issue(&name, &permissions, std::slice::from_ref(&self.endpoint), None)
             .expect("a fresh key store takes a new name");
         Credentials::path_in(&self.directory.path().join(KEYS), &name).display().to_string()
+    }
+
+    /// [`Bus::enrol`], read back for a program that takes no such file.
+    ///
+    /// # Panics
+    /// If the key store does not take it.
+    pub fn credentials(&self, name: &str) -> Credentials {
+        Credentials::load(Path::new(&self.enrol(name))).expect("it has just been written")
     }
 }
 

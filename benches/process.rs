@@ -43,7 +43,7 @@ impl Process {
     }
 
     /// Starts this same program in a role.
-    pub fn role(role: &str, arguments: &[(&str, String)]) -> Self {
+    pub fn role(role: &str, arguments: &[(&'static str, String)]) -> Self {
         let program = std::env::current_exe().expect("the system knows the running program");
         let mut command = Command::new(program);
         command.args(["--role", role]);
@@ -77,6 +77,18 @@ impl Process {
                 return line;
             }
         }
+    }
+
+    /// The words of the next line, which must begin with `word`, as numbers.
+    ///
+    /// # Panics
+    /// As [`Process::expect`]; if there are fewer numbers.
+    pub fn expect_numbers<const N: usize>(&self, word: &str) -> [f64; N] {
+        let words = self.expect(word);
+        let number = |at: usize| words.get(at).and_then(|word| word.parse().ok());
+        std::array::from_fn(|at| {
+            number(at).unwrap_or_else(|| panic!("{} said `{word} {words:?}`", self.name))
+        })
     }
 
     /// Its number.

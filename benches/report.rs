@@ -31,6 +31,11 @@ impl Repeats {
         Self(self.0.iter().zip(&other.0).map(|(one, other)| one / other).collect())
     }
 
+    /// The middle one, by a way to print it.
+    pub fn shown_median(&self, show: impl Fn(f64) -> String) -> String {
+        if self.0.is_empty() { "-".to_owned() } else { show(self.median()) }
+    }
+
     /// `median (least to most)`, by a way to print one.
     pub fn shown(&self, show: impl Fn(f64) -> String) -> String {
         if self.0.is_empty() {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use interlock_benches::{
-    arguments::Arguments,
+    arguments::{Arguments, Words},
     bus::{self, Bus},
+    clock::percentile,
     libzmq::Libzmq,
     process::Process,
     report::{Repeats, Report, one_digit, rate, say, two_digits},
@@ -46,10 +47,8 @@ impl Side {
         requester.expect("begin");
         let all = || -> Duration { processes.iter().map(|process| process.cpu()).sum() };
         let cpu = all();
-        let words = requester.expect("end");
+        let [requests, nanoseconds, p50_ns, p99_ns] = requester.expect_numbers("end");
         let cpu = all() - cpu;
-        let [requests, nanoseconds, p50_ns, p99_ns] =
-            [0, 1, 2, 3].map(|at| words[at].parse::<f64>().expect("a requester prints four numbers"));
         self.rate.add(requests / nanoseconds * 1e9);
         self.p50_us.add(p50_ns / 1e3);
         self.p99_us.add(p99_ns / 1e3);
@@ -59,18 +58,14 @@ impl Side {
 
 fn run(arguments: &Arguments) {
     let mut report = Report::begin("round_trip");
-    let only = arguments.text("only");
-    let libzmq = if only == Some("interlock") { None } else { Libzmq::compile() };
-    if let Some(libzmq) = &libzmq {
-        report.line(&format!("- libzmq: {}", libzmq.version));
-    }
+    let libzmq = Libzmq::beside(arguments, &mut report);
     let bytes = arguments.value("bytes", 128usize);
     report.line(&format!("- payload: {bytes} bytes each way\n"));
     report.line("| in flight | what | Interlock | libzmq | ratio |\n|---|---|---|---|---|");
     for in_flight in [1, 64] {
         let (mut ours, mut theirs) = (Side::default(), Side::default());
         for _ in 0..arguments.value("rounds", 3) {
-            if only != Some("libzmq") {
+            if arguments.wants("interlock") {
                 interlock_window(&mut ours, arguments, bytes, in_flight);
             }
             if let Some(libzmq) = &libzmq {
@@ -96,21 +91,19 @@ fn run(arguments: &Arguments) {
     report.keep(arguments.text("record"));
 }
 
-fn times(arguments: &Arguments) -> [(&'static str, String); 2] {
-    let text = |name, default| arguments.text(name).map_or_else(|| String::from(default), str::to_owned);
-    [("warm-up-ms", text("warm-up-ms", "300")), ("window-ms", text("window-ms", "1000"))]
+/// What the requester of either side is told.
+fn words(arguments: &Arguments, bytes: usize, in_flight: usize) -> Words {
+    let mut words = arguments.times(300, 1000);
+    words.extend([("bytes", bytes.to_string()), ("in-flight", in_flight.to_string())]);
+    words
 }
 
 fn interlock_window(side: &mut Side, arguments: &Arguments, bytes: usize, in_flight: usize) {
     let bus = Bus::start();
     let server = Process::role("server", &[("credentials", bus.enrol("server"))]);
     server.expect("ready");
-    let mut words = times(arguments).to_vec();
-    words.extend([
-        ("bytes", bytes.to_string()),
-        ("in-flight", in_flight.to_string()),
-        ("credentials", bus.enrol("requester")),
-    ]);
+    let mut words = words(arguments, bytes, in_flight);
+    words.push(("credentials", bus.enrol("requester")));
     let requester = Process::role("requester", &words);
     requester.expect("ready");
     side.measure([&requester, &bus.broker, &server]);
@@ -118,11 +111,9 @@ fn interlock_window(side: &mut Side, arguments: &Arguments, bytes: usize, in_fli
 
 fn libzmq_window(side: &mut Side, libzmq: &Libzmq, arguments: &Arguments, bytes: usize, in_flight: usize) {
     let proxy = libzmq.proxy("request");
-    let server = libzmq.peer("reply", &proxy, &proxy.back, &[]);
+    let server = libzmq.peer("reply", &proxy.back, &[]);
     server.expect("ready");
-    let [(_, warm_up), (_, window)] = times(arguments);
-    let words = [in_flight.to_string(), bytes.to_string(), warm_up, window];
-    let requester = libzmq.peer("request", &proxy, &proxy.front, &words);
+    let requester = libzmq.peer("request", &proxy.front, &words(arguments, bytes, in_flight));
     requester.expect("ready");
     side.measure([&requester, &proxy.process, &server]);
 }
@@ -131,8 +122,7 @@ fn requester(arguments: &Arguments) {
     let client = bus::client(arguments);
     let topic: TopicName = TOPIC.parse().expect("a topic");
     let payload = vec![0u8; arguments.value("bytes", 128)];
-    let (warm_up, window) =
-        (arguments.milliseconds("warm-up-ms", 300), arguments.milliseconds("window-ms", 1000));
+    let (warm_up, window) = (arguments.milliseconds("warm-up-ms"), arguments.milliseconds("window-ms"));
     let ask = || async {
         let sent = Instant::now();
         let payload = Payload::bytes(Bytes::copy_from_slice(&payload));
@@ -155,10 +145,10 @@ fn requester(arguments: &Arguments) {
                 }
                 None => {}
                 Some(since) => {
-                    times.push(time.as_nanos());
+                    times.push(time.as_nanos() as u64);
                     if now - since >= window {
                         times.sort_unstable();
-                        let (p50, p99) = (times[times.len() / 2], times[times.len() - times.len() / 100 - 1]);
+                        let (p50, p99) = (percentile(&times, 0.5), percentile(&times, 0.99));
                         say(&format!("end {} {} {p50} {p99}", times.len(), (now - since).as_nanos()));
                         // The bench reads our processor time now and then kills us.
                         std::future::pending::<()>().await;

@@ -43,7 +43,8 @@ fn main() {
     std::thread::sleep(SETTLE);
     let processes = with_descendants(process.id());
     let all = || -> Duration { processes.iter().map(|process| cpu(*process)).sum() };
-    let (window, began, before) = (arguments.milliseconds("idle-ms", 10_000), Instant::now(), all());
+    let (window, began, before) =
+        (Duration::from_millis(arguments.value("idle-ms", 10_000)), Instant::now(), all());
     std::thread::sleep(window);
     let (elapsed, used) = (began.elapsed(), all() - before);
     let kib: u64 = processes.iter().map(|process| proportional_kib(*process)).sum();
