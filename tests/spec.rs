@@ -21,6 +21,8 @@ mod hostile_input;
 mod main_job;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
+/// The Python module that people copy.
+mod python_module;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.
 mod socket_table;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.

@@ -1,0 +1,962 @@
+"""A client of the Interlock bus for programs in Python: one file to copy, nothing but pyzmq.
+
+    import interlock
+
+    with interlock.connect() as bus:                # credentials from the runtime, or a file
+        bus.serve("greeter/#", lambda request: "hello " + request.text())
+        interlock.ready("serving greeter/#")        # requests are routed here: say so
+        bus.wait()                                  # until the session ends, which raises SessionLost
+
+All of it blocks and may be used from any thread; one thread of the module's own holds the socket.
+What cannot be done raises a `BusError`, whose `exit_code` is the one that Interlock's own programs
+would end with. A lost session is not mended: everything in hand ends with `SessionLost`, the program
+ends too, and its supervisor starts it again.
+
+The protocol is described in `bus/WIRE.md`. Needs Python 3.11 and pyzmq on a libzmq with CURVE and
+ZMQ_METADATA (the wheels have both). Linux.
+"""
+
+import collections
+import json
+import logging
+import os
+import queue
+import socket as unix
+import struct
+import sys
+import threading
+import time
+import tomllib
+import uuid
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+HELLO, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, PUBLISH, DELIVER, REQUEST, REPLY, REPLY_END = range(1, 10)
+CANCEL, CREDIT, PING, DENIED, GAP, SCHEMA, GOODBYE, ORIGIN, ACCEPTED, FRAGMENT = range(10, 20)
+SERVE, RETAINED = 1, 2  # flags of subscribe
+RETAIN, ACKNOWLEDGE, PARTS = 1, 2, 4  # flags of a block
+DONE, FAILED, NO_RESPONDERS, STATUS_DENIED, TIMED_OUT, SERVER_GONE, CANCELLED, BUSY = range(8)
+OF_SUBSCRIPTION, OF_REQUEST, OF_TOPIC = range(3)  # scopes of credit
+OPERATIONS = ("publish", "subscribe", "serve", "request")
+OVERFLOW = {"drop_newest": 0, "drop_oldest": 1, "latest_only": 2, "disconnect": 3, "wait": 4}
+TEXT, JSON, BYTES = "text/plain; charset=utf-8", "application/json", ""
+
+MAJOR, MINOR = 1, 0
+BATCH_BYTES = 64 << 10  # what a box aims at
+RECORD_BYTES_MAX = 256 << 10  # a longer record travels in fragments
+PAYLOAD_BYTES_MAX = 64 << 20
+OUTGOING_BYTES = 8 << 20  # what may wait for the socket; then publishing waits
+CREDIT_BYTES = 1 << 20  # consumed bytes after which credit is given: a quarter of the broker's window
+WINDOW = 64  # parts of a streamed answer that may come ahead of us
+REQUESTS_MAX = 256  # requests in hand; a further one is answered `busy`
+WRITE_SECONDS = 10  # how long the broker may take nothing
+RETRY_SECONDS = 0.1  # between two rounds of attempts to reach a broker
+
+log = logging.getLogger("interlock")
+
+
+class BusError(Exception):
+    """Why something cannot be done. `exit_code` is that of Interlock's own programs."""
+
+    exit_code = 1
+
+
+class Unreachable(BusError):
+    """No broker answered within the time."""
+
+    exit_code = 3
+
+
+class Refused(BusError):
+    """The broker refuses the key, or is not the one in the credentials."""
+
+    exit_code = 4
+
+
+class Denied(BusError):
+    """The key may not do this, or the broker does not allow it now. `code` says which."""
+
+    exit_code = 4
+
+    def __init__(self, code, topic, text):
+        super().__init__(f"denied ({code}) on `{topic}`: {text}")
+        self.code, self.topic = code, topic
+
+
+class TimedOut(BusError):
+    """No answer within the time."""
+
+    exit_code = 3
+
+
+class NoResponders(BusError):
+    """Nobody serves the topic."""
+
+    exit_code = 3
+
+
+class Full(BusError):
+    """The broker takes too little: the queue to it stayed full, or the topic is held by a full subscriber."""
+
+    exit_code = 7
+
+
+class RequestFailed(BusError):
+    """The server said that it failed, is busy, or is gone. `code` says which."""
+
+    def __init__(self, code, text):
+        super().__init__(f"the request failed ({code}): {text}")
+        self.code, self.exit_code = code, 5 if code == "busy" else 1
+
+
+class Cancelled(BusError):
+    """The requester wants no more."""
+
+
+class SessionLost(BusError):
+    """The session with the broker is over."""
+
+
+Acknowledgement = collections.namedtuple("Acknowledgement", "subscribers dropped")
+Acknowledgement.__doc__ = "The message is in the queues of `subscribers`; `dropped` lost it, theirs was full."
+
+Gap = collections.namedtuple("Gap", "count reason")
+Gap.__doc__ = "`count` messages are missing before the next one; `None` if nobody knows how many."
+
+
+class Message:
+    """What came. `payload` is bytes; `origin` the registered name of the sender, proven by its key."""
+
+    def __init__(self, topic, origin, sequence, header, payload, retained=False):
+        self.topic, self.origin, self.sequence, self.payload = topic, origin, sequence, payload
+        self.retained = retained
+        self.id, self.published_at_ns, self.content_type = _header_of(header)
+
+    def text(self):
+        return self.payload.decode(errors="replace")
+
+    def json(self):
+        return json.loads(self.payload)
+
+    def __repr__(self):
+        return f"Message({self.topic!r}, origin={self.origin!r}, {len(self.payload)} bytes)"
+
+
+class Request(Message):
+    """A request in hand. The handler's return value is the end of the answer; parts may go before it."""
+
+    def __init__(self, bus, number, window, deadline_ms, *message):
+        super().__init__(*message)
+        self._bus, self._number, self._window, self._allowed = bus, number, window, window
+        self._sent, self._ended, self._changed = 0, False, threading.Condition()
+        self.deadline_ms, self.cancelled = deadline_ms, False
+
+    def reply(self, payload):
+        """Sends one part. Waits while the requester has not taken those before; raises `Cancelled`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.cancelled or self._sent < self._allowed)
+            if self.cancelled:
+                raise Cancelled(f"the request on `{self.topic}` was cancelled")
+            self._sent += 1
+        self._bus._put(struct.pack("<BQ", REPLY, self._number) + _part(payload))
+
+    def end(self, payload=None):
+        """Ends the answer, with a last part unless it is `None`."""
+        self._finish(DONE, "", "", payload)
+
+    def fail(self, code, text):
+        """Ends the answer with an error."""
+        self._finish(FAILED, code, text, None)
+
+    def _finish(self, status, code, text, payload):
+        with self._changed:
+            if self._ended or self.cancelled:
+                return
+            self._ended = True
+        record = struct.pack("<BQB", REPLY_END, self._number, status) + _text8(code) + _text16(text)
+        self._bus._put(record + (b"\0\0" if payload is None else _part(payload)))
+
+    def _credit(self, parts):
+        with self._changed:
+            self._allowed = max(self._allowed, self._window + parts)
+            self._changed.notify_all()
+
+    def _cancel(self):
+        with self._changed:
+            self.cancelled = True
+            self._changed.notify_all()
+
+
+class Subscription:
+    """What came for one filter: iterate over it, or `get`. Items are `Message` and `Gap`."""
+
+    def __init__(self, bus, number, pattern):
+        self._bus, self._number, self.filter = bus, number, pattern
+        self._items, self._total, self._owed_bytes = queue.SimpleQueue(), 0, 0
+
+    def get(self, timeout=None):
+        """The next item; raises `TimedOut` after `timeout` seconds, `SessionLost` at the end."""
+        try:
+            item, settle = self._items.get(timeout=timeout)
+        except queue.Empty:
+            raise TimedOut(f"nothing came for `{self.filter}` within {timeout} s") from None
+        if isinstance(item, BusError):
+            self._items.put((item, None))
+            raise item
+        if settle:
+            settle()
+        return item
+
+    def __iter__(self):
+        while True:
+            yield self.get()
+
+    def close(self):
+        """Unsubscribes. What came already can still be taken."""
+        self._bus._subscriptions.pop(self._number, None)
+        self._bus._put(struct.pack("<BI", UNSUBSCRIBE, self._number))
+        self._items.put((SessionLost(f"`{self.filter}` was unsubscribed"), None))
+
+    def _consumed(self, size):
+        self._total += 1
+        self._owed_bytes += size
+        if self._owed_bytes >= CREDIT_BYTES or self._items.empty():
+            self._owed_bytes = 0
+            self._bus._put(struct.pack("<BBQQ", CREDIT, OF_SUBSCRIPTION, self._number, self._total), True)
+
+
+class Stream:
+    """The answer to a request: iterate over its parts. Raises what the request ended with."""
+
+    def __init__(self, bus, number, topic, deadline):
+        self._bus, self._number, self._topic, self._deadline = bus, number, topic, deadline
+        self._items, self._taken, self._over = queue.SimpleQueue(), 0, False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._over:
+            raise StopIteration
+        try:
+            # The broker ends a request at its deadline; the second more is for its word to arrive.
+            item = self._items.get(timeout=max(0.0, self._deadline - time.monotonic()) + 1)
+        except queue.Empty:
+            self.cancel()
+            raise TimedOut(f"no answer on `{self._topic}` within the time") from None
+        if isinstance(item, BusError):
+            self._over = True
+            raise item
+        if item is None:
+            self._over = True
+            raise StopIteration
+        self._taken += 1
+        if self._taken % (WINDOW // 4) == 0:
+            self._bus._put(struct.pack("<BBQQ", CREDIT, OF_REQUEST, self._number, self._taken), True)
+        return item
+
+    def cancel(self):
+        """Tells the server that no more is wanted."""
+        self._over = True
+        if self._bus._streams.pop(self._number, None):
+            self._bus._put(struct.pack("<BQ", CANCEL, self._number), True)
+
+
+class Bus:
+    """A session with the broker. Made by `connect`."""
+
+    def __init__(self, socket, monitor, hello, rest):
+        self.name, self.epoch = hello
+        self.denied = 0  # publishes that were refused without anybody waiting for the answer
+        self._socket, self._monitor, self._rest = socket, monitor, rest
+        self._lock = threading.Condition()
+        self._outgoing, self._outgoing_bytes = collections.deque(), 0
+        self._numbers, self._sequence = iter(range(1, 1 << 32)), 0
+        self._subscriptions, self._handlers, self._streams, self._waiting = {}, {}, {}, {}
+        self._requests, self._held, self._origins = {}, set(), {}
+        self._fragments, self._lost, self._closing = bytearray(), None, False
+        self._work, self._idle_workers, self._workers = queue.SimpleQueue(), 0, []
+        self._wake_read, self._wake_write = unix.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._awake = True
+        self._thread = threading.Thread(target=self._run, name="interlock", daemon=True)
+        self._thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # What an application calls
+
+    def publish(self, topic, payload, *, retain=False, timeout=WRITE_SECONDS):
+        """Hands a message to the broker. Waits while the queue to it is full or the topic is held.
+
+        A refusal comes later and nobody waits for it: it is logged and counted in `denied`.
+        """
+        self._publish(topic, payload, RETAIN if retain else 0, timeout, None)
+
+    def publish_acknowledged(self, topic, payload, *, retain=False, timeout=WRITE_SECONDS):
+        """Returns an `Acknowledgement` when the message is in the queues of all subscribers."""
+        answer = queue.SimpleQueue()
+        flags = ACKNOWLEDGE | (RETAIN if retain else 0)
+        reference = self._publish(topic, payload, flags, timeout, answer)
+        return self._answer(("publish", reference), answer, timeout, f"publish on `{topic}`")
+
+    def subscribe(self, pattern, *, overflow="drop_newest", messages=0, size=0, group="", retained=False,
+                  timeout=WRITE_SECONDS):
+        """Returns when the broker has confirmed that what matches `pattern` is routed here from now on.
+
+        `overflow` says what is lost if we are too slow: drop_newest, drop_oldest, latest_only, disconnect,
+        or wait (nothing; the publishers wait, which must be permitted). `messages` and `size` (bytes) bound
+        the queue at the broker; zero stands for its defaults. One member of a `group` gets each message.
+        """
+        number = self._number()
+        subscription = self._subscriptions[number] = Subscription(self, number, pattern)
+        flags = RETAINED if retained else 0
+        self._subscribe(number, flags, OVERFLOW[overflow], (messages, size), pattern, group, timeout)
+        return subscription
+
+    def serve(self, pattern, handler, *, group="", timeout=WRITE_SECONDS):
+        """Returns when requests that match `pattern` are routed here; `handler(request)` answers each.
+
+        It runs on a thread of its own for every request in hand. What it returns is the answer: text, bytes,
+        anything JSON can say, or `None` for an empty end; a generator yields the parts of a streamed one. An
+        exception ends the request with the code `handler_failed`, and nothing else.
+        """
+        number = self._number()
+        self._handlers[number] = [handler, 0]
+        self._subscribe(number, SERVE, OVERFLOW["drop_newest"], (0, 0), pattern, group, timeout)
+
+    def request(self, topic, payload=b"", *, timeout=60.0):
+        """Asks, and returns the answer's last part; `None` if the answer is empty."""
+        answer = None
+        for answer in self.request_stream(topic, payload, timeout=timeout):
+            pass
+        return answer
+
+    def request_stream(self, topic, payload=b"", *, timeout=60.0):
+        """Asks, and returns a `Stream` of the answer's parts. `timeout` (seconds) is for all of it."""
+        number = self._number()
+        stream = self._streams[number] = Stream(self, number, topic, time.monotonic() + timeout)
+        head = struct.pack("<BQII", REQUEST, number, 0, WINDOW)
+        deadline_ms = int((time.time() + timeout) * 1000)
+        try:
+            self._put(head + _block(0, topic, payload, 0, deadline_ms), timeout=timeout)
+        except BusError:
+            self._streams.pop(number, None)
+            raise
+        return stream
+
+    def wait(self):
+        """Until the session ends, which raises `SessionLost`; returns after `close`."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._lost)
+        if not self._closing:
+            raise self._lost
+
+    def close(self):
+        """Sends what waits, says goodbye, and ends the session."""
+        try:
+            self._put(struct.pack("<B", GOODBYE) + _text8("closing") + _text16(""))
+        except BusError:
+            pass  # it is over already
+        self._closing = True
+        self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # Sending: any thread
+
+    def _number(self):
+        with self._lock:
+            return next(self._numbers)
+
+    def _publish(self, topic, payload, flags, timeout, answer):
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            released = self._lock.wait_for(lambda: self._lost or topic not in self._held, timeout)
+            if not released:
+                raise Full(f"`{topic}` is held: a subscriber that makes publishers wait was full for {timeout} s")
+            self._sequence += 1
+            reference = self._sequence
+            if answer:
+                self._waiting["publish", reference] = answer
+            record = struct.pack("<B", PUBLISH) + _block(flags, topic, payload, reference, 0)
+            self._put(record, timeout=max(0.0, deadline - time.monotonic()))
+        return reference
+
+    def _subscribe(self, number, flags, overflow, bounds, pattern, group, timeout):
+        answer = self._waiting["subscribe", number] = queue.SimpleQueue()
+        record = struct.pack("<BIBBII", SUBSCRIBE, number, flags, overflow, *bounds)
+        try:
+            self._put(record + _text8(pattern) + _text8(group))
+            self._answer(("subscribe", number), answer, timeout, f"subscription to `{pattern}`")
+        except BusError:
+            self._subscriptions.pop(number, None)
+            self._handlers.pop(number, None)
+            raise
+
+    def _answer(self, key, answer, timeout, what):
+        try:
+            said = answer.get(timeout=timeout)
+        except queue.Empty:
+            self._waiting.pop(key, None)
+            raise TimedOut(f"the broker did not answer the {what} within {timeout} s") from None
+        if isinstance(said, BusError):
+            raise said
+        return said
+
+    def _put(self, record, is_control=False, timeout=WRITE_SECONDS):
+        with self._lock:
+            def is_over_or_has_room():
+                return self._lost or self._outgoing_bytes < OUTGOING_BYTES
+
+            # The thread that empties the queue must never wait for it; what it sends is small and bounded.
+            if not is_control and threading.current_thread() is not self._thread:
+                if not self._lock.wait_for(is_over_or_has_room, timeout):
+                    raise Full(f"the broker took nothing for {timeout} s; {self._outgoing_bytes} bytes wait")
+            if self._lost:
+                if is_control:
+                    return
+                raise self._lost
+            self._outgoing.append(record)
+            self._outgoing_bytes += len(record)
+            was_awake, self._awake = self._awake, True
+        if not was_awake:
+            self._wake()
+
+    def _wake(self):
+        try:
+            self._wake_write.send(b"\0")
+        except OSError:
+            pass  # a full pipe wakes as well; a closed one belongs to a session that is over
+
+    # The thread with the socket
+
+    def _run(self):
+        try:
+            for record in self._records(self._rest):
+                self._take(record)
+            self._loop()
+            reason = SessionLost("the session was closed")
+        except BusError as error:
+            reason = error
+        except Exception as error:  # a record that cannot be read; say so instead of hanging
+            reason = SessionLost(f"the broker's records cannot be read: {error!r}")
+        self._end(reason)
+
+    def _loop(self):
+        poller, pending = zmq.Poller(), collections.deque()
+        for readable in (self._socket, self._monitor, self._wake_read):
+            poller.register(readable, zmq.POLLIN)
+        blocked_since = None
+        while True:
+            self._gather(pending)
+            while pending and self._try_send(pending[0]):
+                pending.popleft()
+                blocked_since = None
+                self._gather(pending)
+            poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if pending else 0))
+            if pending:
+                blocked_since = blocked_since or time.monotonic()
+                if time.monotonic() - blocked_since > WRITE_SECONDS:
+                    raise SessionLost(f"the broker took nothing for {WRITE_SECONDS} s")
+            elif self._closing:
+                return
+            for ready, _ in poller.poll(1000 if pending else None):
+                if ready is self._socket:
+                    self._receive()
+                elif ready is self._monitor:
+                    self._watch(parse_monitor_message(self._monitor.recv_multipart()))
+                else:
+                    self._wake_read.recv(4096)
+
+    def _gather(self, pending):
+        """Batches of what waits, if the socket has taken those before."""
+        if pending:
+            return
+        with self._lock:
+            batch, size = [], 0
+            while self._outgoing and not pending:
+                record = self._outgoing.popleft()
+                self._outgoing_bytes -= len(record)
+                if len(record) > RECORD_BYTES_MAX:
+                    if batch:
+                        pending.append(b"".join(batch))
+                        batch = []
+                    pending.extend(_fragments(record))
+                    break
+                batch += (struct.pack("<I", len(record)), record)
+                size += len(record) + 4
+                if size >= BATCH_BYTES:
+                    break
+            if batch:
+                pending.append(b"".join(batch))
+            self._awake = bool(pending)
+            self._lock.notify_all()
+
+    def _try_send(self, batch):
+        try:
+            self._socket.send(batch, zmq.NOBLOCK)
+            return True
+        except zmq.Again:
+            return False
+
+    def _receive(self):
+        while True:
+            try:
+                batch = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            for record in self._records(batch):
+                self._take(record)
+
+    def _watch(self, event):
+        if event["event"] == zmq.EVENT_DISCONNECTED:
+            raise SessionLost("the session with the broker was lost")
+
+    def _records(self, batch):
+        at = 0
+        while at < len(batch):
+            (length,) = struct.unpack_from("<I", batch, at)
+            record = batch[at + 4 : at + 4 + length]
+            at += 4 + length
+            if record[0] != FRAGMENT:
+                yield record
+                continue
+            self._fragments += record[2:]
+            if record[1]:
+                yield bytes(self._fragments)
+                self._fragments.clear()
+
+    def _take(self, record):
+        take = self._TAKE.get(record[0])
+        if take:  # a kind that we do not know belongs to a later version: skip it
+            take(self, _Fields(record[1:]))
+
+    def _on_deliver(self, fields):
+        numbers = [fields.take("I") for _ in range(fields.take("B"))]
+        _, message = self._message(fields, Message)
+        found = [self._subscriptions[number] for number in numbers if number in self._subscriptions]
+        # The first one carries the credit, when all have consumed it.
+        first, left = self._subscriptions.get(numbers[0]), [len(found)]
+
+        def settle():
+            left[0] -= 1
+            if left[0] == 0 and first:
+                first._consumed(len(message.payload))
+
+        for subscription in found:
+            subscription._items.put((message, settle))
+
+    def _on_request(self, fields):
+        number, subscription, window = fields.take("QII")
+        handler = self._handlers.get(subscription)
+        deadline_ms, request = self._message(fields, Request, self, number, window)
+        if handler is None:
+            return request.fail("not_served", f"`{request.topic}` is not served any more")
+        handler[1] += 1
+        self._put(struct.pack("<BBQQ", CREDIT, OF_SUBSCRIPTION, subscription, handler[1]), True)
+        if len(self._requests) >= REQUESTS_MAX:
+            return request.fail("busy", f"{REQUESTS_MAX} requests are in hand already")
+        self._requests[number] = request
+        with self._lock:
+            needs_worker = self._idle_workers == 0
+            self._idle_workers -= not needs_worker
+        self._work.put((handler[0], request))
+        if needs_worker:
+            worker = threading.Thread(target=self._answer_requests, name="interlock-worker", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+
+    def _message(self, fields, kind, *first):
+        flags, topic_bytes, header_bytes, origin, sequence, deadline_ms = fields.take("BBHIQQ")
+        topic = fields.bytes(topic_bytes).decode()
+        header, payload = fields.bytes(header_bytes), fields.rest()
+        if kind is Request:
+            first += (deadline_ms,)
+        origin = self._origins.get(origin, "")
+        return deadline_ms, kind(*first, topic, origin, sequence, header, payload, bool(flags & RETAIN))
+
+    def _on_reply(self, fields):
+        stream = self._streams.get(fields.take("Q"))
+        if stream:
+            stream._items.put(_part_of(fields, stream._topic))
+
+    def _on_reply_end(self, fields):
+        number, status = fields.take("QB")
+        code, text = fields.text8(), fields.text16()
+        stream = self._streams.pop(number, None)
+        if not stream:
+            return
+        last = _part_of(fields, stream._topic)
+        if last:
+            stream._items.put(last)
+        stream._items.put({
+            DONE: lambda: None,
+            NO_RESPONDERS: lambda: NoResponders(text or f"nobody serves `{stream._topic}`"),
+            STATUS_DENIED: lambda: Denied(code or "not_permitted", stream._topic, text),
+            TIMED_OUT: lambda: TimedOut(text or f"no answer on `{stream._topic}` within the time"),
+            CANCELLED: lambda: Cancelled(f"the request on `{stream._topic}` was cancelled"),
+            SERVER_GONE: lambda: RequestFailed("server_gone", text or "the server's session ended"),
+            BUSY: lambda: RequestFailed("busy", text or "the server's queue is full"),
+        }.get(status, lambda: RequestFailed(code, text))())
+
+    def _on_cancel(self, fields):
+        request = self._requests.pop(fields.take("Q"), None)
+        if request:
+            request._cancel()
+
+    def _on_credit(self, fields):
+        scope = fields.take("B")
+        if scope == OF_REQUEST:
+            number, parts = fields.take("QQ")
+            request = self._requests.get(number)
+            if request:
+                request._credit(parts)
+        elif scope == OF_TOPIC:
+            granted, topic = fields.take("B"), fields.text8()
+            with self._lock:
+                self._held.discard(topic) if granted else self._held.add(topic)
+                self._lock.notify_all()
+
+    def _on_ping(self, fields):
+        number, is_answer = fields.take("QB")
+        if not is_answer:
+            self._put(struct.pack("<BQB", PING, number, 1), True)
+
+    def _on_denied(self, fields):
+        operation, reference = fields.take("BQ")
+        denial = Denied(fields.text8(), fields.text8(), fields.text16())
+        operation = OPERATIONS[operation] if operation < len(OPERATIONS) else "other"
+        waiting = self._waiting.pop(("publish" if operation == "publish" else "subscribe", reference), None)
+        if waiting:
+            waiting.put(denial)
+        else:
+            self.denied += 1
+            log.warning("%s: %s", operation, denial)
+
+    def _on_gap(self, fields):
+        number, count = fields.take("IQ")
+        subscription = self._subscriptions.get(number)
+        if subscription:
+            unknown = (1 << 64) - 1
+            subscription._items.put((Gap(None if count == unknown else count, fields.text8()), None))
+
+    def _on_accepted(self, fields):
+        reference, subscribers, dropped = fields.take("QII")
+        waiting = self._waiting.pop(("publish", reference), None)
+        if waiting:
+            waiting.put(Acknowledgement(subscribers, dropped))
+
+    def _on_subscribed(self, fields):
+        number, since = fields.take("IQ")
+        waiting = self._waiting.pop(("subscribe", number), None)
+        if waiting:
+            waiting.put(since)
+
+    def _on_origin(self, fields):
+        number = fields.take("I")
+        self._origins[number] = fields.text8()
+
+    def _on_goodbye(self, fields):
+        code, text = fields.text8(), fields.text16()
+        raise SessionLost(f"the broker says goodbye ({code}): {text}")
+
+    _TAKE = {
+        SUBSCRIBED: _on_subscribed, DELIVER: _on_deliver, REQUEST: _on_request, REPLY: _on_reply,
+        REPLY_END: _on_reply_end, CANCEL: _on_cancel, CREDIT: _on_credit, PING: _on_ping,
+        DENIED: _on_denied, GAP: _on_gap, GOODBYE: _on_goodbye, ORIGIN: _on_origin, ACCEPTED: _on_accepted,
+    }
+
+    def _end(self, reason):
+        """Everything in hand hears why. Nobody is left waiting."""
+        with self._lock:
+            self._lost = reason
+            self._outgoing.clear()
+            self._outgoing_bytes = 0
+            self._lock.notify_all()
+        for subscription in list(self._subscriptions.values()):
+            subscription._items.put((reason, None))
+        for stream in list(self._streams.values()):
+            stream._items.put(reason)
+        for waiting in list(self._waiting.values()):
+            waiting.put(reason)
+        for request in list(self._requests.values()):
+            request._cancel()
+        for _ in self._workers:
+            self._work.put(None)
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=1000)
+
+    # The threads with the handlers
+
+    def _answer_requests(self):
+        while work := self._work.get():
+            handler, request = work
+            try:
+                _answer_one(handler, request)
+            except (Cancelled, SessionLost):
+                pass  # nobody is left to be told
+            except Exception as error:  # the handler's mistake ends its request, not the program
+                log.exception("the handler of `%s` failed", request.topic)
+                try:
+                    request.fail("handler_failed", str(error))
+                except BusError:
+                    pass  # the session is over, and so is the request
+            self._requests.pop(request._number, None)
+            with self._lock:
+                self._idle_workers += 1
+
+
+def _answer_one(handler, request):
+    answer = handler(request)
+    if hasattr(answer, "__next__"):
+        try:
+            for part in answer:
+                request.reply(part)
+        finally:
+            answer.close()
+        answer = None
+    request.end(answer)
+
+
+# ------------------------------------------------------------------------------------- connecting
+
+
+def connect(credentials=None, *, program=None, timeout=30.0):
+    """Connects, and returns a `Bus` when the broker has said hello, or raises what is wrong.
+
+    `credentials` is a file as `interlock keys issue` writes it. `None` takes what the runtime gives its
+    children: a descriptor, which can be read once, or the file named in INTERLOCK_CREDENTIALS.
+    """
+    known = load_credentials(credentials)
+    deadline = time.monotonic() + timeout
+    endpoints, program = known["endpoints"], program or os.path.basename(sys.argv[0])
+    while True:
+        for endpoint in endpoints:
+            bus = _try_endpoint(known, endpoint, program, deadline)
+            if bus:
+                return bus
+        if time.monotonic() + RETRY_SECONDS >= deadline:
+            raise Unreachable(f"no broker answered at {', '.join(endpoints)} within {timeout} s; is it running?")
+        time.sleep(RETRY_SECONDS)
+
+
+def load_credentials(path=None):
+    """The content of a credentials file: see `connect`."""
+    path = path or os.environ.get("INTERLOCK_CREDENTIALS")
+    descriptor = os.environ.pop("INTERLOCK_CREDENTIALS_FD", None)
+    if not path and not descriptor:
+        raise Refused("no credentials: name a file, or let the runtime start this program")
+    with open(path, "rb") if path else os.fdopen(int(descriptor), "rb") as file:
+        return tomllib.load(file)
+
+
+def _try_endpoint(known, endpoint, program, deadline):
+    """A `Bus`, or `None` if nothing listens there or the time is over."""
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.METADATA, b"X-Interlock:1")
+    socket.curve_publickey = known["public_key"].encode()
+    socket.curve_secretkey = known["secret_key"].encode()
+    socket.curve_serverkey = known["broker_key"].encode()
+    # A short queue in the socket, so that batches fill while it is busy.
+    socket.immediate, socket.sndhwm, socket.rcvhwm, socket.linger = 1, 4, 16, 0
+    monitor = socket.get_monitor_socket()
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(monitor, zmq.POLLIN)
+    failed = (zmq.EVENT_CONNECT_RETRIED, zmq.EVENT_CLOSED, zmq.EVENT_DISCONNECTED)
+    try:
+        socket.connect(endpoint)
+        while (left := deadline - time.monotonic()) > 0:
+            for ready, _ in poller.poll(left * 1000):
+                if ready is socket:
+                    hello, rest = _hello(socket.recv())
+                    bus = Bus(socket, monitor, hello, rest)
+                    socket = None
+                    return bus
+                event = parse_monitor_message(monitor.recv_multipart())
+                if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    record = struct.pack("<BHH", HELLO, MAJOR, MINOR) + _text8(program) + _text8("") + bytes(16)
+                    socket.send(struct.pack("<I", len(record)) + record)
+                elif event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    raise Refused(
+                        f"the broker at `{endpoint}` does not hold the key in the credentials"
+                        if event["value"] == 500
+                        else f"the broker at `{endpoint}` refuses this key: it is unknown, revoked or without rights"
+                    )
+                elif event["event"] in failed:
+                    return None
+        return None
+    finally:
+        if socket:
+            socket.disable_monitor()
+            monitor.close(linger=0)
+            socket.close(linger=0)
+
+
+def _hello(batch):
+    (length,) = struct.unpack_from("<I", batch)
+    fields = _Fields(batch[4 : 4 + length])
+    kind = fields.take("B")
+    if kind == GOODBYE:
+        raise Refused(f"the broker says goodbye ({fields.text8()}): {fields.text16()}")
+    major, _minor = fields.take("HH")
+    if kind != HELLO or major != MAJOR:
+        raise Refused(f"the broker speaks version {major} of the protocol, this module version {MAJOR}")
+    _program, name = fields.text8(), fields.text8()
+    return (name, fields.bytes(16).hex()), batch[4 + length :]
+
+
+# ------------------------------------------------------------------- what a supervised program says
+
+
+def ready(status=""):
+    """Tells the runtime that this program is ready. Does no harm if nobody wants to know."""
+    if descriptor := os.environ.get("INTERLOCK_READY_FD"):
+        os.write(int(descriptor), b"\n")
+    _notify("READY=1" + (f"\nSTATUS={status}" if status else ""))
+
+
+def status(text):
+    """What this program does now, for `interlock status`; counts as progress while it starts."""
+    _notify(f"STATUS={text}")
+
+
+def extend(seconds):
+    """Asks for so many seconds more to get ready, or to stop."""
+    _notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+
+
+def heartbeat():
+    """Says that this program lives. To be called at least every `heartbeat_seconds()`, if that is given."""
+    _notify("WATCHDOG=1")
+
+
+def heartbeat_seconds():
+    """How often the runtime wants a heartbeat, half its limit; `None` if it wants none."""
+    limit = os.environ.get("WATCHDOG_USEC")
+    return int(limit) / 2_000_000 if limit else None
+
+
+def _notify(text):
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with unix.socket(unix.AF_UNIX, unix.SOCK_DGRAM) as notify:
+            notify.connect("\0" + address[1:] if address.startswith("@") else address)
+            notify.send(text.encode())
+
+
+# ------------------------------------------------------------------------------------ the encoding
+
+
+class _Fields:
+    """Takes the fields of a record one after another. Bytes behind the known ones are ignored."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, form):
+        values = struct.unpack_from("<" + form, self.data, self.at)
+        self.at += struct.calcsize("<" + form)
+        return values if len(values) > 1 else values[0]
+
+    def bytes(self, count):
+        if self.at + count > len(self.data):
+            raise struct.error("the record ends too early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def rest(self):
+        return self.bytes(len(self.data) - self.at)
+
+    def text8(self):
+        return self.bytes(self.take("B")).decode()
+
+    def text16(self):
+        return self.bytes(self.take("H")).decode()
+
+
+def _text8(text):
+    data = text.encode()
+    if len(data) > 255:
+        raise ValueError(f"`{text[:40]}...` has {len(data)} bytes; at most 255 fit")
+    return bytes([len(data)]) + data
+
+
+def _text16(text):
+    data = text.encode()[:65535]
+    return struct.pack("<H", len(data)) + data
+
+
+def _encoded(payload):
+    """Bytes and content type."""
+    if isinstance(payload, str):
+        return payload.encode(), TEXT
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return bytes(payload), BYTES
+    return json.dumps(payload).encode(), JSON
+
+
+def _header(content_type):
+    """Message id (UUIDv7, RFC 9562), time, and the content type unless it is plain bytes."""
+    now = time.time_ns()
+    random = int.from_bytes(os.urandom(10))
+    number = (now // 1_000_000) << 80 | random
+    number = number & ~(0xF << 76) | 7 << 76
+    number = number & ~(3 << 62) | 2 << 62
+    header = number.to_bytes(16) + struct.pack("<QQ", now, bool(content_type))
+    if content_type:
+        name = content_type.encode()
+        header += struct.pack("<HQ", 1, len(name)) + name
+    return header
+
+
+def _header_of(data):
+    """Id, time and content type; `None`, 0 and "" if there is no header."""
+    if not data:
+        return None, 0, BYTES
+    fields, content_type = _Fields(data), BYTES
+    message_id, (published_at, count) = uuid.UUID(bytes=fields.bytes(16)), fields.take("QQ")
+    for _ in range(count):
+        tag, length = fields.take("HQ")
+        value = fields.bytes(length)
+        if tag == 1:
+            content_type = value.decode()
+    return message_id, published_at, content_type
+
+
+def _block(flags, topic, payload, sequence, deadline_ms):
+    data, content_type = _encoded(payload)
+    if len(data) > PAYLOAD_BYTES_MAX:
+        raise ValueError(f"the payload has {len(data)} bytes; at most {PAYLOAD_BYTES_MAX} are taken")
+    name, header = topic.encode(), _header(content_type)
+    if len(name) > 255:
+        raise ValueError(f"the topic has {len(name)} bytes; at most 255 fit")
+    prefix = struct.pack("<BBHIQQ", flags, len(name), len(header), 0, sequence, deadline_ms)
+    return b"".join((prefix, name, header, data))
+
+
+def _part(payload):
+    data, content_type = _encoded(payload)
+    header = _header(content_type)
+    return struct.pack("<H", len(header)) + header + data
+
+
+def _part_of(fields, topic):
+    """A part as a message; `None` if there is none."""
+    header_bytes = fields.take("H")
+    header, payload = fields.bytes(header_bytes), fields.rest()
+    return Message(topic, "", 0, header, payload) if header_bytes else None
+
+
+def _fragments(record):
+    for at in range(0, len(record), RECORD_BYTES_MAX):
+        piece = record[at : at + RECORD_BYTES_MAX]
+        is_last = at + len(piece) == len(record)
+        yield struct.pack("<IBB", len(piece) + 2, FRAGMENT, is_last) + piece
