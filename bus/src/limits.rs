@@ -65,6 +65,10 @@ pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 4096;
 /// Sessions of one broker, half-open ones included. Beyond, accepting waits.
 pub const SESSIONS_MAX: usize = 8192;
 
+/// Connections the system holds until they are accepted, up to its own `net.core.somaxconn`. A client beyond
+/// that tries again after a second, so a thousand that start at once need more than the usual 128.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
 /// Connections that have not finished their handshake. Beyond, accepting waits until one ends.
 pub const HALF_OPEN_MAX: usize = 1024;
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use mio::net::{TcpListener, UnixListener, UnixStream};
+use socket2::SockRef;
 
 use super::{BrokerError, connection::Stream};
-use crate::endpoint::Endpoint;
+use crate::{endpoint::Endpoint, limits};
 
 /// One listening socket.
 #[derive(Debug)]
@@ -29,11 +30,14 @@ impl Listener {
                 let mut addresses = (host.as_str(), *port).to_socket_addrs().map_err(refuse)?;
                 let address =
                     addresses.next().ok_or_else(|| refuse(io::ErrorKind::AddrNotAvailable.into()))?;
-                Ok(Self::Tcp(TcpListener::bind(address).map_err(refuse)?))
+                let listener = TcpListener::bind(address).map_err(refuse)?;
+                SockRef::from(&listener).listen(limits::LISTEN_BACKLOG).map_err(refuse)?;
+                Ok(Self::Tcp(listener))
             }
             Endpoint::Ipc(path) => {
                 remove_stale(path).map_err(refuse)?;
                 let listener = UnixListener::bind(path).map_err(refuse)?;
+                SockRef::from(&listener).listen(limits::LISTEN_BACKLOG).map_err(refuse)?;
                 fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(refuse)?;
                 Ok(Self::Unix(listener, path.clone()))
             }
