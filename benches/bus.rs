@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use interlock_bus::{
     Broker, BrokerConfig, Client, ConnectOptions, Credentials, Endpoint, KeyStore, PeerName, Permissions,
+    broker::raise_open_files_limit,
 };
 
 use crate::{arguments::Arguments, process::Process, report::say};
@@ -28,10 +29,18 @@ impl Bus {
     /// # Panics
     /// If the broker does not come up.
     pub fn start() -> Self {
+        Self::start_with(|directory| Process::role("broker", &[("directory", directory)]))
+    }
+
+    /// Lets `start` start the role `broker` on this directory.
+    ///
+    /// # Panics
+    /// If the broker does not come up.
+    pub fn start_with(start: impl FnOnce(String) -> Process) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let (store, _) =
             KeyStore::open_or_create(&directory.path().join(KEYS)).expect("a key store can be made");
-        let broker = Process::role("broker", &[("directory", directory.path().display().to_string())]);
+        let broker = start(directory.path().display().to_string());
         let endpoint = broker.expect("ready").remove(0).parse().expect("a broker prints its endpoint");
         Self { broker, store, endpoint, directory }
     }
@@ -69,6 +78,7 @@ pub fn broker(arguments: &Arguments) {
     let store = KeyStore::open(&Path::new(directory).join(KEYS)).expect("the bench has made the key store");
     let endpoints = vec!["tcp://127.0.0.1:0".parse().expect("an endpoint")];
     let config = BrokerConfig::from_key_store(&store, endpoints).expect("a fresh registry can be read");
+    raise_open_files_limit();
     let handle = Broker::start(config).expect("a broker can start on a free port");
     say(&format!("ready {}", handle.endpoints()[0]));
     loop {
@@ -76,12 +86,19 @@ pub fn broker(arguments: &Arguments) {
     }
 }
 
-/// A client with the credentials this role was given.
+/// How a role connects with the credentials it was given.
+///
+/// # Panics
+/// If they cannot be read.
+pub fn connect_options(arguments: &Arguments) -> ConnectOptions {
+    let path = arguments.text("credentials").expect("the role is given its credentials");
+    ConnectOptions::new(Credentials::load(Path::new(path)).expect("the bench has written them"))
+}
+
+/// A client with these credentials.
 ///
 /// # Panics
 /// If it cannot connect.
 pub fn client(arguments: &Arguments) -> Client {
-    let path = arguments.text("credentials").expect("the role is given its credentials");
-    let credentials = Credentials::load(Path::new(path)).expect("the bench has written them");
-    Client::connect_blocking(ConnectOptions::new(credentials)).expect("the broker is there")
+    Client::connect_blocking(connect_options(arguments)).expect("the broker is there")
 }

@@ -173,14 +173,15 @@ impl Window {
     }
 }
 
-fn topics(arguments: &Arguments) -> Vec<TopicName> {
+/// The topics of a flow: the base, or as many below it.
+pub fn topics(arguments: &Arguments) -> Vec<TopicName> {
     let base = arguments.text("topic").unwrap_or(TOPIC);
     let name = |at, topics| if topics == 1 { base.to_owned() } else { format!("{base}/{at:04}") };
     let topics = arguments.value("topics", 1);
     (0..topics).map(|at| name(at, topics).parse().expect("a topic")).collect()
 }
 
-/// The role `publisher`: publishes for ever, on its topics in turn.
+/// The role `publisher`: publishes on its topics in turn, for ever or as many `messages` on each.
 ///
 /// # Panics
 /// If the broker refuses a message or the link is lost.
@@ -191,7 +192,7 @@ pub fn publisher(arguments: &Arguments) {
     let mut payload = vec![0; arguments.value("bytes", PAYLOAD_BYTES_MIN)];
     let options = PublishOptions::default();
     wait(async {
-        for running in 0u64.. {
+        for running in 0..arguments.value("messages", u64::MAX) {
             payload[..8].copy_from_slice(&running.to_le_bytes());
             for (topic, stream) in topics.iter().zip(stream..) {
                 payload[8..12].copy_from_slice(&stream.to_le_bytes());
@@ -201,6 +202,8 @@ pub fn publisher(arguments: &Arguments) {
                 }
             }
         }
+        client.close().await;
+        say("published");
     });
 }
 
@@ -251,6 +254,36 @@ pub fn subscriber(arguments: &Arguments) {
                 _ => {}
             }
         }
+    });
+}
+
+/// The role `taker`, with the default policy: takes until all `messages` are accounted for, as come or as
+/// reported lost.
+///
+/// # Panics
+/// If more come than were to, or the broker cannot say how many it lost.
+pub fn taker(arguments: &Arguments) {
+    let client = bus::client(arguments);
+    let (messages, bytes) = (arguments.value("messages", 1), arguments.value("bytes", 0));
+    let filter: TopicFilter = TOPIC.parse().expect("a topic is a filter");
+    let (mut came, mut lost) = (0, 0);
+    wait(async {
+        let options = SubscribeOptions::default();
+        let mut subscription = client.subscribe(&filter, options).await.expect("it is permitted");
+        say("ready");
+        while came + lost < messages {
+            match subscription.next().await {
+                Some(Event::Message(message)) => {
+                    assert_eq!(message.payload.len(), bytes, "a message came whole");
+                    came += 1;
+                }
+                Some(Event::Gap { count: Some(count), .. }) => lost += count,
+                other => panic!("a message or a counted gap was awaited, and {other:?} came"),
+            }
+        }
+        assert_eq!(came + lost, messages, "{came} came and {lost} were reported as lost");
+        say(&format!("end {came} {lost}"));
+        std::future::pending::<()>().await;
     });
 }
 

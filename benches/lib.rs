@@ -4,10 +4,11 @@
 //! again in a [`role`](arguments::Arguments), and libzmq's side as a small C program that it compiles.
 //!
 //! Reading order: [`arguments`], [`process`], [`bus`] and [`libzmq`] (the two sides), [`flow`] (a stream
-//! of messages through either), [`clock`], [`report`].
+//! of messages through either), [`clock`], [`callgrind`], [`report`].
 
 pub mod arguments;
 pub mod bus;
+pub mod callgrind;
 pub mod clock;
 pub mod flow;
 pub mod libzmq;

@@ -3,9 +3,15 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
     time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 /// How long any line of a child may take.
@@ -45,12 +51,16 @@ impl Process {
     /// Starts this same program in a role.
     pub fn role(role: &str, arguments: &[(&'static str, String)]) -> Self {
         let program = std::env::current_exe().expect("the system knows the running program");
-        let mut command = Command::new(program);
+        Self::role_of(&mut Command::new(program), role, arguments)
+    }
+
+    /// Starts this same program in a role, by a command to which only the role is missing.
+    pub fn role_of(command: &mut Command, role: &str, arguments: &[(&'static str, String)]) -> Self {
         command.args(["--role", role]);
         for (name, value) in arguments {
             command.arg(format!("--{name}")).arg(value);
         }
-        Self::start(role, &mut command)
+        Self::start(role, command)
     }
 
     /// The words of the next line, which must begin with `word`.
@@ -63,6 +73,18 @@ impl Process {
         let mut words = line.split_whitespace().map(str::to_owned);
         assert_eq!(words.next().as_deref(), Some(word), "{} said `{line}`", self.name);
         words.collect()
+    }
+
+    /// Whether a line that begins with `word` has come, without waiting.
+    ///
+    /// # Panics
+    /// If it has ended without that line.
+    pub fn has_said(&self, word: &str) -> bool {
+        match self.lines.try_recv() {
+            Ok(line) => line.starts_with(word),
+            Err(mpsc::TryRecvError::Empty) => false,
+            Err(mpsc::TryRecvError::Disconnected) => panic!("{} ended before it said `{word}`", self.name),
+        }
     }
 
     /// The first line that is what is looked for; others are passed over.
@@ -91,6 +113,23 @@ impl Process {
         })
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.id() as i32), signal).expect("the process lives");
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Panics
+    /// If it is gone already, or the system cannot wait for it.
+    pub fn end(mut self) {
+        self.signal(Signal::SIGTERM);
+        self.child.wait().expect("a child can be waited for");
+    }
+
     /// Its number.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -108,6 +147,30 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Builds with the cargo that runs this bench, as it was built, and gives the directory of the results. A
+/// directory below that of the bench's own keeps what is built in another way apart.
+///
+/// # Panics
+/// If that fails.
+pub fn build(arguments: &[&str], below: Option<&str>) -> PathBuf {
+    let own = std::env::current_exe().expect("the system knows the running program");
+    let target = own.ancestors().nth(3).expect("cargo puts a bench into TARGET/release/deps");
+    let target = below.map_or(target.to_owned(), |below| target.join(below));
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let built = Command::new(cargo)
+        .args(["build", "--release", "--target-dir"])
+        .arg(&target)
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(
+        built.is_ok_and(|status| status.success()),
+        "`cargo build --release {}` failed",
+        arguments.join(" ")
+    );
+    target.join("release")
 }
 
 /// Processor time of all living threads of a process, from the scheduler's own clock; zero if it is gone.
@@ -136,9 +199,18 @@ pub fn with_descendants(process: u32) -> Vec<u32> {
     found
 }
 
+/// Memory of a process in KiB that is in RAM; zero if it is gone.
+pub fn resident_kib(process: u32) -> u64 {
+    memory_kib(process, "status", "VmRSS:")
+}
+
 /// Memory of a process in KiB, with its share of what it shares; zero if it is gone.
 pub fn proportional_kib(process: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    memory_kib(process, "smaps_rollup", "Pss:")
+}
+
+fn memory_kib(process: u32, file: &str, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -5,14 +5,14 @@
 //! `[-- --rounds 5 --idle-ms 10000 --record NAME]`
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
 use interlock_benches::{
     arguments::Arguments,
-    process::{Process, cpu, proportional_kib, with_descendants},
+    process::{Process, build, cpu, proportional_kib, with_descendants},
     report::{Repeats, Report, one_digit, two_digits},
 };
 
@@ -21,7 +21,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 fn main() {
     let arguments = Arguments::read(&["rounds", "idle-ms"]);
-    let program = build();
+    let program = build(&["-p", "interlock"], None).join("interlock");
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let data = directory.path().join("data");
     let mut report = Report::begin("start");
@@ -57,21 +57,6 @@ fn main() {
     report.line(&format!("| idle processor, % of one core over {elapsed:.0?} | {} |", two_digits(percent)));
     stop(&program, &data, process);
     report.keep(arguments.text("record"));
-}
-
-/// Builds the binary as this bench was built, and gives its path.
-fn build() -> PathBuf {
-    let own = std::env::current_exe().expect("the system knows the running program");
-    let release = own.ancestors().nth(2).expect("cargo puts a bench into TARGET/release/deps");
-    let target = release.parent().expect("cargo puts a bench into TARGET/release/deps");
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let built = Command::new(cargo)
-        .args(["build", "--release", "-p", "interlock", "--target-dir"])
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status();
-    assert!(built.is_ok_and(|status| status.success()), "`cargo build --release -p interlock` failed");
-    release.join("interlock")
 }
 
 /// Starts it and waits for its report; gives the milliseconds that took.

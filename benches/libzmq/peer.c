@@ -131,7 +131,7 @@ static void proxy(void) {
     zmq_proxy(front, back, NULL);
 }
 
-/* ---- a flow: flow.rs ---- */
+/* ---- a flow: flow.rs; `messages` and `take`: memory.rs ---- */
 
 /* `frames=1`: topic and payload in one frame, libzmq's fastest form; 2: a frame each. */
 static void send_message(void *socket, const char *topic, const void *payload, size_t bytes, int frames) {
@@ -165,12 +165,13 @@ static void topic_name(char *name, size_t bytes, uint64_t at, uint64_t topics) {
 
 static void publish(void) {
     uint64_t topics = number("topics", "1"), stream = number("publisher", "0") * topics, bytes = number("bytes", NULL);
+    uint64_t messages = number("messages", "18446744073709551615");
     int frames = (int)number("frames", "1");
     char(*names)[64] = calloc(topics, sizeof *names), *payload = calloc(1, bytes);
     void *socket = connect_client(ZMQ_PUB, NULL);
     for (uint64_t at = 0; at < topics; at++)
         topic_name(names[at], sizeof names[at], at, topics);
-    for (uint64_t running = 0;; running++) {
+    for (uint64_t running = 0; running < messages; running++) {
         for (uint64_t at = 0; at < topics; at++) {
             uint32_t of = (uint32_t)(stream + at);
             memcpy(payload, &running, sizeof running);
@@ -178,6 +179,23 @@ static void publish(void) {
             send_message(socket, names[at], payload, bytes, frames);
         }
     }
+    wait_to_be_killed();
+}
+
+static void take(void) {
+    uint64_t messages = number("messages", NULL), bytes = 0;
+    void *socket = connect_client(ZMQ_SUB, "");
+    say_ready();
+    for (; messages > 0; messages--) {
+        zmq_msg_t message;
+        zmq_msg_init(&message);
+        must(zmq_msg_recv(&message, socket, 0), "receive");
+        bytes += zmq_msg_size(&message);
+        zmq_msg_close(&message);
+    }
+    printf("took %" PRIu64 "\n", bytes);
+    fflush(stdout);
+    wait_to_be_killed();
 }
 
 static void subscribe(void) {
@@ -418,7 +436,7 @@ int main(int count, char **arguments) {
     static const struct {
         const char *name;
         void (*run)(void);
-    } roles[] = {{"proxy", proxy}, {"publish", publish}, {"subscribe", subscribe}, {"pace", pace}, {"latency", latency},
+    } roles[] = {{"proxy", proxy}, {"publish", publish}, {"subscribe", subscribe}, {"take", take}, {"pace", pace}, {"latency", latency},
                  {"request", request}, {"reply", reply}, {"idle", idle}, {"watch", watch}};
     const char *role = count > 1 ? arguments[1] : "";
     words_count = count;
