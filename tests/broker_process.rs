@@ -68,6 +68,11 @@ impl BrokerProcess {
         Credentials::path_in(&self.directory.path().join("keys"), &name.parse().unwrap())
     }
 
+    /// Its data directory; the key store is in `keys`.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn proc(&self, file: &str) -> PathBuf {
         Path::new("/proc").join(self.child.id().to_string()).join(file)
     }

@@ -17,12 +17,16 @@ mod chat_page;
 mod examples;
 /// What no honest client sends, and what it must not cost the others.
 mod hostile_input;
+/// A new key of the broker: who learns it, until when the old one works, and what a kill leaves behind.
+mod key_rotation;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
 /// The Python module that people copy.
 mod python_module;
+/// Edits of `authorized.toml` while the broker runs: at once, as a whole, and felt by nobody else.
+mod registry_edits;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.
 mod socket_table;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.

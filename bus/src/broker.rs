@@ -8,7 +8,7 @@
 //! | `control` | answers to `$sys/broker/...` |
 //! | `stock` | what stock sessions' frames mean |
 //! | `listener`, `connection`, `reactor` | sockets, one thread |
-//! | `timeouts`, `registry_watch`, `throttle` | clocks, edits of the registry, floods in the log |
+//! | `timeouts`, `key_store_watch`, `throttle` | clocks, edits of registry and keys, floods in the log |
 
 pub(crate) mod command;
 mod connection;
@@ -17,13 +17,13 @@ pub mod denials;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod hub;
+mod key_store_watch;
 pub mod ledger;
 mod listener;
 #[cfg(test)]
 mod model;
 mod reactor;
 pub mod refusals;
-mod registry_watch;
 pub mod requests;
 pub mod send_queue;
 pub mod statistics;
@@ -33,7 +33,7 @@ mod timeouts;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -44,7 +44,7 @@ use tokio::sync::watch;
 use crate::{
     crypto::{self, KeyPair, PublicKey},
     endpoint::Endpoint,
-    keys::{Credentials, KeyError, KeyStore, Registry},
+    keys::{BrokerKeys, Credentials, KeyError, KeyStore, Registry},
     limits,
     local::{CommandQueue, LocalPort, RecordSink},
     peer::PeerName,
@@ -60,8 +60,10 @@ pub use timeouts::Timeouts;
 pub struct BrokerConfig {
     /// Where to listen, at most one per transport. Port 0 lets the system choose.
     pub endpoints: Vec<Endpoint>,
-    /// The current key first, then those it replaced that are still accepted.
-    pub keys: Vec<KeyPair>,
+    /// Its key, and those it replaced that are still accepted.
+    pub keys: BrokerKeys,
+    /// The file `keys` came from, watched for a rotation; `None` if they never change.
+    pub keys_path: Option<PathBuf>,
     /// Who may connect, and do what.
     pub registry: Registry,
     /// The file `registry` came from, watched for edits; `None` if it never changes.
@@ -78,7 +80,8 @@ impl BrokerConfig {
     pub fn from_key_store(store: &KeyStore, endpoints: Vec<Endpoint>) -> Result<Self, KeyError> {
         Ok(Self {
             endpoints,
-            keys: vec![store.broker_keys().clone()],
+            keys: store.broker_keys()?,
+            keys_path: Some(store.broker_keys_path()),
             registry: store.registry()?,
             registry_path: Some(store.registry_path()),
             timeouts: Timeouts::default(),
@@ -113,7 +116,7 @@ pub enum BrokerError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Neither a key nor an endpoint was given.
+    /// No endpoint was given.
     #[error("a broker needs at least one {missing}")]
     Nothing {
         /// What is missing.
@@ -150,7 +153,7 @@ fn reason(source: &std::io::Error) -> String {
 pub struct BrokerHandle {
     commands: CommandQueue,
     endpoints: Arc<[Endpoint]>,
-    public_key: PublicKey,
+    public_key: Arc<Mutex<PublicKey>>,
     incarnations: Arc<DashMap<PublicKey, PeerName>>,
     ended: watch::Receiver<Option<String>>,
     thread: Arc<Mutex<Option<thread::JoinHandle<()>>>>,
@@ -167,7 +170,7 @@ impl Broker {
     /// [`BrokerError`]; nothing is left running or listening.
     pub fn start(config: BrokerConfig) -> Result<BrokerHandle, BrokerError> {
         crypto::self_test()?;
-        let public_key = config.keys.first().ok_or(BrokerError::Nothing { missing: "key" })?.public;
+        let public_key = Arc::new(Mutex::new(config.keys.current.public));
         if config.endpoints.is_empty() {
             return Err(BrokerError::Nothing { missing: "endpoint" });
         }
@@ -178,12 +181,13 @@ impl Broker {
         let listeners = reactor::bind_all(&config.endpoints, &poll)?;
         let endpoints: Arc<[Endpoint]> = listeners.iter().filter_map(listener::Listener::endpoint).collect();
         let (ended_sender, ended) = watch::channel(None);
+        let reactor_key = Arc::clone(&public_key);
         let thread = thread::Builder::new()
             .name("bus-broker".to_owned())
             .spawn(move || {
                 let _last_words = LastWords(ended_sender.clone());
                 // Built here: the hub stays on this thread.
-                let ending = Reactor::new(config, poll, source, listeners).run();
+                let ending = Reactor::new(config, reactor_key, poll, source, listeners).run();
                 ended_sender.send_replace(Some(ending));
             })
             .map_err(BrokerError::Thread)?;
@@ -213,9 +217,10 @@ impl BrokerHandle {
         &self.endpoints
     }
 
-    /// Its long-term public key.
+    /// Its long-term public key. A rotation changes it.
     pub fn public_key(&self) -> PublicKey {
-        self.public_key
+        // A copy is all that is done under this lock.
+        *self.public_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a session in this process for a registered peer. Blocks until the broker's thread has
@@ -243,7 +248,8 @@ impl BrokerHandle {
     pub fn issue_incarnation(&self, peer: &PeerName) -> Credentials {
         let keys = KeyPair::generate();
         self.incarnations.insert(keys.public, peer.clone());
-        Credentials { name: peer.clone(), keys, broker: self.public_key, endpoints: self.endpoints.to_vec() }
+        let (broker, endpoints) = (self.public_key(), self.endpoints.to_vec());
+        Credentials { name: peer.clone(), keys, broker, endpoints, file: None }
     }
 
     /// The keys it has issued and not revoked, for the broker that comes after it.

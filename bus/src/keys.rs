@@ -3,12 +3,14 @@
 //! A key store is one directory (0700) with one file (0600) per secret:
 //! `broker.toml` (the broker's key pair), `authorized.toml` (the registry), `NAME.toml` (credentials of a peer).
 
+pub mod broker_keys;
 pub mod credentials;
 pub mod permissions;
 pub mod private_file;
 pub mod registry;
 pub mod store;
 
+pub use broker_keys::BrokerKeys;
 pub use credentials::Credentials;
 pub use permissions::{Permissions, Right, Rules};
 pub use registry::{KeyState, Registry};

@@ -15,7 +15,7 @@ pub use record::{
 /// major versions do not talk.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version: what a peer may leave out. The lower of both sides counts.
-pub const VERSION_MINOR: u16 = 0;
+pub const VERSION_MINOR: u16 = 1;
 
 #[cfg(test)]
 mod tests {

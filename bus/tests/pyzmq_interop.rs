@@ -168,7 +168,8 @@ impl Server {
     fn connect(&self, order: &Value) -> (Python, Link, Metadata) {
         let python = Python::start("pyzmq_peer.py", &order.to_string());
         let mut link = self.take();
-        let EngineEvent::Authenticate { key, metadata, server_key_index: 0 } = link.next().unwrap() else {
+        let EngineEvent::Authenticate { key, metadata, server_key_index: 0, .. } = link.next().unwrap()
+        else {
             panic!("expected the client's proof");
         };
         assert_eq!(key, self.client.public);

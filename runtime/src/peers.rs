@@ -8,7 +8,8 @@ use crate::{admin, builder::Extra, site::Site};
 /// The peer that the runtime itself is.
 pub(crate) const RUNTIME: &str = "runtime";
 
-/// What each built-in peer may do. Written to the registry at the first start; edits there stay.
+/// What each built-in peer may do. Written to the registry at the first start. Edits there stay; what a
+/// later version adds here or takes away is added or taken away there.
 pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
     let rights = |publish: &[&str], subscribe: &[&str], serve: &[&str], request: &[&str]| {
         Permissions::from_lists(publish, subscribe, serve, request)
@@ -56,6 +57,7 @@ pub(crate) fn enrol(site: &Site, extras: &[Extra]) -> Result<(), KeyError> {
     let keys: &KeyStore = &site.keys;
     for (name, permissions) in permissions() {
         keys.ensure(&name_of(name), &permissions, &site.endpoints)?;
+        keys.grant_built_in(&name_of(name), &permissions)?;
     }
     for extra in extras {
         keys.ensure(&extra.name, &extra.permissions, &site.endpoints)?;

@@ -46,6 +46,11 @@ fn info(hub: &Hub) -> Value {
         "requests_in_flight": hub.requests.in_flight(),
         "retained": hub.retained.len(),
         "retained_full": hub.denials.retained_full_count(),
+        "broker_key": hub.security.broker_key,
+        "old_broker_keys": hub.old_keys(),
+        "registry_problem": hub.security.registry_problem.as_ref().map(|(problem, at_ms)| {
+            json!({ "error": problem, "at_ms": at_ms })
+        }),
         "limits": {
             "payload_bytes_max": limits::PAYLOAD_BYTES_MAX,
             "send_queue_bytes": limits::SEND_QUEUE_BYTES,
@@ -99,6 +104,10 @@ fn peers(hub: &Hub) -> Value {
             "address": session.info.address,
             "program": session.program,
             "key": session.info.key.map(|key| key.to_string()),
+            "broker_key": session.info.server_key.map(|_| match hub.uses_old_key(&session.info) {
+                true => "old",
+                false => "current",
+            }),
             "connected_ms": session.opened_ms,
             "subscriptions": session.lanes.len(),
             "published": session.counts.published,

@@ -30,6 +30,11 @@ pub struct Denial {
     pub last_ms: u64,
 }
 
+/// How often the log says that refusals go on.
+const REPEATED_EVERY_MS: u64 = 60_000;
+/// Lines it takes for that.
+const REPEATED_LINES: usize = 20;
+
 type Key = (PeerName, Operation, String, &'static str);
 
 /// All refusals of one broker epoch.
@@ -37,6 +42,9 @@ type Key = (PeerName, Operation, String, &'static str);
 pub struct Denials {
     table: HashMap<Key, (Denial, bool)>,
     retained_full: u64,
+    /// Repetitions since the log last spoke of them.
+    repeated: HashMap<Key, u64>,
+    repeated_at_ms: u64,
 }
 
 impl Denials {
@@ -56,6 +64,10 @@ impl Denials {
             denial.count += 1;
             denial.last_ms = now_ms;
             *changed = true;
+            if self.repeated.is_empty() {
+                self.repeated_at_ms = now_ms;
+            }
+            *self.repeated.entry(key).or_default() += 1;
             return None;
         }
         let (topic, text) = (key.2.clone(), text.to_owned());
@@ -88,6 +100,30 @@ impl Denials {
                 denial.clone()
             })
             .collect()
+    }
+
+    /// Lines for the log about refusals that were repeated: the most frequent ones, a minute after the
+    /// first of them. The first occurrence of each was logged when it happened.
+    pub fn take_repeated(&mut self, now_ms: u64) -> Vec<String> {
+        if self.repeated.is_empty() || now_ms < self.repeated_at_ms.saturating_add(REPEATED_EVERY_MS) {
+            return Vec::new();
+        }
+        let mut repeated: Vec<_> = std::mem::take(&mut self.repeated).into_iter().collect();
+        repeated
+            .sort_by(|(one, fewer), (other, more)| (more, one.2.as_str()).cmp(&(fewer, other.2.as_str())));
+        let rest: u64 = repeated.iter().skip(REPEATED_LINES).map(|(_, count)| count).sum();
+        let mut lines: Vec<String> = repeated
+            .iter()
+            .take(REPEATED_LINES)
+            .map(|((peer, operation, topic, code), count)| {
+                let operation = operation.as_str();
+                format!("`{peer}` was denied {operation} on `{topic}` {count} times more ({code})")
+            })
+            .collect();
+        if rest > 0 {
+            lines.push(format!("{rest} more denials of other kinds; `bus auth` counts them"));
+        }
+        lines
     }
 
     /// All refusals, most recent first.
@@ -124,6 +160,28 @@ mod tests {
         let changed = denials.take_changed();
         assert_eq!((changed.len(), changed[0].count, changed[0].first_ms, changed[0].last_ms), (1, 3, 1, 3));
         assert!(denials.take_changed().is_empty());
+    }
+
+    #[test]
+    fn the_log_hears_of_repetitions_once_a_minute_with_their_number() {
+        let mut denials = Denials::default();
+        let note = |denials: &mut Denials, topic: &str, now_ms| {
+            denials.note("a".parse().unwrap(), Operation::Publish, "c", topic, "no", now_ms);
+        };
+        note(&mut denials, "t", 0);
+        assert!(denials.take_repeated(100_000).is_empty(), "the first one was logged when it happened");
+        (0..5).for_each(|_| note(&mut denials, "t", 100_000));
+        (0..2).for_each(|_| note(&mut denials, "u", 110_000));
+        assert!(denials.take_repeated(159_999).is_empty());
+        let lines = denials.take_repeated(160_000);
+        assert_eq!(
+            lines,
+            [
+                "`a` was denied publish on `t` 5 times more (c)",
+                "`a` was denied publish on `u` 1 times more (c)"
+            ]
+        );
+        assert!(denials.take_repeated(300_000).is_empty());
     }
 
     #[test]

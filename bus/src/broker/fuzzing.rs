@@ -26,7 +26,14 @@ fn open(hub: &mut Hub, peer: &str, kind: SessionKind) -> SessionId {
     permissions.publish.deny.push("secret/#".parse().expect("a legal filter"));
     let permissions = Arc::new(permissions);
     let peer = peer.parse().expect("a legal name");
-    let id = hub.open(SessionInfo { peer, key: None, kind, address: String::new(), permissions });
+    let id = hub.open(SessionInfo {
+        peer,
+        key: None,
+        kind,
+        address: String::new(),
+        server_key: None,
+        permissions,
+    });
     if matches!(kind, SessionKind::Native | SessionKind::Local) {
         let (program, peer) = (String::new(), String::new());
         hub.record(id, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });

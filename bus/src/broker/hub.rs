@@ -38,6 +38,7 @@ mod output;
 mod publish;
 mod request;
 mod route;
+mod security;
 mod session;
 mod stock_input;
 mod subscribe;
@@ -92,6 +93,7 @@ pub struct Hub {
     pub(super) now_ms: u64,
     /// The broker itself, as the origin of its own messages.
     broker: PeerName,
+    pub(super) security: security::Security,
 }
 
 impl Hub {
@@ -120,6 +122,7 @@ impl Hub {
             started_ms: now_ms,
             now_ms,
             broker: broker.clone(),
+            security: security::Security::default(),
         };
         hub.origin(&broker);
         hub
@@ -337,6 +340,7 @@ impl Hub {
             | Record::Deliver { .. }
             | Record::Denied { .. }
             | Record::Gap { .. }
+            | Record::BrokerKey { .. }
             | Record::Fragment { .. } => {}
         }
     }
@@ -355,6 +359,7 @@ impl Hub {
         let (major, minor) = (native::VERSION_MAJOR, native::VERSION_MINOR);
         let program = concat!("interlock-bus ", env!("CARGO_PKG_VERSION")).to_owned();
         self.send_control(id, Record::Hello { major, minor, program, peer, epoch });
+        self.tell_broker_key(id);
     }
 
     // ---- denials, presence, time -----------------------------------------------------------------------
@@ -387,6 +392,7 @@ impl Hub {
         session.counts.denied += 1;
         let peer = session.info.peer.clone();
         if let Some(event) = self.denials.note(peer, operation, code, topic, text, now_ms) {
+            tracing::warn!(peer = %event.peer, operation = operation.as_str(), topic = %event.topic, code, "denied: {text}");
             self.publish_own("$sys/denied", &event);
         }
     }

@@ -438,6 +438,7 @@ impl Pair {
             key: None,
             kind: SessionKind::Native,
             address: String::new(),
+            server_key: None,
             permissions: permissions(at).into(),
         });
         let (program, peer) = (String::new(), String::new());

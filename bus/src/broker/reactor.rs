@@ -16,7 +16,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,9 +27,9 @@ use super::{
     command::Command,
     connection::{Connection, Phase, ReadOutcome, Speech, Stream},
     hub::{Ending, Hub, SessionId, SessionInfo, SessionKind},
+    key_store_watch::KeyStoreWatch,
     listener::Listener,
     refusals::RefusalEvent,
-    registry_watch::RegistryWatch,
     stock::Stock,
     throttle::Throttle,
 };
@@ -37,7 +37,7 @@ use crate::{
     crypto::PublicKey,
     endpoint::Endpoint,
     envelope,
-    keys::Registry,
+    keys::{BrokerKeys, Registry},
     limits,
     local::{CommandSource, RecordSink},
     native::{self, BatchReader, BatchWriter, Record},
@@ -59,6 +59,8 @@ use accepting::Capacity;
 
 /// The token of the command queue's waker.
 pub(super) const WAKER: Token = Token(usize::MAX);
+/// The token of what watches the key store.
+const KEY_STORE: Token = Token(usize::MAX - 1);
 /// Tokens of listeners count down from here, those of connections up from zero.
 const LISTENERS: usize = usize::MAX - 16;
 /// Commands taken in one turn, so that attached clients cannot starve sockets.
@@ -94,7 +96,10 @@ pub(super) struct Reactor {
     listeners: Vec<Listener>,
     server: Arc<ServerConfig>,
     registry: Registry,
-    registry_watch: Option<RegistryWatch>,
+    keys: BrokerKeys,
+    /// Where others read the public key.
+    public_key: Arc<Mutex<PublicKey>>,
+    key_store_watch: KeyStoreWatch,
     timeouts: Timeouts,
     capacity: Capacity,
     hub: Hub,
@@ -127,22 +132,30 @@ pub(super) struct Reactor {
 impl Reactor {
     pub(super) fn new(
         config: BrokerConfig,
+        public_key: Arc<Mutex<PublicKey>>,
         poll: Poll,
         commands: CommandSource,
         listeners: Vec<Listener>,
     ) -> Self {
         let broker: PeerName = "broker".parse().expect("`broker` is a legal peer name");
         let now = Instant::now();
+        let key_store_watch =
+            KeyStoreWatch::new(config.registry_path, config.keys_path, poll.registry(), KEY_STORE);
+        let keys = config.keys.in_force(now_ms());
+        let mut hub = Hub::new(broker, now_ms());
+        hub.set_broker_keys(&keys);
         Self {
             poll,
             commands,
             listeners,
-            server: Arc::new(ServerConfig::new(config.keys)),
+            server: Arc::new(ServerConfig::new(keys.pairs())),
             registry: config.registry,
-            registry_watch: config.registry_path.map(RegistryWatch::new),
+            keys,
+            public_key,
+            key_store_watch,
             timeouts: config.timeouts,
             capacity: Capacity::of_this_process(),
-            hub: Hub::new(broker, now_ms()),
+            hub,
             connections: Vec::new(),
             free: Vec::new(),
             half_open: BTreeMap::new(),
@@ -218,6 +231,10 @@ impl Reactor {
         if token == WAKER {
             return;
         }
+        if token == KEY_STORE {
+            self.key_store_watch.heard();
+            return self.reload_key_store(now);
+        }
         if token.0 >= LISTENERS {
             self.accept_ready = true;
             return;
@@ -265,6 +282,7 @@ impl Reactor {
             key: None,
             kind: SessionKind::Local,
             address: "in process".to_owned(),
+            server_key: None,
             permissions,
         };
         let session = self.hub.open(info);

@@ -189,6 +189,7 @@ mod tests {
             key: None,
             kind: SessionKind::StockPublisher,
             address: "test".to_owned(),
+            server_key: None,
             permissions: Default::default(),
         };
         let id = hub.open(info);

@@ -396,6 +396,7 @@ impl Core {
             | Record::Unsubscribe { .. }
             | Record::Publish(_)
             | Record::Schema { .. }
+            | Record::BrokerKey { .. }
             | Record::Fragment { .. } => {}
         }
         Ok(())

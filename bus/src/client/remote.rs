@@ -51,7 +51,9 @@ pub(super) fn start(options: ConnectOptions) -> Result<Started, ConnectError> {
             let _last_words = LastWords(Arc::clone(&thread_core));
             let events = Events::with_capacity(8);
             let scratch = vec![0; SCRATCH_BYTES];
-            let bench = Workbench { core: &thread_core, outgoing: &outgoing, poll, events, scratch };
+            let credentials = options.credentials.clone();
+            let bench =
+                Workbench { core: &thread_core, outgoing: &outgoing, poll, events, scratch, credentials };
             Remote { options: &options, bench }.run(outcome);
         })
         .map_err(ConnectError::Thread)?;
@@ -94,13 +96,13 @@ impl Remote<'_> {
                 }
                 return self.bench.core.session_closed(&reason);
             }
-            tracing::warn!(peer = %self.options.credentials.name, reason = %end, unsent, "link to the broker lost");
+            tracing::warn!(peer = %self.bench.credentials.name, reason = %end, unsent, "link to the broker lost");
             self.bench.core.session_lost(&end.to_string());
             match self.later_session() {
                 Some(renewed) => session = renewed,
                 None => return self.bench.core.session_closed("closed by its owner"),
             }
-            tracing::info!(peer = %self.options.credentials.name, "link to the broker renewed");
+            tracing::info!(peer = %self.bench.credentials.name, "link to the broker renewed");
         }
     }
 
@@ -134,6 +136,9 @@ impl Remote<'_> {
                 Ok(session) => return Some(session),
                 Err((error, refused)) => {
                     tracing::debug!(%error, attempt, "no new session yet");
+                    if matches!(error, ConnectError::WrongServerKey { .. }) && self.found_new_broker_key() {
+                        continue;
+                    }
                     if !self.bench.outgoing.is_closing() {
                         self.bench.core.still_lost(&error.to_string());
                     }
@@ -145,6 +150,19 @@ impl Remote<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the credentials file names another key of the broker than the one that was refused: it was
+    /// renewed while there was no session to say so in.
+    fn found_new_broker_key(&mut self) -> bool {
+        let credentials = &mut self.bench.credentials;
+        let read = credentials.file.as_deref().and_then(|path| Credentials::load(path).ok());
+        let Some(read) = read.filter(|read| read.keys.public == credentials.keys.public) else {
+            return false;
+        };
+        let is_new = read.broker != credentials.broker;
+        credentials.broker = read.broker;
+        is_new
     }
 
     /// Waits; `false` if the client was closed meanwhile.
@@ -164,8 +182,8 @@ impl Remote<'_> {
     /// The error is that of the endpoint that came furthest, with whether a broker refused us.
     fn try_endpoints(&mut self, deadline: Instant) -> Result<Session, (ConnectError, bool)> {
         let mut furthest: Option<(ConnectError, bool)> = None;
-        for endpoint in &self.options.credentials.endpoints {
-            match self.try_endpoint(endpoint, deadline) {
+        for endpoint in self.bench.credentials.endpoints.clone() {
+            match self.try_endpoint(&endpoint, deadline) {
                 Ok(session) => return Ok(session),
                 Err(failed) => {
                     let came_further = match &furthest {
@@ -182,7 +200,7 @@ impl Remote<'_> {
             }
         }
         Err(furthest.unwrap_or_else(|| {
-            let name = self.options.credentials.name.clone();
+            let name = self.bench.credentials.name.clone();
             (ConnectError::BadCredentials { name, problem: "they name no endpoint".to_owned() }, false)
         }))
     }
@@ -215,13 +233,13 @@ impl Remote<'_> {
         let started = Instant::now();
         let socket = Socket::open(address, self.bench.poll.registry(), SOCKET)
             .map_err(|source| (ConnectError::Unreachable { endpoint: endpoint.clone(), source }, false))?;
-        let mut session = Session::new(socket, Engine::client(client_config(&self.options.credentials)));
+        let mut session = Session::new(socket, Engine::client(client_config(&self.bench.credentials)));
         let deadline = deadline.min(started + limits::HANDSHAKE_TIMEOUT);
         session.open(&mut self.bench, deadline).map_err(|end| {
             // Undoes what the hello may have set in motion before the session failed.
             self.bench.outgoing.end_session();
             let refused = matches!(end, End::PeerError { .. } | End::Said(SessionEnd::Goodbye { .. }));
-            (connect_error(&self.options.credentials, endpoint, &session, end, started.elapsed()), refused)
+            (connect_error(&self.bench.credentials, endpoint, &session, end, started.elapsed()), refused)
         })?;
         Ok(session)
     }

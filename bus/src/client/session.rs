@@ -15,6 +15,8 @@ use super::{
     socket::Socket,
 };
 use crate::{
+    crypto::PublicKey,
+    keys::Credentials,
     limits,
     native::{BatchReader, BatchWriter, Record, RecordError},
     zmtp::{Command, Engine, EngineEvent, FrameFlags, ZmtpError},
@@ -41,6 +43,30 @@ pub(super) struct Workbench<'a> {
     pub(super) poll: Poll,
     pub(super) events: Events,
     pub(super) scratch: Vec<u8>,
+    /// Who the client is, and the broker's key; a session may bring a new one.
+    pub(super) credentials: Credentials,
+}
+
+impl Workbench<'_> {
+    /// Takes over a new key of the broker for the connections to come, and keeps it if there is a file.
+    fn learn_broker_key(&mut self, key: PublicKey) {
+        if self.credentials.broker == key {
+            return;
+        }
+        let peer = self.credentials.name.clone();
+        match self.credentials.learn_broker_key(key) {
+            Ok(true) => {
+                tracing::info!(%peer, broker_key = %key, "the broker has a new key; it is in the credentials file now")
+            }
+            Ok(false) => {
+                tracing::info!(%peer, broker_key = %key, "the broker has a new key; it is kept in memory only")
+            }
+            Err(error) => tracing::warn!(
+                %peer, broker_key = %key, %error,
+                "the broker has a new key; it is kept in memory only, put it into the credentials file as `broker_key`"
+            ),
+        }
+    }
 }
 
 /// Why a session ended or did not begin.
@@ -130,6 +156,8 @@ pub(super) struct Session {
     input: BytesMut,
     reader: BatchReader,
     records: Vec<Record>,
+    /// What the batch in hand says.
+    new_broker_key: Option<PublicKey>,
     control: Batch,
     messages: Batch,
     readable: bool,
@@ -151,6 +179,7 @@ impl Session {
             input: BytesMut::new(),
             reader: BatchReader::default(),
             records: Vec::new(),
+            new_broker_key: None,
             control: Batch::default(),
             messages: Batch::default(),
             readable: false,
@@ -394,6 +423,9 @@ impl Session {
         while let Some(event) = self.engine.poll(&mut self.input)? {
             self.frame_since = None;
             self.on_event(event)?;
+            if let Some(key) = self.new_broker_key.take() {
+                bench.learn_broker_key(key);
+            }
         }
         self.frame_since = match self.engine.missing(&self.input) {
             0 => None,
@@ -420,7 +452,12 @@ impl Session {
             EngineEvent::Frame { body, .. } => {
                 self.reader.begin(body);
                 while let Some(record) = self.reader.next_record()? {
-                    self.records.push(record);
+                    match record {
+                        Record::BrokerKey { key, .. } => {
+                            self.new_broker_key = Some(PublicKey::from_bytes(key));
+                        }
+                        record => self.records.push(record),
+                    }
                 }
                 Ok(())
             }

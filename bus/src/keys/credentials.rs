@@ -24,6 +24,9 @@ pub struct Credentials {
     pub broker: PublicKey,
     /// Where the broker listens, best first.
     pub endpoints: Vec<Endpoint>,
+    /// The file they were read from or written to; `None` if they exist in memory only. A client keeps
+    /// a new key of the broker there.
+    pub file: Option<PathBuf>,
 }
 
 /// The file's form. Keys are Z85 (ZeroMQ RFC 32).
@@ -43,7 +46,8 @@ impl Credentials {
     /// # Errors
     /// Those of [`private_file::read`]; [`KeyError::Damaged`] naming the line and the key, never a value.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        Self::from_toml(&private_file::read_text(path)?, path)
+        let credentials = Self::from_toml(&private_file::read_text(path)?, path)?;
+        Ok(Self { file: Some(path.to_owned()), ..credentials })
     }
 
     /// Reads credentials from text; `origin` is named in errors.
@@ -70,7 +74,7 @@ impl Credentials {
                 "`endpoints` is empty; name at least one, for example `tcp://127.0.0.1:5555`".to_owned(),
             ));
         }
-        Ok(Self { name: file.name, keys, broker, endpoints: file.endpoints })
+        Ok(Self { name: file.name, keys, broker, endpoints: file.endpoints, file: None })
     }
 
     /// The file's text. It contains the secret key.
@@ -95,6 +99,25 @@ impl Credentials {
     /// [`KeyError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
         private_file::replace(path, self.to_toml().as_bytes())
+    }
+
+    /// Takes over a new key of the broker, and writes it to the file these credentials came from. `false`
+    /// if there is none, or if it has become somebody else's.
+    ///
+    /// # Errors
+    /// The file cannot be read or written. The key is taken over all the same.
+    pub fn learn_broker_key(&mut self, key: PublicKey) -> Result<bool, KeyError> {
+        self.broker = key;
+        let Some(path) = &self.file else { return Ok(false) };
+        let mut stored = Self::load(path)?;
+        if stored.keys.public != self.keys.public {
+            return Ok(false);
+        }
+        if stored.broker != key {
+            stored.broker = key;
+            stored.save(path)?;
+        }
+        Ok(true)
     }
 
     /// Where the credentials of `name` are in a key store.
@@ -125,6 +148,7 @@ mod tests {
             keys: KeyPair::generate(),
             broker: KeyPair::generate().public,
             endpoints: vec!["ipc:///run/bus.sock".parse().unwrap(), "tcp://127.0.0.1:5555".parse().unwrap()],
+            file: None,
         }
     }
 
@@ -139,6 +163,24 @@ mod tests {
         assert_eq!(back.keys.public, credentials.keys.public);
         assert_eq!(back.broker, credentials.broker);
         assert_eq!(back.endpoints, credentials.endpoints);
+    }
+
+    #[test]
+    fn a_new_key_of_the_broker_is_kept_in_the_file_of_the_same_peer_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("operator.toml");
+        sample().save(&path).unwrap();
+        let mut held = Credentials::load(&path).unwrap();
+        let (next, later) = (KeyPair::generate().public, KeyPair::generate().public);
+        assert!(held.learn_broker_key(next).unwrap());
+        assert_eq!((held.broker, Credentials::load(&path).unwrap().broker), (next, next));
+        // Another peer's credentials stand there now.
+        sample().save(&path).unwrap();
+        assert!(!held.learn_broker_key(later).unwrap());
+        assert_ne!(Credentials::load(&path).unwrap().broker, later);
+        std::fs::remove_file(&path).unwrap();
+        assert!(held.learn_broker_key(next).is_err());
+        assert_eq!(held.broker, next);
     }
 
     #[test]

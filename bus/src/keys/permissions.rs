@@ -52,6 +52,19 @@ impl Rules {
     pub fn is_empty(&self) -> bool {
         self.allow.is_empty()
     }
+
+    /// These rules with the filters that `after` has more than `before`, and without those it has less.
+    fn changed_as(&self, before: &Self, after: &Self) -> Self {
+        let change = |own: &[TopicFilter], before: &[TopicFilter], after: &[TopicFilter]| {
+            let stays = |filter: &&TopicFilter| !before.contains(filter) || after.contains(filter);
+            let is_new = |filter: &&TopicFilter| !before.contains(filter) && !own.contains(filter);
+            own.iter().filter(stays).chain(after.iter().filter(is_new)).cloned().collect()
+        };
+        Self {
+            allow: change(&self.allow, &before.allow, &after.allow),
+            deny: change(&self.deny, &before.deny, &after.deny),
+        }
+    }
 }
 
 /// All rights of one peer. The default permits nothing.
@@ -102,6 +115,18 @@ impl Permissions {
         [Right::Publish, Right::Subscribe, Right::Serve, Right::Request]
             .into_iter()
             .all(|right| self.rules(right).is_empty())
+    }
+
+    /// These permissions, changed as others were between two versions of a program.
+    #[must_use]
+    pub fn changed_as(&self, before: &Self, after: &Self) -> Self {
+        Self {
+            publish: self.publish.changed_as(&before.publish, &after.publish),
+            subscribe: self.subscribe.changed_as(&before.subscribe, &after.subscribe),
+            serve: self.serve.changed_as(&before.serve, &after.serve),
+            request: self.request.changed_as(&before.request, &after.request),
+            wait: if before.wait == after.wait { self.wait } else { after.wait },
+        }
     }
 
     /// Permissions from lists of filters; a shorthand for tables in code.

@@ -208,7 +208,7 @@ pub struct RegistryFile {
 
 /// What stands at the top of a new `authorized.toml`.
 const FILE_HEAD: &str = "\
-# Who may connect to the bus, and do what. Read live: a saved change applies within a second;
+# Who may connect to the bus, and do what. Read live: a saved change applies at once;
 # a file with a mistake is refused and the old rules stay.
 # Rights: publish, subscribe, serve, request, each with `allow` and `deny` lists of topic filters
 # (`+` one level, `#` the rest). Deny beats allow beats the default, which is deny.

@@ -2,39 +2,41 @@
 //! credentials of every peer made here.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
-use serde::Deserialize;
-use zeroize::Zeroizing;
 
-use super::{
-    Credentials, KeyError, Permissions, Registry, credentials::parse_problem, private_file,
-    registry::RegistryFile,
-};
+use super::{BrokerKeys, Credentials, KeyError, Permissions, Registry, private_file, registry::RegistryFile};
 use crate::{
-    crypto::{KeyPair, SecretKey},
+    crypto::{KeyPair, PublicKey},
     endpoint::Endpoint,
+    envelope::now_ns,
     peer::PeerName,
 };
 
-/// An open key store. Changes are made under a file lock, so that two commands never lose one.
+/// An open key store. Changes are made under a file lock, so that two commands never lose one; nothing
+/// is kept in memory that another command may change.
 #[derive(Clone, Debug)]
 pub struct KeyStore {
     directory: PathBuf,
-    /// The broker's long-term keys.
-    broker: KeyPair,
 }
 
-/// `broker.toml`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BrokerFile {
-    public_key: String,
-    secret_key: Zeroizing<String>,
+/// What a rotation of the broker's key came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The new public key.
+    pub key: PublicKey,
+    /// The one before it.
+    pub before: PublicKey,
+    /// Credentials files in the key store that name the new key now.
+    pub renewed: Vec<PathBuf>,
+    /// Files that could not be brought up to date, and why. The next start tries again.
+    pub failed: Vec<String>,
 }
 
 impl KeyStore {
@@ -58,10 +60,21 @@ impl KeyStore {
                     ),
                 });
             }
-            write_broker_keys(&broker_path, &KeyPair::generate())?;
+            BrokerKeys::generate().save(&broker_path)?;
         }
         RegistryFile::open(&directory.join("authorized.toml"))?.save_if_missing()?;
-        Ok((Self { directory: directory.to_owned(), broker: read_broker_keys(&broker_path)? }, is_new))
+        let store = Self { directory: directory.to_owned() };
+        let keys = store.broker_keys()?;
+        let in_force = keys.in_force(now_ms());
+        if in_force.old.len() < keys.old.len() {
+            in_force.save(&broker_path)?;
+        }
+        // A rotation that was killed may have left some of them behind.
+        let (_, failed) = store.renew_credentials(&in_force)?;
+        for problem in failed {
+            tracing::warn!("credentials not renewed: {problem}");
+        }
+        Ok((store, is_new))
     }
 
     /// Opens an existing key store.
@@ -69,13 +82,81 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError`]; a missing one is [`KeyError::Io`] naming the file.
     pub fn open(directory: &Path) -> Result<Self, KeyError> {
-        let broker = read_broker_keys(&directory.join("broker.toml"))?;
-        Ok(Self { directory: directory.to_owned(), broker })
+        let store = Self { directory: directory.to_owned() };
+        store.broker_keys()?;
+        Ok(store)
     }
 
-    /// The broker's long-term keys.
-    pub fn broker_keys(&self) -> &KeyPair {
-        &self.broker
+    /// The broker's long-term keys, as the file has them now.
+    ///
+    /// # Errors
+    /// Those of [`BrokerKeys::load`].
+    pub fn broker_keys(&self) -> Result<BrokerKeys, KeyError> {
+        BrokerKeys::load(&self.broker_keys_path())
+    }
+
+    /// Where the broker's keys are.
+    pub fn broker_keys_path(&self) -> PathBuf {
+        self.directory.join("broker.toml")
+    }
+
+    /// Replaces the broker's key. The one before it is accepted for `overlap` longer; zero ends every old
+    /// key at once. Credentials in the key store name the new key afterwards.
+    ///
+    /// Killed at any point, the old keys or the new ones stand in the file as a whole; credentials that
+    /// were not reached are renewed by the next rotation or start.
+    ///
+    /// # Errors
+    /// [`KeyError`]; nothing has changed then.
+    pub fn rotate_broker_keys(&self, overlap: Duration) -> Result<Rotation, KeyError> {
+        let _lock = lock(&self.directory)?;
+        let before = self.broker_keys()?;
+        let keys = before.rotated(overlap, now_ms());
+        keys.save(&self.broker_keys_path())?;
+        let (renewed, failed) = self.renew_credentials(&keys)?;
+        Ok(Rotation { key: keys.current.public, before: before.current.public, renewed, failed })
+    }
+
+    /// Writes the current key of the broker into a credentials file, wherever it lies. `false` if it was
+    /// there already.
+    ///
+    /// # Errors
+    /// [`KeyError`]; [`KeyError::UnknownPeer`] if its key is not in this registry.
+    pub fn renew(&self, path: &Path) -> Result<bool, KeyError> {
+        let mut credentials = Credentials::load(path)?;
+        if self.registry()?.peer_of(&credentials.keys.public).is_none() {
+            return Err(KeyError::UnknownPeer { name: credentials.name, path: self.registry_path() });
+        }
+        let current = self.broker_keys()?.current.public;
+        let changed = credentials.broker != current;
+        if changed {
+            credentials.learn_broker_key(current)?;
+        }
+        Ok(changed)
+    }
+
+    /// Brings the credentials in the key store up to date: those renewed, and what went wrong.
+    fn renew_credentials(&self, keys: &BrokerKeys) -> Result<(Vec<PathBuf>, Vec<String>), KeyError> {
+        let (mut renewed, mut failed) = (Vec::new(), Vec::new());
+        let names: Vec<PeerName> = self.registry()?.peers().map(|(name, _)| name.clone()).collect();
+        for path in names.iter().map(|name| Credentials::path_in(&self.directory, name)) {
+            if !path.exists() {
+                continue;
+            }
+            let renew = Credentials::load(&path).and_then(|mut credentials| {
+                let is_old = credentials.broker != keys.current.public;
+                if is_old {
+                    credentials.learn_broker_key(keys.current.public)?;
+                }
+                Ok(is_old)
+            });
+            match renew {
+                Ok(true) => renewed.push(path),
+                Ok(false) => {}
+                Err(error) => failed.push(error.to_string()),
+            }
+        }
+        Ok((renewed, failed))
     }
 
     /// Where the registry is.
@@ -103,16 +184,18 @@ impl KeyStore {
         path: Option<&Path>,
     ) -> Result<Credentials, KeyError> {
         let _lock = lock(&self.directory)?;
+        let path = path.map_or_else(|| Credentials::path_in(&self.directory, name), Path::to_owned);
         let credentials = Credentials {
             name: name.clone(),
             keys: KeyPair::generate(),
-            broker: self.broker.public,
+            broker: self.broker_keys()?.current.public,
             endpoints: endpoints.to_vec(),
+            file: Some(path.clone()),
         };
         let mut file = RegistryFile::open(&self.registry_path())?;
         file.enrol(name, &credentials.keys.public, permissions)?;
         // Credentials first: a crash between the two leaves a file without rights, never rights without a file.
-        credentials.save(path.unwrap_or(&Credentials::path_in(&self.directory, name)))?;
+        credentials.save(&path)?;
         file.save()?;
         Ok(credentials)
     }
@@ -132,15 +215,16 @@ impl KeyStore {
         }
         let path = Credentials::path_in(&self.directory, name);
         let mut credentials = Credentials::load(&path)?;
-        if credentials.endpoints != endpoints || credentials.broker != self.broker.public {
+        let broker = self.broker_keys()?.current.public;
+        if credentials.endpoints != endpoints || credentials.broker != broker {
             credentials.endpoints = endpoints.to_vec();
-            credentials.broker = self.broker.public;
+            credentials.broker = broker;
             credentials.save(&path)?;
         }
         Ok(credentials)
     }
 
-    /// Gives an enrolled peer these rights, if it has others. A running broker follows within a second.
+    /// Gives an enrolled peer these rights, if it has others. A running broker follows at once.
     ///
     /// # Errors
     /// [`KeyError::UnknownPeer`].
@@ -154,7 +238,48 @@ impl KeyStore {
         file.save()
     }
 
-    /// Revokes the key of `name`. A running broker closes its sessions within a second.
+    /// Gives a built-in peer what `permissions` have more than when this was last called, and takes what
+    /// they have no more. What people have changed in the registry stays.
+    ///
+    /// | in the rights of the last time | in those of now | in the registry |
+    /// |---|---|---|
+    /// | no | yes | added |
+    /// | yes | no | removed |
+    /// | both, or neither | | as it is |
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn grant_built_in(&self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
+        let _lock = lock(&self.directory)?;
+        let path = self.directory.join("built-in-rights.json");
+        let damaged = |error: serde_json::Error| KeyError::Damaged {
+            path: path.clone(),
+            problem: format!("{error}; remove it, and every right of the built-in peers is granted anew"),
+        };
+        let mut granted: BTreeMap<PeerName, Permissions> = match path.exists() {
+            true => serde_json::from_str(&private_file::read_text(&path)?).map_err(damaged)?,
+            false => BTreeMap::new(),
+        };
+        let last = granted.get(name).cloned().unwrap_or_default();
+        if last == *permissions {
+            return Ok(());
+        }
+        let mut file = RegistryFile::open(&self.registry_path())?;
+        let registry = file.registry()?;
+        if let Some(peer) = registry.peer(name) {
+            let merged = peer.permissions.changed_as(&last, permissions);
+            if merged != *peer.permissions {
+                tracing::info!(peer = %name, "rights of a built-in peer follow the new version");
+                file.set_permissions(name, &merged)?;
+                file.save()?;
+            }
+        }
+        granted.insert(name.clone(), permissions.clone());
+        let text = serde_json::to_string_pretty(&granted).map_err(damaged)?;
+        private_file::replace(&path, text.as_bytes())
+    }
+
+    /// Revokes the key of `name`. A running broker closes its sessions at once.
     ///
     /// # Errors
     /// [`KeyError::UnknownPeer`].
@@ -195,29 +320,8 @@ fn first_toml(directory: &Path) -> Option<PathBuf> {
         .find(|path| path.extension().is_some_and(|extension| extension == "toml"))
 }
 
-fn write_broker_keys(path: &Path, keys: &KeyPair) -> Result<(), KeyError> {
-    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let secret = keys.secret.expose_z85();
-    let text = Zeroizing::new(format!(
-        "# The broker's long-term keys. Whoever can read this file can pretend to be the broker.\n\
-         public_key = {}\nsecret_key = {}\n",
-        quoted(&keys.public.to_string()),
-        quoted(&secret),
-    ));
-    private_file::replace(path, text.as_bytes())
-}
-
-fn read_broker_keys(path: &Path) -> Result<KeyPair, KeyError> {
-    let text = private_file::read_text(path)?;
-    let damaged = |problem: String| KeyError::Damaged { path: path.to_owned(), problem };
-    let file: BrokerFile = toml::from_str(&text).map_err(|error| damaged(parse_problem(&text, &error)))?;
-    let secret = SecretKey::from_z85(&file.secret_key)
-        .map_err(|_| damaged("`secret_key` is not a key of 40 Z85 characters".to_owned()))?;
-    let keys = KeyPair::from_secret(secret);
-    if keys.public.to_string() != file.public_key {
-        return Err(damaged("`secret_key` does not belong to `public_key`".to_owned()));
-    }
-    Ok(keys)
+fn now_ms() -> u64 {
+    now_ns() / 1_000_000
 }
 
 #[cfg(test)]
@@ -235,8 +339,9 @@ mod tests {
         let (first, made) = open(0);
         let (again, made_again) = open(0);
         assert!(made && !made_again);
-        assert_eq!(first.broker_keys().public, again.broker_keys().public);
-        assert_ne!(first.broker_keys().public, open(1).0.broker_keys().public);
+        assert_eq!(first.broker_keys().unwrap().pairs(), again.broker_keys().unwrap().pairs());
+        let other = open(1).0.broker_keys().unwrap().current.public;
+        assert_ne!(first.broker_keys().unwrap().current.public, other);
     }
 
     #[test]
@@ -252,6 +357,54 @@ mod tests {
         assert!(store.registry().unwrap().authenticate(&issued.keys.public).is_err());
         let reissued = store.issue(&name, &permissions, &endpoints(), None).unwrap();
         assert!(store.registry().unwrap().authenticate(&reissued.keys.public).is_ok());
+    }
+
+    #[test]
+    fn a_rotation_that_was_killed_half_way_is_finished_by_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys");
+        let (store, _) = KeyStore::open_or_create(&path).unwrap();
+        let permissions = Permissions::from_lists(&["a"], &[], &[], &[]).unwrap();
+        let issue =
+            |name: &str| store.issue(&name.parse().unwrap(), &permissions, &endpoints(), None).unwrap();
+        let (one, two) = (issue("one"), issue("two"));
+        let outside = directory.path().join("outside.toml");
+        two.save(&outside).unwrap();
+        // What a kill leaves behind: the new keys, and no credentials reached.
+        let keys = store.broker_keys().unwrap().rotated(Duration::from_secs(3600), now_ms());
+        keys.save(&store.broker_keys_path()).unwrap();
+        KeyStore::open_or_create(&path).unwrap();
+        for credentials in [one, two] {
+            let read = Credentials::load(&credentials.file.unwrap()).unwrap();
+            assert_eq!((read.broker, read.keys), (keys.current.public, credentials.keys));
+        }
+        assert!(store.renew(&outside).unwrap() && !store.renew(&outside).unwrap());
+
+        let rotation = store.rotate_broker_keys(Duration::ZERO).unwrap();
+        assert_eq!((rotation.renewed.len(), rotation.failed.len()), (2, 0));
+        assert_eq!(rotation.before, keys.current.public);
+        assert_eq!(store.broker_keys().unwrap().pairs().len(), 1);
+    }
+
+    #[test]
+    fn new_rights_of_a_built_in_peer_arrive_and_edits_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+        let name: PeerName = "runtime".parse().unwrap();
+        let rights = |publish: &[&str], subscribe: &[&str]| {
+            Permissions::from_lists(publish, subscribe, &[], &[]).unwrap()
+        };
+        let now = || store.registry().unwrap().peer(&name).unwrap().permissions.clone();
+        let first = rights(&["a", "b"], &["c"]);
+        store.ensure(&name, &first, &endpoints()).unwrap();
+        store.grant_built_in(&name, &first).unwrap();
+        // Somebody takes `b` away and gives `mine`.
+        store.set_permissions(&name, &rights(&["a", "mine"], &["c"])).unwrap();
+        store.grant_built_in(&name, &first).unwrap();
+        assert_eq!(*now(), rights(&["a", "mine"], &["c"]));
+        // A later version needs `d`, and `c` no more.
+        store.grant_built_in(&name, &rights(&["a", "b"], &["d"])).unwrap();
+        assert_eq!(*now(), rights(&["a", "mine"], &["d"]));
     }
 
     #[test]

@@ -535,6 +535,13 @@ pub enum Record {
         /// A sentence for people.
         text: String,
     },
+    /// The broker's long-term key has changed: to be used from the next connection on.
+    BrokerKey {
+        /// The new public key.
+        key: [u8; 32],
+        /// Until when the key of this session is accepted, Unix milliseconds; zero if it is not any more.
+        old_until_ms: u64,
+    },
     /// A piece of a record above [`limits::RECORD_BYTES_MAX`]; pieces of one record stand in
     /// order, and only control records may come between.
     Fragment {
@@ -592,6 +599,7 @@ mod kind {
     pub(super) const ORIGIN: u8 = 17;
     pub(super) const ACCEPTED: u8 = 18;
     pub(super) const FRAGMENT: u8 = 19;
+    pub(super) const BROKER_KEY: u8 = 20;
 }
 
 impl Record {
@@ -740,6 +748,11 @@ impl Record {
                 put_text8(code, out);
                 put_text16(text, out);
             }
+            Self::BrokerKey { key, old_until_ms } => {
+                out.push(kind::BROKER_KEY);
+                out.extend_from_slice(key);
+                out.extend_from_slice(&old_until_ms.to_le_bytes());
+            }
             Self::Fragment { last, piece } => {
                 out.push(kind::FRAGMENT);
                 out.push(u8::from(*last));
@@ -826,6 +839,7 @@ impl Record {
                 body: body.rest(),
             },
             kind::GOODBYE => Self::Goodbye { code: body.text8()?, text: body.text16()? },
+            kind::BROKER_KEY => Self::BrokerKey { key: body.array()?, old_until_ms: body.u64()? },
             kind::FRAGMENT => Self::Fragment { last: body.u8()? != 0, piece: body.rest() },
             _unknown => return Ok(None),
         };
@@ -1011,6 +1025,7 @@ pub(crate) mod tests {
             },
             Record::Goodbye { code: "closing".into(), text: "bye".into() },
             Record::Fragment { last: true, piece: Bytes::from_static(b"piece") },
+            Record::BrokerKey { key: [0x4b; 32], old_until_ms: 18 },
         ]
     }
 

@@ -15,6 +15,14 @@ const COLUMNS: &[table::Column] = &[
 ];
 
 pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
+    let info = ask_broker(client, "info")?;
+    if let Some(problem) = info["registry_problem"]["error"].as_str() {
+        output.note(&format!("the last edit of the registry is not in force: {problem}"));
+    }
+    for old in info["old_broker_keys"].as_array().into_iter().flatten() {
+        let (key, until) = (table::text(&old["key"]), table::time(&old["until_ms"]));
+        output.note(&format!("the broker's old key `{key}` is accepted until {until}"));
+    }
     let mut answer = ask_broker(client, "refusals")?;
     let rows = match answer["last"].take() {
         Value::Array(rows) => rows,

@@ -20,5 +20,11 @@ const COLUMNS: &[table::Column] = &[
 pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let rows = table::sorted_by(ask_broker(client, "peers")?, "peer");
     table::print(&rows, COLUMNS, output)?;
+    let old = rows.iter().filter(|row| row["broker_key"] == "old").map(|row| table::text(&row["peer"]));
+    let old: std::collections::BTreeSet<String> = old.collect();
+    if !old.is_empty() {
+        let names = old.into_iter().collect::<Vec<_>>().join(", ");
+        output.note(&format!("sessions that began with an old key of the broker: {names}"));
+    }
     Ok(Exit::Done)
 }

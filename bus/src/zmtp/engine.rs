@@ -30,6 +30,8 @@ pub enum EngineEvent {
         metadata: Metadata,
         /// Which of the server's keys it uses: 0 is the current one.
         server_key_index: usize,
+        /// That key itself; the server may have changed its keys since the connection was made.
+        server_key: PublicKey,
     },
     /// Client: the server has accepted; messages may be sent. A server is ready when it has called
     /// [`Engine::accept`] and gets no such event.
@@ -420,8 +422,8 @@ impl Engine {
                     .on_initiate(data, config.metadata_bytes_max)
                     .inspect_err(|error| self.tell_refusal(error))?;
                 self.state = State::Decision(decision);
-                let server::Proof { key, metadata, server_key_index } = proof;
-                let event = EngineEvent::Authenticate { key, metadata, server_key_index };
+                let server::Proof { key, metadata, server_key_index, server_key } = proof;
+                let event = EngineEvent::Authenticate { key, metadata, server_key_index, server_key };
                 Ok(Step::Event(event))
             }
             State::Welcome(config, state) => {

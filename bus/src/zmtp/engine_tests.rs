@@ -128,7 +128,8 @@ fn frame(body: &'static [u8], more: bool, command: bool) -> Result<EngineEvent, 
 
 fn authenticated(server_key_index: usize) -> Result<EngineEvent, ZmtpError> {
     let ClientConfig { keys, metadata, .. } = client_config();
-    Ok(EngineEvent::Authenticate { key: keys.public, metadata, server_key_index })
+    let server_key = server_config().keys[server_key_index].public;
+    Ok(EngineEvent::Authenticate { key: keys.public, metadata, server_key_index, server_key })
 }
 
 /// Handshake, then two frames from the client and one command from the server, cut up by `chunk`.

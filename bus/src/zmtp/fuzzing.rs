@@ -263,7 +263,8 @@ pub(crate) fn handshake_of_a_server(data: &[u8]) {
     let is_proven =
         cookie_is_honest && next > counter && vouched_is_honest && proof_is_honest && sealed_is_honest;
     match outcome.as_deref() {
-        Ok([EngineEvent::Authenticate { key, metadata: read, server_key_index }]) => {
+        Ok([EngineEvent::Authenticate { key, metadata: read, server_key_index, server_key }]) => {
+            assert_eq!(*server_key, server);
             assert!(is_proven && (*key, *server_key_index) == (keys.client.public, index));
             assert_eq!(Metadata::parse(&metadata, METADATA_BYTES_MAX).as_ref(), Ok(read));
         }

@@ -48,7 +48,7 @@ fn server() -> Engine {
 fn step(engine: &mut Engine, input: &mut BytesMut) -> Option<String> {
     let event = engine.poll(input).unwrap()?;
     Some(match event {
-        EngineEvent::Authenticate { key, metadata, server_key_index } => {
+        EngineEvent::Authenticate { key, metadata, server_key_index, .. } => {
             let theirs = metadata.socket_type().unwrap();
             engine.accept(&Metadata::new(&theirs.complement()));
             if matches!(theirs, SocketType::Pub | SocketType::Xpub) {

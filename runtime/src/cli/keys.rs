@@ -1,13 +1,13 @@
-//! `interlock keys`: who may connect, and do what. A running broker follows within a second.
+//! `interlock keys`: who may connect, and do what. A running broker follows at once.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 use interlock_bus::{Endpoint, KeyStore, PeerName, Permissions, Rules, TopicFilter, keys::KeyState};
 
 use super::{CliError, Global, Output, output::table};
 use crate::{
-    config::schema,
+    config::{duration, schema},
     exit::Exit,
     lifecycle::{self, DataDir},
     peers,
@@ -28,6 +28,28 @@ pub(super) enum Verb {
         /// Which peer.
         name: PeerName,
     },
+    /// Give the broker a new key; the old one is accepted for a while longer.
+    RotateBroker {
+        /// How long, for example `12h` or `30d`.
+        #[arg(long, value_name = "DURATION", default_value = DEFAULT_OVERLAP, value_parser = overlap)]
+        overlap: Duration,
+        /// No overlap: after a leak. Every old key ends at once.
+        #[arg(long, conflicts_with = "overlap")]
+        now: bool,
+    },
+    /// Put the broker's current key into credentials files, wherever they lie.
+    Renew {
+        /// Which files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// Long enough to reach the owners of stock clients over a weekend.
+const DEFAULT_OVERLAP: &str = "7d";
+
+fn overlap(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("`{text}` is no duration; write for example `12h` or `30d`"))
 }
 
 #[derive(Debug, Args)]
@@ -62,10 +84,46 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
         Verb::List { json } => list(json, &data_dir, output),
         Verb::Revoke { name } => {
             KeyStore::open(&data_dir.keys())?.revoke(&name)?;
-            output.say(&format!("revoked `{name}`; a running broker ends its sessions within a second"));
+            output.say(&format!("revoked `{name}`; a running broker ends its sessions at once"));
+            Ok(Exit::Done)
+        }
+        Verb::RotateBroker { overlap, now } => {
+            rotate_broker(if now { Duration::ZERO } else { overlap }, &data_dir, output)
+        }
+        Verb::Renew { files } => {
+            let store = KeyStore::open(&data_dir.keys())?;
+            for file in files {
+                let changed = store.renew(&file)?;
+                let state = if changed { "names the broker's current key now" } else { "was up to date" };
+                output.say(&format!("`{}` {state}", file.display()));
+            }
             Ok(Exit::Done)
         }
     }
+}
+
+fn rotate_broker(overlap: Duration, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
+    let rotation = KeyStore::open(&data_dir.keys())?.rotate_broker_keys(overlap)?;
+    output.line(&rotation.key.to_string())?;
+    output.say(&match overlap {
+        Duration::ZERO => format!("the broker's key `{}` is not accepted any more", rotation.before),
+        _ => format!(
+            "the broker's key `{}` is accepted for {} longer; `bus peers` names the sessions that began with it",
+            rotation.before,
+            duration::text(overlap)
+        ),
+    });
+    output.say(&format!(
+        "{} credentials files in the key store were renewed; connected native clients learn the new key in their session",
+        rotation.renewed.len()
+    ));
+    output.say(
+        "files that stock clients hold elsewhere: `interlock keys renew FILE`, or set `broker_key` in them",
+    );
+    for problem in &rotation.failed {
+        output.say(&format!("not renewed: {problem}"));
+    }
+    Ok(if rotation.failed.is_empty() { Exit::Done } else { Exit::Io })
 }
 
 /// Where the broker listens: as the running instance says, or else as configured.

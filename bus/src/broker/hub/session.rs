@@ -36,6 +36,8 @@ pub struct SessionInfo {
     pub kind: SessionKind,
     /// Where it comes from, for the tool.
     pub address: String,
+    /// The broker's key that its handshake used; `None` in the broker's process.
+    pub server_key: Option<PublicKey>,
     /// What it may do.
     pub permissions: Arc<Permissions>,
 }

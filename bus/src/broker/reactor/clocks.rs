@@ -16,7 +16,11 @@ impl Reactor {
         if let Some(more) = self.accept_log.next_second(now) {
             tracing::error!("{more} more failures to accept connections within a second");
         }
-        self.reload_registry();
+        self.reload_key_store(now);
+        self.end_overlaps(now);
+        for again in self.hub.denied_again() {
+            tracing::warn!("{again}");
+        }
     }
 
     fn check_clocks(&mut self, slot: usize, now: Instant) {
@@ -67,11 +71,11 @@ impl Reactor {
     }
 
     pub(super) fn reload_registry(&mut self) {
-        let Some(watch) = &mut self.registry_watch else { return };
-        match watch.changed() {
+        match self.key_store_watch.registry() {
             None => {}
             Some(Ok(edited)) => {
                 tracing::info!(peers = edited.peers().count(), "authorised peers read again");
+                self.hub.set_registry_problem(None);
                 self.registry.replace_peers(edited);
                 let registry = &self.registry;
                 self.hub.reauthorise(|info| match info.key {
@@ -91,9 +95,60 @@ impl Reactor {
             }
             Some(Err(error)) => {
                 tracing::error!(%error, "authorised peers not read again; the old rules stay");
-                self.hub
-                    .publish_own("$sys/auth/registry", &serde_json::json!({ "error": error.to_string() }));
+                self.hub.set_registry_problem(Some(error.to_string()));
             }
+        }
+    }
+
+    /// Follows an edit of either file.
+    pub(super) fn reload_key_store(&mut self, now: Instant) {
+        self.reload_registry();
+        match self.key_store_watch.broker_keys() {
+            None => {}
+            Some(Ok(read)) => {
+                let read = read.in_force(now_ms());
+                if read.pairs() != self.keys.pairs() {
+                    self.take_keys(read, now);
+                } else {
+                    self.keys = read;
+                }
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "the broker's keys not read again; the old ones stay");
+                self.hub
+                    .publish_own("$sys/auth/broker_key", &serde_json::json!({ "error": error.to_string() }));
+            }
+        }
+    }
+
+    /// Forgets old keys when their time has come.
+    fn end_overlaps(&mut self, now: Instant) {
+        let in_force = self.keys.in_force(now_ms());
+        if in_force.old.len() < self.keys.old.len() {
+            self.take_keys(in_force, now);
+        }
+    }
+
+    /// Puts other keys into force. Sessions go on; whoever has not finished its handshake begins anew, so
+    /// that no key is used after its end.
+    fn take_keys(&mut self, keys: BrokerKeys, now: Instant) {
+        let current = keys.current.public;
+        let is_new = current != self.keys.current.public;
+        self.server = Arc::new(ServerConfig::new(keys.pairs()));
+        self.keys = keys;
+        *self.public_key.lock().unwrap_or_else(PoisonError::into_inner) = current;
+        self.hub.set_broker_keys(&self.keys);
+        let users = self.hub.users_of_old_keys();
+        if is_new {
+            let old = self.keys.old.len();
+            tracing::warn!(key = %current, old, users = ?users, "the broker has a new key");
+            self.hub.announce_broker_key();
+        } else {
+            tracing::warn!(users = ?users, "the overlap of an old key of the broker has ended");
+        }
+        for slot in self.half_open.values().copied().collect::<Vec<_>>() {
+            self.refuse(slot, "key_rotated", "the broker's keys changed during its handshake", None, now);
+            self.drop_connection(slot);
         }
     }
 }

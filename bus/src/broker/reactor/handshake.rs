@@ -3,10 +3,21 @@
 use super::*;
 
 impl Reactor {
-    pub(super) fn authenticate(&mut self, slot: usize, key: PublicKey, metadata: &Metadata, now: Instant) {
+    pub(super) fn authenticate(
+        &mut self,
+        slot: usize,
+        (key, server_key): (PublicKey, PublicKey),
+        metadata: &Metadata,
+        now: Instant,
+    ) {
         // A key that was enrolled a moment ago must not be refused: stock clients do not come back.
         self.reload_registry();
         let shown = Some((key, self.registry.peer_of(&key)));
+        if !self.keys.accept(&server_key, now_ms()) {
+            self.with_engine(slot, |engine| engine.refuse(Refusal::ServerKeyWrong.reason()));
+            let text = "the client uses an old key of the broker whose overlap has ended";
+            return self.refuse(slot, "wrong_server_key", text, shown, now);
+        }
         let (peer, permissions) = match self.registry.authenticate(&key) {
             Ok(found) => found,
             Err(refusal) => {
@@ -33,7 +44,8 @@ impl Reactor {
         connection.engine.accept(&ours);
         self.half_open.remove(&connection.number);
         let address = connection.address.clone();
-        let session = self.hub.open(SessionInfo { peer, key: Some(key), kind, address, permissions });
+        let (key, server_key) = (Some(key), Some(server_key));
+        let session = self.hub.open(SessionInfo { peer, key, kind, address, server_key, permissions });
         self.ends.insert(session, End::Socket(slot));
         let speech = if kind == SessionKind::Native {
             connection.engine.set_frame_bytes_max(limits::NATIVE_FRAME_BYTES_MAX);

@@ -98,8 +98,8 @@ impl Reactor {
             let polled = connection.engine.poll(&mut connection.input);
             took_any |= matches!(polled, Ok(Some(_)));
             match polled {
-                Ok(Some(EngineEvent::Authenticate { key, metadata, .. })) => {
-                    self.authenticate(slot, key, &metadata, now)
+                Ok(Some(EngineEvent::Authenticate { key, metadata, server_key, .. })) => {
+                    self.authenticate(slot, (key, server_key), &metadata, now)
                 }
                 Ok(Some(EngineEvent::Frame { body, more, command })) => {
                     self.on_frame(slot, body, more, command, now)

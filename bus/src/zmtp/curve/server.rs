@@ -47,6 +47,7 @@ pub(in super::super) struct Proof {
     pub(in super::super) key: PublicKey,
     pub(in super::super) metadata: Metadata,
     pub(in super::super) server_key_index: usize,
+    pub(in super::super) server_key: PublicKey,
 }
 
 /// Takes the data of HELLO, tries the server keys in order, and appends WELCOME.
@@ -162,9 +163,9 @@ impl AwaitInitiate {
             .expect("the length was checked with the box's");
         let key = self.check_vouch(proof)?;
         let metadata = Metadata::parse(metadata, metadata_bytes_max)?;
-        let server_key_index = self.server_key_index;
+        let (server_key_index, server_key) = (self.server_key_index, self.server_key);
         let decision = AwaitDecision { session_key, received: self.received };
-        Ok((decision, Proof { key, metadata, server_key_index }))
+        Ok((decision, Proof { key, metadata, server_key_index, server_key }))
     }
 
     /// The cookie must be the one that this connection was given.

@@ -1,0 +1,168 @@
+//! Notices edits of the files a broker was started from: `authorized.toml` and `broker.toml`.
+//!
+//! The kernel says at once that something happened in their directory (inotify); a look at both files
+//! every tick finds what it could not say, as on a network file system. What is read is always the
+//! whole file: one that was not understood changes nothing, and is read again when it changes again.
+
+use std::{
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use mio::{Interest, Registry as Sockets, Token, unix::SourceFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::keys::{BrokerKeys, KeyError, Registry};
+
+/// The files of one broker.
+#[derive(Debug)]
+pub(super) struct KeyStoreWatch {
+    registry: Option<WatchedFile>,
+    broker_keys: Option<WatchedFile>,
+    /// `None` if the system has none to give; then the looks of every tick remain.
+    inotify: Option<Inotify>,
+}
+
+impl KeyStoreWatch {
+    /// Watches these files, and wakes `sockets` with `token` when one of them may have changed.
+    pub(super) fn new(
+        registry: Option<PathBuf>,
+        broker_keys: Option<PathBuf>,
+        sockets: &Sockets,
+        token: Token,
+    ) -> Self {
+        let paths = [&registry, &broker_keys];
+        let directories = paths.into_iter().flatten().filter_map(|path| path.parent());
+        let inotify = watch(directories, sockets, token)
+            .inspect_err(
+                |error| tracing::warn!(%error, "edits of the key store are noticed within a second only"),
+            )
+            .ok();
+        Self {
+            registry: registry.map(WatchedFile::new),
+            broker_keys: broker_keys.map(WatchedFile::new),
+            inotify,
+        }
+    }
+
+    /// Forgets what the kernel has said, so that it can say more.
+    pub(super) fn heard(&self) {
+        // Empty when nothing waits; other failures leave the looks of every tick.
+        while self.inotify.as_ref().is_some_and(|inotify| inotify.read_events().is_ok()) {}
+    }
+
+    /// The edited registry, or why it cannot be read; `None` if nothing has changed.
+    pub(super) fn registry(&mut self) -> Option<Result<Registry, KeyError>> {
+        self.registry.as_mut()?.changed().map(Registry::load)
+    }
+
+    /// The broker's keys, likewise.
+    pub(super) fn broker_keys(&mut self) -> Option<Result<BrokerKeys, KeyError>> {
+        self.broker_keys.as_mut()?.changed().map(BrokerKeys::load)
+    }
+}
+
+fn watch<'a>(
+    directories: impl Iterator<Item = &'a Path>,
+    sockets: &Sockets,
+    token: Token,
+) -> std::io::Result<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let edits = AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_ONLYDIR;
+    for directory in directories {
+        // A path without a directory in it is in the current one. Twice the same is one watch.
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        inotify.add_watch(directory, edits)?;
+    }
+    sockets.register(&mut SourceFd(&inotify_fd(&inotify)), token, Interest::READABLE)?;
+    Ok(inotify)
+}
+
+fn inotify_fd(inotify: &Inotify) -> std::os::fd::RawFd {
+    use std::os::fd::AsFd;
+    inotify.as_fd().as_raw_fd()
+}
+
+/// One file, and what it looked like when it was last read.
+#[derive(Debug)]
+struct WatchedFile {
+    path: PathBuf,
+    seen: Option<(u64, i64, i64, u64)>,
+}
+
+impl WatchedFile {
+    /// The first look always reads: an edit made between the broker's own reading and this moment would
+    /// never be noticed otherwise.
+    fn new(path: PathBuf) -> Self {
+        Self { path, seen: None }
+    }
+
+    /// Its path, if it has changed since this was last asked.
+    fn changed(&mut self) -> Option<&Path> {
+        let now = stamp(&self.path);
+        if now == self.seen {
+            return None;
+        }
+        self.seen = now;
+        Some(&self.path)
+    }
+}
+
+/// What changes when a file is written or replaced; `None` if there is none.
+fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::keys::KeyStore;
+
+    const TOKEN: Token = Token(7);
+
+    fn store() -> (tempfile::TempDir, KeyStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+        (directory, store)
+    }
+
+    fn issue(store: &KeyStore, name: &str) {
+        let permissions = crate::Permissions::from_lists(&["a"], &[], &[], &[]).unwrap();
+        store.issue(&name.parse().unwrap(), &permissions, &[], None).unwrap();
+    }
+
+    #[test]
+    fn an_edit_made_before_the_watch_began_is_read_at_the_first_look_and_none_is_read_twice() {
+        let (_directory, store) = store();
+        issue(&store, "early");
+        let poll = mio::Poll::new().unwrap();
+        let paths = (Some(store.registry_path()), Some(store.broker_keys_path()));
+        let mut watch = KeyStoreWatch::new(paths.0, paths.1, poll.registry(), TOKEN);
+        assert_eq!(watch.registry().unwrap().unwrap().peers().count(), 1);
+        assert!(watch.registry().is_none());
+        assert!(watch.broker_keys().unwrap().is_ok() && watch.broker_keys().is_none());
+        issue(&store, "later");
+        assert_eq!(watch.registry().unwrap().unwrap().peers().count(), 2);
+        assert!(watch.broker_keys().is_none());
+    }
+
+    #[test]
+    fn an_edit_wakes_whoever_waits_each_time() {
+        let (_directory, store) = store();
+        let mut poll = mio::Poll::new().unwrap();
+        let watch = KeyStoreWatch::new(Some(store.registry_path()), None, poll.registry(), TOKEN);
+        let mut events = mio::Events::with_capacity(4);
+        for name in ["one", "two", "three"] {
+            issue(&store, name);
+            poll.poll(&mut events, Some(Duration::from_secs(20))).unwrap();
+            assert!(events.iter().any(|event| event.token() == TOKEN), "{name}");
+            watch.heard();
+        }
+    }
+}
