@@ -107,6 +107,43 @@ fn the_runtime_runs_the_python_greeter_as_its_child_also_after_kill_9() {
 }
 
 #[test]
+fn a_program_that_stops_sending_heartbeats_is_killed_and_started_again() {
+    // Its first incarnation falls silent; those after it find the marker and go on.
+    let script = "\
+import interlock, os, time
+is_first = not os.path.exists(os.environ['MARKER'])
+open(os.environ['MARKER'], 'w').close()
+with interlock.connect() as bus:
+    bus.serve('pulse/v1', lambda request: 'second')
+    interlock.ready()
+    while True:
+        interlock.heartbeat()
+        time.sleep(1000 if is_first else interlock.heartbeat_seconds())
+";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pulse.py");
+    std::fs::write(&file, script).unwrap();
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/python");
+    let runtime = TestRuntime::start_with(&format!(
+        "[[program]]\nname = \"pulse\"\ncommand = \"python3\"\nargs = [\"{}\"]\n\
+         environment = {{ PYTHONPATH = \"{}\", MARKER = \"{}\" }}\nreadiness = \"notify\"\n\
+         heartbeat = \"1s\"\nneeds = [\"model\"]\nserve = [\"pulse/#\"]\n",
+        file.display(),
+        module.display(),
+        directory.path().join("was here").display(),
+    ));
+    let again = eventually("its second incarnation", || {
+        let status = runtime.status();
+        let mut children = status["tree"]["children"].as_array()?.iter();
+        let pulse = children.find(|child| child["name"] == "pulse")?.clone();
+        (pulse["restarts"] == 1 && pulse["state"] == "running").then_some(pulse)
+    });
+    assert!(again.to_string().contains("last said: no heartbeat for "), "{again}");
+    let answer = runtime.bus(&["request", "pulse/v1"]);
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "second", "{answer:?}");
+}
+
+#[test]
 fn the_rust_greeter_is_the_whole_program_with_one_more_actor() {
     let help = tool("greeter").arg("--help").output().unwrap();
     assert!(String::from_utf8_lossy(&help.stdout).contains("status"));

@@ -93,6 +93,8 @@ pub enum HostReport {
     Progress(String),
     /// What it does now, until replaced.
     Status(String),
+    /// It asks for so much more time from now on, to get ready or to stop. Less than it has anyway changes nothing.
+    Extend(Duration),
     /// The answer to [`Host::ask`].
     Alive {
         /// The number of the question.

@@ -25,6 +25,7 @@ use toml::Value;
 pub use layers::Held;
 pub use problem::{ConfigError, Origin, Problem};
 
+use crate::process::Probe;
 use layers::{Layers, in_file};
 
 /// The built-in file: every setting with its default.
@@ -228,6 +229,15 @@ pub struct Program {
     /// How long it may take to be ready.
     #[serde(with = "duration", default = "thirty_seconds")]
     pub ready_timeout: Duration,
+    /// Other children that must be ready before it is started.
+    #[serde(default)]
+    pub needs: Vec<PeerName>,
+    /// The longest between two heartbeats; zero asks for none.
+    #[serde(with = "duration", default)]
+    pub heartbeat: Duration,
+    /// A URL that answers while it is well; empty is none.
+    #[serde(default)]
+    pub liveness: String,
     /// The signal that asks it to stop.
     #[serde(default = "sigterm")]
     pub stop_signal: String,
@@ -276,6 +286,8 @@ pub enum ProgramReadiness {
     Bus,
     /// A line of its output that matches this regular expression, which is valid.
     Line(String),
+    /// This URL answers with a success.
+    Http(Probe),
 }
 
 /// A text that is no readiness.
@@ -296,7 +308,7 @@ impl FromStr for ProgramReadiness {
                 Some(pattern) if !pattern.is_empty() && regex_lite::Regex::new(pattern).is_ok() => {
                     Ok(Self::Line(pattern.to_owned()))
                 }
-                _ => Err(ReadinessError(text.to_owned())),
+                _ => text.parse().map(Self::Http).map_err(|_| ReadinessError(text.to_owned())),
             },
         }
     }
@@ -318,6 +330,7 @@ impl From<ProgramReadiness> for String {
             ProgramReadiness::Notify => "notify".to_owned(),
             ProgramReadiness::Bus => "bus".to_owned(),
             ProgramReadiness::Line(pattern) => format!("line:{pattern}"),
+            ProgramReadiness::Http(probe) => probe.to_string(),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod guardian;
 mod output;
+mod probe;
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use std::{
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -34,10 +35,14 @@ use nix::{
     unistd::Pid,
 };
 
+pub use self::probe::{Probe, ProbeError};
 use self::{
     guardian::{Charge, GUARDIAN_ARGUMENT, Notice, Order},
     output::{LastLine, Stream},
 };
+
+/// Between two questions to a program whose URL does not answer yet.
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A program, and how it is run.
 #[derive(Clone, Debug)]
@@ -54,6 +59,11 @@ pub struct Program {
     pub credentials: Credentials,
     /// How it says that it is ready.
     pub readiness: Readiness,
+    /// How long it may go without sending `WATCHDOG=1` to the socket in `NOTIFY_SOCKET`, once it is ready; it finds this
+    /// time in `WATCHDOG_USEC`. `None`: it need not send it.
+    pub heartbeat: Option<Duration>,
+    /// A URL that must answer with a success whenever it is asked whether it lives. `None`: it lives if it runs.
+    pub liveness: Option<Probe>,
     /// What asks it to stop.
     pub stop_signal: Signal,
     /// How long it may take to stop, also when it is the runtime that died. Then it is killed.
@@ -72,6 +82,8 @@ impl Program {
             directory: None,
             credentials: Credentials::None,
             readiness: Readiness::Started,
+            heartbeat: None,
+            liveness: None,
             stop_signal: Signal::SIGTERM,
             grace: Duration::from_secs(10),
             guardian: GuardianCommand::default(),
@@ -116,6 +128,8 @@ pub enum Readiness {
     SdNotify,
     /// It writes a line that matches to its standard output or error.
     Line(regex_lite::Regex),
+    /// A URL of it answers with a success.
+    Http(Probe),
     /// Something else knows, for example the bus, by its presence. Called for each incarnation; must not wait.
     Watched(Arc<dyn Fn(ReadySignal) + Send + Sync>),
 }
@@ -127,6 +141,7 @@ impl fmt::Debug for Readiness {
             Self::Newline => "Newline",
             Self::SdNotify => "SdNotify",
             Self::Line(_) => "Line",
+            Self::Http(_) => "Http",
             Self::Watched(_) => "Watched",
         })
     }
@@ -251,6 +266,7 @@ impl Drop for ProgramHost {
 #[derive(Debug, Default)]
 struct Line {
     state: Mutex<LineState>,
+    ended: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -287,6 +303,17 @@ impl Line {
             state.send(&order);
         }
         Ok(())
+    }
+
+    /// Whether there is a guardian.
+    fn is_up(&self) -> bool {
+        self.lock().guardian.is_some()
+    }
+
+    /// Waits until there is no guardian any more, and at most for `time`.
+    fn wait_for_end(&self, time: Duration) {
+        let waited = self.ended.wait_timeout_while(self.lock(), time, |state| state.guardian.is_some());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Without the guardian: for when it is the guardian that does not answer.
@@ -357,6 +384,7 @@ impl Run {
             (state.socket, state.guardian, state.program) = (None, None, None);
             state.ending
         };
+        self.line.ended.notify_all();
         let last = readers.into_iter().filter_map(|reader| reader.join().ok().flatten()).last();
         waited?;
         Ok(self.judge(ending, said?, last))
@@ -382,7 +410,8 @@ impl Run {
             directory: program.directory.clone().map(PathBuf::into_os_string),
             credentials,
             notify_fd: matches!(program.readiness, Readiness::Newline),
-            notify_socket: matches!(program.readiness, Readiness::SdNotify),
+            notify_ready: matches!(program.readiness, Readiness::SdNotify),
+            heartbeat: program.heartbeat,
             stop_signal: program.stop_signal as i32,
             grace: program.grace,
         })
@@ -439,7 +468,8 @@ impl Run {
                 Notice::Started { pid } => self.on_started(pid),
                 Notice::Ready { proof } => self.reports.send(HostReport::Ready { proof }),
                 Notice::Status(status) => self.reports.send(HostReport::Progress(status)),
-                Notice::Alive(nonce) => self.reports.send(HostReport::Alive { nonce }),
+                Notice::Extend(by) => self.reports.send(HostReport::Extend(by)),
+                Notice::Alive(nonce) => self.on_alive(nonce),
                 Notice::Refused { reason } => {
                     let command = self.program.command.display();
                     return Err(Failure::new(reason).context(format!("`{command}` was not started")));
@@ -460,7 +490,45 @@ impl Run {
             Readiness::Watched(watch) => {
                 watch(ReadySignal::new(self.reports.clone(), self.incarnation));
             }
+            Readiness::Http(probe) => self.probe_until_ready(probe.clone()),
             Readiness::Newline | Readiness::SdNotify | Readiness::Line(_) => {}
+        }
+    }
+
+    /// Asks its URL until it answers with a success, or the incarnation ends.
+    fn probe_until_ready(&self, probe: Probe) {
+        let (line, reports) = (Arc::clone(&self.line), self.reports.clone());
+        self.beside("readiness", move || {
+            while line.is_up() {
+                match probe.ask() {
+                    Ok(status) => {
+                        let proof = format!("{probe} answered {status}");
+                        return reports.send(HostReport::Ready { proof });
+                    }
+                    Err(error) => reports.send(HostReport::Status(error.to_string())),
+                }
+                line.wait_for_end(PROBE_PAUSE);
+            }
+        });
+    }
+
+    /// The guardian found it running. That is all, unless its URL must answer too.
+    fn on_alive(&self, nonce: u64) {
+        let alive = HostReport::Alive { nonce };
+        let Some(probe) = self.program.liveness.clone() else { return self.reports.send(alive) };
+        let reports = self.reports.clone();
+        // One question at a time, each bounded, so at most one of these threads is there.
+        self.beside("liveness", move || match probe.ask() {
+            Ok(_) => reports.send(alive),
+            Err(error) => reports.send(HostReport::Status(error.to_string())),
+        });
+    }
+
+    /// Does `work` on a thread of its own, which ends with what it waits for.
+    fn beside(&self, what: &str, work: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::Builder::new().name(format!("{what}-{}", self.name));
+        if let Err(error) = thread.spawn(work) {
+            tracing::error!(program = %self.name, %error, what, "it cannot be probed: no thread could be started");
         }
     }
 

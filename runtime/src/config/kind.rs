@@ -6,6 +6,7 @@ use interlock_bus::{Endpoint, PeerName, TopicFilter};
 use toml::Value;
 
 use super::{ProgramReadiness, duration};
+use crate::process::Probe;
 
 /// The type and range of one setting.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +33,10 @@ pub enum Kind {
     Variable,
     /// How a program says that it is ready.
     Readiness,
+    /// A list of peer names.
+    PeerNames,
+    /// An `http` URL, or nothing.
+    Probe,
     /// A list of texts.
     Texts,
     /// A list of topic filters.
@@ -59,6 +64,10 @@ impl Kind {
             Self::PeerName => value.as_str().is_some_and(|text| text.parse::<PeerName>().is_ok()),
             Self::Variable => value.as_str().is_some_and(is_variable),
             Self::Readiness => value.as_str().is_some_and(|text| text.parse::<ProgramReadiness>().is_ok()),
+            Self::PeerNames => each(value, |text| text.parse::<PeerName>().is_ok()),
+            Self::Probe => {
+                value.as_str().is_some_and(|text| text.is_empty() || text.parse::<Probe>().is_ok())
+            }
             Self::Texts => each(value, printable),
             Self::Filters => each(value, |text| text.parse::<TopicFilter>().is_ok()),
             Self::TextTable => value.as_table().is_some_and(|table| {
@@ -90,8 +99,11 @@ impl Kind {
             Self::PeerName => "1 to 64 characters of a-z, A-Z, 0-9, - and _, beginning with a letter or a digit".to_owned(),
             Self::Variable => "the name of an environment variable, or \"\"".to_owned(),
             Self::Readiness => {
-                "\"started\", \"newline\", \"notify\", \"bus\", or \"line:\" and a regular expression".to_owned()
+                "\"started\", \"newline\", \"notify\", \"bus\", \"line:\" and a regular expression, or a URL such as \"http://127.0.0.1:8080/health\""
+                    .to_owned()
             }
+            Self::PeerNames => "a list of names of other children, for example [\"gateway\"]".to_owned(),
+            Self::Probe => "a URL that begins with http:// and names no user, or \"\"".to_owned(),
             Self::Texts => "a list of texts".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
             Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
@@ -104,7 +116,7 @@ impl Kind {
         let plain = || Value::String(text.to_owned());
         match self {
             Self::Integer(..) => text.parse().map_or_else(|_| plain(), Value::Integer),
-            Self::Endpoints | Self::Texts | Self::Filters => {
+            Self::Endpoints | Self::PeerNames | Self::Texts | Self::Filters => {
                 if text.starts_with('[') {
                     return toml::from_str::<toml::Table>(&format!("value = {text}"))
                         .ok()
@@ -203,6 +215,13 @@ mod tests {
             (Kind::PeerName, &["\"greeter-1\""], &["\"\"", "\"a/b\"", "\"-a\""]),
             (Kind::Variable, &["\"\"", "\"OPENAI_API_KEY\""], &["\"A=B\"", "\"1A\"", "\"sk-123\""]),
             (Kind::Readiness, &["\"bus\"", "\"line:^ready$\""], &["\"soon\"", "\"line:(\"", "\"line:\""]),
+            (
+                Kind::Readiness,
+                &["\"http://127.0.0.1:80/\""],
+                &["\"https://127.0.0.1/\"", "\"http://\"", "\"http://me@host/\""],
+            ),
+            (Kind::PeerNames, &["[]", "[\"gateway\"]"], &["\"gateway\"", "[\"a/b\"]"]),
+            (Kind::Probe, &["\"\"", "\"http://[::1]:80/health\""], &["\"ftp://a\"", "\"http:// a\"", "1"]),
             (Kind::Texts, &["[]", "[\"a\"]"], &["\"a\"", "[1]"]),
             (Kind::Filters, &["[\"a/#\"]"], &["[\"a//b\"]", "[\"#/a\"]"]),
             (Kind::TextTable, &["{}", "{ A = \"b\" }"], &["{ A = 1 }", "[]"]),

@@ -62,7 +62,10 @@ pub(super) struct Charge {
     pub(super) directory: Option<OsString>,
     pub(super) credentials: Option<String>,
     pub(super) notify_fd: bool,
-    pub(super) notify_socket: bool,
+    /// Whether `READY=1` on the notify socket counts.
+    pub(super) notify_ready: bool,
+    /// The longest that it may be silent once it is asked whether it lives.
+    pub(super) heartbeat: Option<Duration>,
     pub(super) stop_signal: i32,
     pub(super) grace: Duration,
 }
@@ -83,6 +86,7 @@ pub(super) enum Notice {
     Refused { reason: String },
     Ready { proof: String },
     Status(String),
+    Extend(Duration),
     Alive(u64),
     Exited { code: Option<i32>, signal: Option<i32> },
 }
@@ -92,6 +96,8 @@ enum Event {
     Order(Order),
     RuntimeGone,
     Notice(Notice),
+    /// It sent `WATCHDOG=1`.
+    Heartbeat,
     Reaped {
         pid: Pid,
         code: Option<i32>,
@@ -131,9 +137,9 @@ fn guard() -> io::Result<()> {
     prctl::set_child_subreaper(true)?;
 
     let (sink, events) = sync_channel(EVENTS_MAX);
-    let directory = NotifyDirectory::new(&charge)?;
+    let directory = NotifyDirectory::new()?;
     let notices = sink.clone();
-    let program = match spawn(&charge, directory.as_ref(), &notices) {
+    let program = match spawn(&charge, &directory, &notices) {
         Ok(program) => program,
         Err(error) => return tell(&control, &Notice::Refused { reason: error.to_string() }),
     };
@@ -152,6 +158,8 @@ fn guard() -> io::Result<()> {
         events,
         stop_signal,
         grace: charge.grace,
+        heartbeat: charge.heartbeat,
+        beat_at: None,
         ended: None,
         stage: Stage::Watching,
     };
@@ -195,6 +203,9 @@ struct Guardian {
     events: Receiver<Event>,
     stop_signal: Signal,
     grace: Duration,
+    heartbeat: Option<Duration>,
+    /// The last heartbeat, or the first time it was asked for.
+    beat_at: Option<Instant>,
     /// How the program ended: code and signal.
     ended: Option<(Option<i32>, Option<i32>)>,
     stage: Stage,
@@ -214,6 +225,8 @@ impl Guardian {
                 Event::Order(Order::Ask(nonce)) => self.answer(nonce),
                 Event::Order(Order::Stop) | Event::RuntimeGone => self.stop(),
                 Event::Order(Order::Kill) | Event::GraceOver => self.kill(),
+                Event::Heartbeat => self.beat_at = Some(Instant::now()),
+                Event::Notice(Notice::Extend(by)) => self.extend(by),
                 // Fails only when the runtime is gone, and that is an event of its own.
                 Event::Notice(notice) => drop(tell(&self.control, &notice)),
                 Event::Reaped { pid, code, signal } => self.on_reaped(pid, code, signal),
@@ -242,13 +255,30 @@ impl Guardian {
         }
     }
 
-    /// Silent if the program is suspended: then it is not alive for anybody who waits for it.
-    fn answer(&self, nonce: u64) {
+    /// Silent if the program is suspended, or owes a heartbeat: then it is not alive for anybody who waits for it.
+    fn answer(&mut self, nonce: u64) {
+        if let Some(limit) = self.heartbeat {
+            let silent = self.beat_at.get_or_insert_with(Instant::now).elapsed();
+            if silent > limit {
+                let status =
+                    format!("no heartbeat for {:.1} s; its limit is {limit:?}", silent.as_secs_f32());
+                let _ = tell(&self.control, &Notice::Status(status));
+                return;
+            }
+        }
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.program)).unwrap_or_default();
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
         if !matches!(state, None | Some('T' | 't' | 'Z' | 'X')) {
             let _ = tell(&self.control, &Notice::Alive(nonce));
         }
+    }
+
+    /// The supervisor decides how much of it is granted to a start; a stop is ours as well.
+    fn extend(&mut self, by: Duration) {
+        if let Stage::Stopping { kill_at } = &mut self.stage {
+            *kill_at = (Instant::now() + by).max(*kill_at);
+        }
+        let _ = tell(&self.control, &Notice::Extend(by));
     }
 
     fn stop(&mut self) {
@@ -305,16 +335,14 @@ fn children() -> Vec<Pid> {
         .collect()
 }
 
-fn spawn(
-    charge: &Charge,
-    directory: Option<&NotifyDirectory>,
-    notices: &SyncSender<Event>,
-) -> io::Result<Pid> {
+fn spawn(charge: &Charge, directory: &NotifyDirectory, notices: &SyncSender<Event>) -> io::Result<Pid> {
     let mut command = Command::new(&charge.command);
     command.args(&charge.arguments).stdin(Stdio::null()).process_group(0);
     for (name, _) in std::env::vars_os() {
         let ours = name.as_encoded_bytes().starts_with(b"INTERLOCK_");
-        if ours || name == "NOTIFY_SOCKET" || name == "NOTIFY_FD" {
+        // What our own service manager told us is not meant for it.
+        let managers = ["NOTIFY_SOCKET", "NOTIFY_FD", "WATCHDOG_USEC", "WATCHDOG_PID"];
+        if ours || managers.iter().any(|manager| name == *manager) {
             command.env_remove(name);
         }
     }
@@ -340,13 +368,15 @@ fn spawn(
         let notices = notices.clone();
         std::thread::Builder::new().name("notify".to_owned()).spawn(move || hear_newline(read, &notices))?;
     }
-    if let Some(directory) = directory {
-        command.env("NOTIFY_SOCKET", directory.socket());
-        let (socket, notices) = (UnixDatagram::bind(directory.socket())?, notices.clone());
-        std::thread::Builder::new()
-            .name("notify".to_owned())
-            .spawn(move || hear_datagrams(&socket, &notices))?;
+    command.env("NOTIFY_SOCKET", directory.socket());
+    if let Some(limit) = charge.heartbeat {
+        command.env("WATCHDOG_USEC", limit.as_micros().to_string());
     }
+    let (socket, notices) = (UnixDatagram::bind(directory.socket())?, notices.clone());
+    let notify_ready = charge.notify_ready;
+    std::thread::Builder::new()
+        .name("notify".to_owned())
+        .spawn(move || hear_datagrams(&socket, notify_ready, &notices))?;
     let child = command.spawn()?;
     Ok(Pid::from_raw(child.id().cast_signed()))
 }
@@ -385,16 +415,23 @@ fn hear_newline(pipe: io::PipeReader, notices: &SyncSender<Event>) {
     }
 }
 
-fn hear_datagrams(socket: &UnixDatagram, notices: &SyncSender<Event>) {
+fn hear_datagrams(socket: &UnixDatagram, notify_ready: bool, notices: &SyncSender<Event>) {
     let mut buffer = [0; DATAGRAM_BYTES_MAX];
     while let Ok(bytes) = socket.recv(&mut buffer) {
         for line in String::from_utf8_lossy(&buffer[..bytes]).lines() {
-            let notice = match line.split_once('=') {
-                Some(("READY", "1")) => Notice::Ready { proof: "it sent READY=1".to_owned() },
-                Some(("STATUS", status)) => Notice::Status(status.to_owned()),
+            let event = match line.split_once('=') {
+                Some(("READY", "1")) if notify_ready => {
+                    Event::Notice(Notice::Ready { proof: "it sent READY=1".to_owned() })
+                }
+                Some(("STATUS", status)) => Event::Notice(Notice::Status(status.to_owned())),
+                Some(("WATCHDOG", "1")) => Event::Heartbeat,
+                Some(("EXTEND_TIMEOUT_USEC", by)) => match by.parse() {
+                    Ok(microseconds) => Event::Notice(Notice::Extend(Duration::from_micros(microseconds))),
+                    Err(_) => continue,
+                },
                 _ => continue,
             };
-            if notices.send(Event::Notice(notice)).is_err() {
+            if notices.send(event).is_err() {
                 return;
             }
         }
@@ -443,11 +480,8 @@ fn tell(mut control: &UnixStream, notice: &Notice) -> io::Result<()> {
 struct NotifyDirectory(PathBuf);
 
 impl NotifyDirectory {
-    fn new(charge: &Charge) -> io::Result<Option<Self>> {
-        if !charge.notify_socket {
-            return Ok(None);
-        }
-        Ok(Some(Self(mkdtemp(&std::env::temp_dir().join("interlock-XXXXXX"))?)))
+    fn new() -> io::Result<Self> {
+        Ok(Self(mkdtemp(&std::env::temp_dir().join("interlock-XXXXXX"))?))
     }
 
     fn socket(&self) -> PathBuf {

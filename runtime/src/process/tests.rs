@@ -214,6 +214,110 @@ time.sleep(1000)";
     assert_eq!(stand.exit(), Exit::Normal);
 }
 
+/// A program that sends these datagrams and then sleeps.
+fn notifies(datagrams: &[&str]) -> Program {
+    let script = format!(
+        "
+import os, socket, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ['NOTIFY_SOCKET'])
+for datagram in {datagrams:?}:
+    notify.send(datagram.encode())
+time.sleep(1000)"
+    );
+    Program { command: "python3".into(), arguments: vec!["-c".into(), script.into()], ..shell("") }
+}
+
+#[test]
+fn more_time_is_asked_for_on_the_notify_socket_whatever_readiness_is() {
+    let stand =
+        Stand::start(notifies(&["READY=1", "EXTEND_TIMEOUT_USEC=never", "EXTEND_TIMEOUT_USEC=1500000"]));
+    assert!(stand.ready().starts_with("runs as pid"));
+    assert_eq!(stand.report(), HostReport::Extend(Duration::from_millis(1500)), "READY=1 was not asked for");
+}
+
+#[test]
+fn a_program_that_owes_a_heartbeat_is_alive_only_while_it_sends_it() {
+    let silent = Program {
+        heartbeat: Some(Duration::from_millis(300)),
+        ..notifies(&["WATCHDOG=1", "EXTEND_TIMEOUT_USEC=1"])
+    };
+    let mut stand = Stand::start(silent);
+    stand.ready();
+    // Behind the heartbeat, so that it is known to have come.
+    assert!(matches!(stand.report(), HostReport::Extend(_)));
+    stand.host.ask(1);
+    assert_eq!(stand.report(), HostReport::Alive { nonce: 1 });
+    let deadline = Instant::now() + DEADLINE;
+    for nonce in 2.. {
+        assert!(Instant::now() < deadline, "it never fell silent");
+        stand.host.ask(nonce);
+        if let HostReport::Progress(status) = stand.reports.recv_timeout(DEADLINE).unwrap() {
+            assert!(status.starts_with("no heartbeat for 0."), "{status}");
+            assert!(status.ends_with("its limit is 300ms"), "{status}");
+            break;
+        }
+    }
+
+    let limit = shell("test $WATCHDOG_USEC = 250000 -a -z \"$WATCHDOG_PID\"");
+    let stand = Stand::start(Program { heartbeat: Some(Duration::from_millis(250)), ..limit });
+    stand.ready();
+    assert_eq!(stand.exit(), Exit::Normal, "it knows how often");
+}
+
+/// An HTTP server on a port of its own that answers each question with the next of these statuses.
+fn answers(statuses: Vec<u16>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/health", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for status in statuses {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut head = String::new();
+            let mut reader = BufReader::new(connection.try_clone().unwrap());
+            while reader.read_line(&mut head).unwrap() > 2 {}
+            assert!(head.starts_with("GET /health HTTP/1.1\r\n"), "{head}");
+            write!(connection, "HTTP/1.1 {status} X\r\nlocation: /\r\ncontent-length: 0\r\n\r\n").unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_url_that_answers_with_a_success_is_readiness_and_liveness() {
+    let (ready, alive) = (answers(vec![503, 302, 404, 204]), answers(vec![200, 500, 200]));
+    let program = Program {
+        readiness: Readiness::Http(ready.parse().unwrap()),
+        liveness: Some(alive.parse().unwrap()),
+        ..shell("exec sleep 1000")
+    };
+    let mut stand = Stand::start(program);
+    let mut refused = Vec::new();
+    let proof = loop {
+        match stand.report() {
+            HostReport::Status(status) => refused.push(status),
+            HostReport::Ready { proof } => break proof,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(proof, format!("{ready} answered 204"));
+    assert_eq!(refused.len(), 3, "{refused:?}");
+    assert!(refused[0].contains(&ready) && refused[0].contains("503"), "{refused:?}");
+    stand.host.ask(1);
+    assert_eq!(stand.report(), HostReport::Alive { nonce: 1 });
+    stand.host.ask(2);
+    assert!(matches!(stand.report(), HostReport::Status(status) if status.contains("500")));
+    stand.host.ask(3);
+    assert_eq!(stand.report(), HostReport::Alive { nonce: 3 });
+}
+
+#[test]
+fn a_program_that_dies_while_its_url_is_asked_is_reported_at_once() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", nobody.local_addr().unwrap());
+    let stand = Stand::start(Program { readiness: Readiness::Http(url.parse().unwrap()), ..shell("exit 7") });
+    assert_eq!(stand.failure(), "exited with code 7");
+}
+
 #[test]
 fn a_matching_line_of_output_is_readiness() {
     let stand = Stand::start(Program {

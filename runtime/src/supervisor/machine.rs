@@ -20,6 +20,9 @@ use super::{
 /// How long a killed incarnation may take to end before it is abandoned.
 pub(crate) const KILL_GRACE: Duration = Duration::from_secs(2);
 
+/// How much more time an incarnation can ask for at once.
+const EXTENSION_MAX: Duration = Duration::from_secs(3600);
+
 /// The rules of one child, places instead of names.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
@@ -150,6 +153,8 @@ pub(crate) enum Phase {
     },
     Starting {
         deadline: Instant,
+        /// What the deadline granted, when it was last set.
+        granted: Duration,
     },
     Running(Asking),
     /// An incarnation on its way out.
@@ -249,6 +254,7 @@ impl Machine {
             HostReport::Ready { proof } => child.on_ready(proof, now),
             HostReport::Progress(text) => child.on_progress(text, now),
             HostReport::Status(text) => child.status = Some(text),
+            HostReport::Extend(by) => child.on_extend(by, now),
             HostReport::Alive { nonce } => child.on_alive(nonce),
             HostReport::Exited(exit) => self.on_exit(index, exit, now),
             _ => {}
@@ -288,7 +294,7 @@ impl Machine {
     pub(crate) fn next_timer(&self, now: Instant) -> Option<Instant> {
         let children = self.children.iter().filter_map(|child| match &child.phase {
             Phase::Waiting { not_before, .. } => *not_before,
-            Phase::Starting { deadline } => Some(*deadline),
+            Phase::Starting { deadline, .. } => Some(*deadline),
             Phase::Running(Asking::Silent { next, .. }) => Some(*next),
             Phase::Running(Asking::Asked { at, .. }) => Some(*at + child.rules.clocks.ask_timeout),
             Phase::Ending { step: Step::Asked { deadline } | Step::Killed { deadline, .. }, .. } => {
@@ -508,13 +514,10 @@ impl Machine {
         let child = &mut self.children[index];
         let clocks = child.rules.clocks;
         match &mut child.phase {
-            Phase::Starting { deadline } if *deadline <= now => {
-                let last =
-                    child.status.as_ref().map(|status| format!("; last said: {status}")).unwrap_or_default();
-                let reason = format!(
-                    "not ready within {} s of its last progress{last}",
-                    clocks.start_deadline.as_secs()
-                );
+            Phase::Starting { deadline, granted } if *deadline <= now => {
+                let granted = granted.as_secs();
+                let last = child.last_said();
+                let reason = format!("not ready within {granted} s of its last progress{last}");
                 self.fail_running(index, Failure::new(reason), now);
             }
             Phase::Running(Asking::Silent { next, missed }) if *next <= now => {
@@ -526,7 +529,9 @@ impl Machine {
             Phase::Running(Asking::Asked { at, missed, .. }) if *at + clocks.ask_timeout <= now => {
                 let missed = *missed + 1;
                 if missed >= clocks.asks_missed_max {
-                    let reason = format!("not alive: {missed} questions in a row went unanswered for 1 s");
+                    let last = child.last_said();
+                    let reason =
+                        format!("not alive: {missed} questions in a row went unanswered for 1 s{last}");
                     return self.fail_running(index, Failure::new(reason), now);
                 }
                 child.phase = Phase::Running(Asking::Silent { next: *at + clocks.ask_every, missed });
@@ -695,7 +700,8 @@ impl Child {
         self.ready_at = None;
         self.proof = None;
         self.status = None;
-        self.enter(Phase::Starting { deadline: now + self.rules.clocks.start_deadline }, now);
+        let granted = self.rules.clocks.start_deadline;
+        self.enter(Phase::Starting { deadline: now + granted, granted }, now);
         self.incarnation
     }
 
@@ -710,8 +716,25 @@ impl Child {
 
     fn on_progress(&mut self, text: String, now: Instant) {
         self.status = Some(text);
-        if let Phase::Starting { deadline } = &mut self.phase {
-            *deadline = now + self.rules.clocks.start_deadline;
+        if let Phase::Starting { .. } = self.phase {
+            self.on_extend(self.rules.clocks.start_deadline, now);
+        }
+    }
+
+    /// Its last words about itself, for the reason of a failure that it did not report.
+    fn last_said(&self) -> String {
+        self.status.as_ref().map(|status| format!("; last said: {status}")).unwrap_or_default()
+    }
+
+    /// More time to get ready or to stop, at most [`EXTENSION_MAX`]. The phases of a shutdown bound it all the same.
+    fn on_extend(&mut self, by: Duration, now: Instant) {
+        let by = by.min(EXTENSION_MAX);
+        match &mut self.phase {
+            Phase::Starting { deadline, granted } if *deadline < now + by => {
+                (*deadline, *granted) = (now + by, by);
+            }
+            Phase::Ending { step: Step::Asked { deadline }, .. } => *deadline = (now + by).max(*deadline),
+            _ => {}
         }
     }
 

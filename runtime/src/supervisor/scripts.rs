@@ -4,7 +4,7 @@
 //! - `tree strategy=S [jitter=1] [until=any_significant] children=a,b(word word)...` starts a tree. Words: `escalate`,
 //!   `transient`, `temporary`, `significant`, `on:x` (needs, and is out of line), `slow` (not ready by itself), `deaf` (does not stop
 //!   when asked), `frozen` (nor when killed), `mute` (answers no question).
-//! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `busy NAME SECONDS`: an incarnation does that.
+//! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `busy NAME SECONDS`: an incarnation does that.
 //! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
 //! - `status` shows the states.
 
@@ -38,6 +38,7 @@ scripts! {
     a_spent_budget_leaves_the_child_or_escalates,
     the_first_start_of_an_escalating_child_is_not_retried,
     a_start_deadline_is_moved_by_progress,
+    more_time_is_granted_to_a_start_and_to_a_stop,
     backoff_doubles_and_is_forgotten_after_health,
     dependencies_order_start_and_stop,
     shutdown_asks_then_kills_then_gives_up,
@@ -155,6 +156,7 @@ impl Player {
             "exit" => self.exits(child(), Exit::Normal),
             "ready" => self.says(child(), HostReport::Ready { proof: String::new() }),
             "progress" => self.says(child(), HostReport::Progress(rest.to_owned())),
+            "extend" => self.says(child(), HostReport::Extend(parse_duration(rest))),
             "busy" => {
                 let since = now - Duration::from_secs(rest.parse().unwrap());
                 self.machine.on_busy(child(), Some(Busy { since, with: "message on `a/b`".to_owned() }), now);

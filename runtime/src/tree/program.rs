@@ -9,12 +9,15 @@ use nix::sys::signal::Signal;
 use super::{BrokerSeat, built_in_name};
 use crate::{
     config::{self, ProgramReadiness, ProgramRestart},
-    process::{self, Credentials, ProgramHost, Readiness, ReadySignal},
+    process::{self, Credentials, ProbeError, ProgramHost, Readiness, ReadySignal},
     supervisor::{ChildSpecification, Clocks, No, Restart},
 };
 
 /// How long the broker, which is in this process, may take to say who is connected.
 const PEERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The shortest time between two questions whether a program lives.
+const ASK_EVERY_LEAST: Duration = Duration::from_millis(100);
 
 /// Why a `[[program]]` cannot be a child.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -33,6 +36,14 @@ pub enum ProgramError {
     /// Not a regular expression.
     #[error("`program.readiness` holds no regular expression: {0}")]
     Pattern(#[from] regex_lite::Error),
+    /// Not a URL that can be asked.
+    #[error("`program.liveness` of `{program}`: {reason}")]
+    Liveness {
+        /// The program.
+        program: PeerName,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// The child for one `[[program]]`. It needs the broker, and waits for nothing else; so a slow program delays nobody.
@@ -62,7 +73,16 @@ pub fn program(
             ProgramReadiness::Newline => Readiness::Newline,
             ProgramReadiness::Notify => Readiness::SdNotify,
             ProgramReadiness::Line(pattern) => Readiness::Line(regex_lite::Regex::new(pattern)?),
+            ProgramReadiness::Http(probe) => Readiness::Http(probe.clone()),
             ProgramReadiness::Bus => on_the_bus(name.clone(), seat, watcher, configured.ready_timeout),
+        },
+        heartbeat: Some(configured.heartbeat).filter(|limit| !limit.is_zero()),
+        liveness: match configured.liveness.as_str() {
+            "" => None,
+            url => Some(url.parse().map_err(|error: ProbeError| ProgramError::Liveness {
+                program: name.clone(),
+                reason: error.to_string(),
+            })?),
         },
         stop_signal,
         grace: configured.grace,
@@ -72,7 +92,13 @@ pub fn program(
     program.guardian.arguments.push(name.as_str().into());
     // The guardian kills at the end of the grace; the supervisor a little later, should the guardian not.
     let stop_grace = configured.grace + Duration::from_secs(1);
-    let clocks = Clocks { start_deadline: configured.ready_timeout, stop_grace, ..Clocks::PROCESS };
+    // A heartbeat that is missed is noticed within another half of its limit.
+    let ask_every = match configured.heartbeat {
+        Duration::ZERO => Clocks::PROCESS.ask_every,
+        limit => Clocks::PROCESS.ask_every.min(limit / 2).max(ASK_EVERY_LEAST),
+    };
+    let clocks =
+        Clocks { start_deadline: configured.ready_timeout, stop_grace, ask_every, ..Clocks::PROCESS };
     let restart = match configured.restart {
         ProgramRestart::Permanent => Restart::Permanent,
         ProgramRestart::Transient => Restart::Transient { significant: No },
@@ -82,6 +108,7 @@ pub fn program(
         .restarts(restart)
         .clocks(clocks)
         .depends_on([built_in_name("broker")])
+        .depends_on(configured.needs.iter().cloned())
         .out_of_line())
 }
 
