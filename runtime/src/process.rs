@@ -276,6 +276,8 @@ struct LineState {
     ending: Option<Order>,
     guardian: Option<Pid>,
     program: Option<Pid>,
+    /// The guardian's; it removes it, unless it was killed.
+    directory: Option<PathBuf>,
 }
 
 impl Line {
@@ -379,11 +381,13 @@ impl Run {
         }
         let waited = guardian.wait();
         // From here on the numbers may belong to others.
-        let ending = {
+        let (ending, directory) = {
             let mut state = self.line.lock();
             (state.socket, state.guardian, state.program) = (None, None, None);
-            state.ending
+            (state.ending, state.directory.take())
         };
+        // Mostly it is gone already.
+        drop(directory.map(std::fs::remove_dir_all));
         self.line.ended.notify_all();
         let last = readers.into_iter().filter_map(|reader| reader.join().ok().flatten()).last();
         waited?;
@@ -465,7 +469,10 @@ impl Run {
     fn listen(&self, socket: UnixStream) -> Result<Ended, Failure> {
         for text in BufReader::new(socket).lines() {
             match serde_json::from_str(&text?)? {
-                Notice::Started { pid } => self.on_started(pid),
+                Notice::Started { pid, directory } => {
+                    self.line.lock().directory = Some(directory);
+                    self.on_started(pid);
+                }
                 Notice::Ready { proof } => self.reports.send(HostReport::Ready { proof }),
                 Notice::Status(status) => self.reports.send(HostReport::Progress(status)),
                 Notice::Extend(by) => self.reports.send(HostReport::Extend(by)),

@@ -82,13 +82,24 @@ pub(super) enum Order {
 /// From the guardian to the runtime.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Notice {
-    Started { pid: i32 },
-    Refused { reason: String },
-    Ready { proof: String },
+    /// The program runs. The directory is this guardian's, for its sockets; whoever outlives it removes it.
+    Started {
+        pid: i32,
+        directory: PathBuf,
+    },
+    Refused {
+        reason: String,
+    },
+    Ready {
+        proof: String,
+    },
     Status(String),
     Extend(Duration),
     Alive(u64),
-    Exited { code: Option<i32>, signal: Option<i32> },
+    Exited {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
 }
 
 /// Everything that can wake the guardian. There is no other way in.
@@ -143,7 +154,7 @@ fn guard() -> io::Result<()> {
         Ok(program) => program,
         Err(error) => return tell(&control, &Notice::Refused { reason: error.to_string() }),
     };
-    tell(&control, &Notice::Started { pid: program.as_raw() })?;
+    tell(&control, &Notice::Started { pid: program.as_raw(), directory: directory.0.clone() })?;
 
     // The guardian's threads end with the process: each waits in a system call that nothing else can end.
     let (from_reaper, from_signals) = (sink.clone(), sink.clone());

@@ -483,7 +483,11 @@ fn a_guardian_that_dies_takes_its_program_along_and_says_so() {
     stand.ready();
     assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
     let guardian = stand.guardian();
+    stand.program();
+    let directory = stand.host.present.as_ref().unwrap().lock().directory.clone().unwrap();
+    assert!(directory.join("notify").exists());
     kill(guardian, Signal::SIGKILL).unwrap();
     assert_eq!(stand.failure(), "its guardian died");
     assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "");
+    assert!(!directory.exists(), "what it left behind is removed");
 }
