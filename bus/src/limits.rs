@@ -38,6 +38,11 @@ pub const SEND_QUEUE_BYTES: usize = 16 << 20;
 /// Default messages queued towards one subscription before its overflow policy applies.
 pub const SEND_QUEUE_MESSAGES: usize = 65_536;
 
+/// Bytes queued towards a subscription with the policy `wait` at which its publishers are held; they go
+/// on when half of it is left. Less than its queue takes, for what a held publisher has on its way, and
+/// little enough for the processor's cache.
+pub const HOLD_BYTES: usize = 1 << 20;
+
 /// Bytes sent to one subscription and not yet credited. Beyond, messages stay in the send queue,
 /// where the overflow policy can see them.
 pub const CREDIT_WINDOW_BYTES: u64 = 4 << 20;
@@ -110,6 +115,10 @@ pub const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Bytes the broker reads from one session before it looks at the next, so that a flood starves nobody.
 pub const READ_TURN_BYTES: usize = 256 << 10;
+
+/// Bytes of a frame that may lie in the buffer into which all connections are read. A larger one that has
+/// not come whole gets memory of its own.
+pub const SHARED_READ_FRAME_BYTES_MAX: usize = 128 << 10;
 
 /// Sealed bytes prepared for one socket ahead of the kernel.
 pub const WRITE_BUFFER_BYTES: usize = 256 << 10;

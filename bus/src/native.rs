@@ -1,15 +1,17 @@
 //! The native protocol: batches of records inside ZMTP messages. `bus/WIRE.md` describes every byte.
 
 pub mod batch;
+pub mod block;
+mod body;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod record;
+mod words;
 
-pub use batch::{BatchReader, BatchWriter};
-pub use record::{
-    Block, CreditScope, Operation, Overflow, PublishParts, Record, RecordError, Status, SubscribeSpec,
-    SubscriptionIds,
-};
+pub use batch::{BatchReader, BatchWriter, Incoming};
+pub use block::{Block, BlockView, PublishParts};
+pub use record::{CreditScope, Record, RecordError, SubscribeSpec, SubscriptionIds};
+pub use words::{Operation, Overflow, Status};
 
 /// Major version of the protocol, as announced in `X-Interlock` and `hello`. Peers of different
 /// major versions do not talk.

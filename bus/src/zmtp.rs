@@ -31,7 +31,7 @@ mod socket_type;
 
 pub use command::{Command, Refusal};
 pub use config::{ClientConfig, ServerConfig};
-pub use engine::{Engine, EngineEvent};
+pub use engine::{Engine, EngineEvent, OpenedFrame};
 pub use error::{Stage, ZmtpError};
 pub use frame::FrameFlags;
 pub use greeting::Version;

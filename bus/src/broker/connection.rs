@@ -16,6 +16,10 @@ use crate::{
     zmtp::Engine,
 };
 
+/// Output buffers that are kept for the next connection that writes, and their largest capacity.
+const SPARE_OUTPUTS_MAX: usize = 4;
+const OUTPUT_BYTES_KEPT_MAX: usize = 2 * limits::WRITE_BUFFER_BYTES;
+
 /// The socket of either transport.
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -94,6 +98,7 @@ pub(super) struct Connection {
     pub(super) stream: Stream,
     pub(super) address: String,
     pub(super) engine: Engine,
+    /// The beginning of what has not been taken yet; empty between two frames.
     pub(super) input: BytesMut,
     pub(super) phase: Phase,
     /// When the present phase began.
@@ -139,47 +144,39 @@ impl Connection {
         }
     }
 
-    /// Reads once, by way of `buffer`, so that the input is never larger than what has come: messages
-    /// that wait in a queue share its memory.
+    /// Reads once into `buffer`.
     pub(super) fn read(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<ReadOutcome> {
-        let outcome = self.read_into(buffer)?;
-        match outcome {
-            ReadOutcome::Some(bytes) if bytes > 0 => {
-                self.last_read = now;
-                self.pinged = false;
-                if self.input.is_empty() {
-                    self.input = BytesMut::from(&buffer[..bytes]);
-                } else {
-                    self.input.extend_from_slice(&buffer[..bytes]);
-                }
-            }
-            ReadOutcome::Blocked => self.release_idle_input(),
-            ReadOutcome::Some(_) | ReadOutcome::Ended => {}
+        let outcome = match self.stream.read(buffer) {
+            Ok(0) => ReadOutcome::Ended,
+            Ok(bytes) => ReadOutcome::Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ReadOutcome::Blocked,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => ReadOutcome::Some(0),
+            Err(error) => return Err(error),
+        };
+        if matches!(outcome, ReadOutcome::Some(bytes) if bytes > 0) {
+            self.last_read = now;
+            self.pinged = false;
         }
         Ok(outcome)
     }
 
-    /// Reads once and forgets what came.
-    pub(super) fn discard(&mut self, buffer: &mut [u8]) -> io::Result<ReadOutcome> {
-        self.input = BytesMut::new();
-        self.read_into(buffer)
-    }
-
-    fn read_into(&mut self, buffer: &mut [u8]) -> io::Result<ReadOutcome> {
-        match self.stream.read(buffer) {
-            Ok(0) => Ok(ReadOutcome::Ended),
-            Ok(bytes) => Ok(ReadOutcome::Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(ReadOutcome::Blocked),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(ReadOutcome::Some(0)),
-            Err(error) => Err(error),
+    /// Keeps the beginning of a frame until the rest has come. Whoever keeps nothing has no buffer.
+    pub(super) fn keep(&mut self, beginning: &[u8]) {
+        match beginning {
+            [] => self.input = BytesMut::new(),
+            _ => self.input.extend_from_slice(beginning),
         }
     }
 
-    /// An idle connection keeps no buffer.
-    fn release_idle_input(&mut self) {
-        if self.input.is_empty() {
-            self.input = BytesMut::new();
-        }
+    /// Whether it waits for the rest of a frame that gets memory of its own.
+    pub(super) fn is_in_large_frame(&self) -> bool {
+        self.is_large(&self.input)
+    }
+
+    /// Whether `input` is the beginning of a frame too large for the buffer that all connections share.
+    pub(super) fn is_large(&self, input: &[u8]) -> bool {
+        let missing = self.engine.missing(input);
+        missing > 0 && input.len() + missing > limits::SHARED_READ_FRAME_BYTES_MAX
     }
 
     /// Notes since when a frame has been coming in, after the engine has taken what it could. Whoever
@@ -217,16 +214,28 @@ impl Connection {
         self.written = 0;
         let output = self.engine.output();
         output.clear();
-        if output.capacity() > limits::WRITE_BUFFER_BYTES * 2 {
+        if output.capacity() > OUTPUT_BYTES_KEPT_MAX {
             *output = Vec::new();
         }
         Ok(true)
     }
 
-    /// Frees the write buffer of a connection that has nothing to say.
-    pub(super) fn release_idle_output(&mut self) {
+    /// Lends a connection that has nothing to write a buffer of others, if it has none of its own.
+    pub(super) fn lend_output(&mut self, spare: &mut Vec<Vec<u8>>) {
+        if self.engine.output().capacity() == 0
+            && let Some(buffer) = spare.pop()
+        {
+            *self.engine.output() = buffer;
+        }
+    }
+
+    /// Takes the buffer of a connection that has nothing to write; a few are kept for others.
+    pub(super) fn release_idle_output(&mut self, spare: &mut Vec<Vec<u8>>) {
         if self.engine.output().is_empty() {
-            *self.engine.output() = Vec::new();
+            let buffer = std::mem::take(self.engine.output());
+            if buffer.capacity() > 0 && spare.len() < SPARE_OUTPUTS_MAX {
+                spare.push(buffer);
+            }
         }
     }
 }

@@ -82,11 +82,8 @@ pub(crate) fn records(data: &[u8]) {
                 }
                 let mut batch = (piece.len() as u32).to_le_bytes().to_vec();
                 batch.extend_from_slice(piece);
-                readers[at].begin(own(&batch));
-                match readers[at].next_record() {
-                    Ok(Some(record)) => hub.record(id, record),
-                    Ok(None) => {}
-                    Err(_) => readers[at] = BatchReader::default(),
+                if hub.batch(id, &mut readers[at], &batch).is_err() {
+                    readers[at] = BatchReader::default();
                 }
             }
             5 => {
@@ -144,8 +141,7 @@ pub(crate) fn stock(data: &[u8]) {
         let (choice, id, native) = (data.byte(), sessions[0].0, sessions[1].0);
         match choice & 7 {
             0..=2 => {
-                let body = own(data.piece());
-                if stock.frame(&mut hub, id, body, choice & 8 != 0).is_err() {
+                if stock.frame(&mut hub, id, data.piece(), None, choice & 8 != 0).is_err() {
                     return;
                 }
             }
@@ -169,11 +165,11 @@ pub(crate) fn stock(data: &[u8]) {
                 }
             }
             6 => {
+                while hub.next_stock_delivery(id, |block| assert!(!block.topic().is_empty())) {
+                    hub.stock_delivered(id, 1);
+                }
                 while let Some(record) = hub.next_record(id) {
-                    let delivery = matches!(record, Record::Deliver { .. });
-                    let frames = stock.frames_of(record);
-                    assert!(frames.len() <= limits::STOCK_FRAMES_MAX + 2);
-                    hub.stock_delivered(id, u64::from(delivery));
+                    assert!(stock.frames_of(record).len() <= limits::STOCK_FRAMES_MAX + 2);
                 }
             }
             _ => hub.tick(u64::from(data.byte()) * 1000),

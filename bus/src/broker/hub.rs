@@ -19,8 +19,8 @@ use super::{
     ledger::{DropReason, Ledger, RowId, RowKey},
     refusals::{RefusalEvent, Refusals},
     requests::{PendingRequest, RequestKey, Requests},
-    send_queue::{Dropped, Entry, Pushed, SendQueue},
-    statistics::{Statistics, TopicId},
+    send_queue::{Dropped, Entry, Form, Pushed, PushedRun, SendQueue, SpareChunks},
+    statistics::{Sizes, Statistics, TopicId},
 };
 use crate::{
     codec,
@@ -28,7 +28,10 @@ use crate::{
     envelope::{Header, Payload},
     keys::{Permissions, Right},
     limits,
-    native::{self, Block, CreditScope, Operation, Overflow, Record, Status, SubscribeSpec, SubscriptionIds},
+    native::{
+        self, BatchReader, BatchWriter, Block, BlockView, CreditScope, Incoming, Operation, Overflow, Record,
+        RecordError, Status, SubscribeSpec, SubscriptionIds, batch,
+    },
     peer::PeerName,
     topic::{TopicFilter, TopicName},
 };
@@ -36,6 +39,7 @@ use crate::{
 mod hold;
 mod output;
 mod publish;
+mod publish_run;
 mod request;
 mod route;
 mod security;
@@ -85,6 +89,8 @@ pub struct Hub {
     /// Grows with every change that can alter a route.
     route_generation: u64,
     pub(super) sequence: u64,
+    /// Memory of send queues that are empty again.
+    spare_chunks: SpareChunks,
     /// Topics whose publishers are held, and the lanes they wait for.
     held: HashMap<TopicName, HashSet<(SessionId, u32)>>,
     dirty: Vec<SessionId>,
@@ -116,6 +122,7 @@ impl Hub {
             origin_index: HashMap::new(),
             route_generation: 1,
             sequence: 0,
+            spare_chunks: SpareChunks::default(),
             held: HashMap::new(),
             dirty: Vec::new(),
             ending: Vec::new(),
@@ -163,7 +170,7 @@ impl Hub {
         };
         if presence == SessionKind::StockSubscriber {
             let matcher = Matcher::Prefixes(BTreeSet::new());
-            let queue = SendQueue::new(Overflow::DropNewest, 0, 0);
+            let queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, 0);
             session.lanes.push(Lane { id: 1, matcher, serve: false, group: None, queue });
         }
         let peer = session.info.peer.clone();
@@ -198,8 +205,7 @@ impl Hub {
     }
 
     fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        let current = *self.generations.get(id.index as usize)?;
-        self.sessions.get_mut(id.index as usize)?.as_mut().filter(|_| current == id.generation)
+        find(&mut self.sessions, &self.generations, id)
     }
 
     /// All sessions.
@@ -428,4 +434,14 @@ impl Hub {
     pub fn set_now(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
     }
+}
+
+/// A session, while other parts of the hub are in use.
+fn find<'a>(
+    sessions: &'a mut [Option<Session>],
+    generations: &[u32],
+    id: SessionId,
+) -> Option<&'a mut Session> {
+    let current = *generations.get(id.index as usize)?;
+    sessions.get_mut(id.index as usize)?.as_mut().filter(|_| current == id.generation)
 }

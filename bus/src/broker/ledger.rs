@@ -148,11 +148,11 @@ impl Ledger {
         &mut row.counts
     }
 
-    /// A message was published and is in the send queue.
-    pub fn queued(&mut self, row: RowId) {
+    /// `messages` were published and are in the send queue.
+    pub fn queued(&mut self, row: RowId, messages: u64) {
         let counts = self.counts(row);
-        counts.published += 1;
-        counts.queued += 1;
+        counts.published += messages;
+        counts.queued += messages;
     }
 
     /// `messages` that were queued are delivered.
@@ -169,18 +169,18 @@ impl Ledger {
         counts.dropped[reason as usize] += messages;
     }
 
-    /// A message was published and dropped at once.
-    pub fn dropped(&mut self, row: RowId, reason: DropReason) {
+    /// `messages` were published and dropped at once.
+    pub fn dropped(&mut self, row: RowId, messages: u64, reason: DropReason) {
         let counts = self.counts(row);
-        counts.published += 1;
-        counts.dropped[reason as usize] += 1;
+        counts.published += messages;
+        counts.dropped[reason as usize] += messages;
     }
 
-    /// A message was published and refused.
-    pub fn denied(&mut self, row: RowId) {
+    /// `messages` were published and refused.
+    pub fn denied(&mut self, row: RowId, messages: u64) {
         let counts = self.counts(row);
-        counts.published += 1;
-        counts.denied += 1;
+        counts.published += messages;
+        counts.denied += messages;
     }
 
     /// All rows, and the sum of evicted ones under the key of three `None`s.
@@ -208,11 +208,11 @@ mod tests {
     fn every_way_out_of_the_queue_keeps_the_row_in_balance() {
         let mut ledger = Ledger::default();
         let row = ledger.row(key(0));
-        (0..5).for_each(|_| ledger.queued(row));
+        ledger.queued(row, 5);
         ledger.delivered(row, 2);
         ledger.dropped_from_queue(row, 1, DropReason::SlowConsumer);
-        ledger.dropped(row, DropReason::Expired);
-        ledger.denied(row);
+        ledger.dropped(row, 1, DropReason::Expired);
+        ledger.denied(row, 1);
         let (_, counts) = ledger.rows().next().unwrap();
         assert_eq!((counts.published, counts.delivered, counts.queued, counts.denied), (7, 2, 2, 1));
         assert!(counts.balances());
@@ -222,11 +222,11 @@ mod tests {
     fn evicted_rows_are_folded_so_that_the_sums_still_hold() {
         let mut ledger = Ledger::default();
         let busy = ledger.row(key(0));
-        ledger.queued(busy);
+        ledger.queued(busy, 1);
         let topics = limits::LEDGER_ROWS_MAX + 10;
         for topic in 1..=topics {
             let row = ledger.row(key(topic));
-            ledger.denied(row);
+            ledger.denied(row, 1);
         }
         assert_eq!(ledger.rows().map(|(_, counts)| counts.published).sum::<u64>(), topics as u64 + 1);
         assert_eq!(ledger.row(key(0)), busy, "a row with queued messages is never evicted");

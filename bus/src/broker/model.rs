@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     keys::{Permissions, Right},
-    native::{Block, CreditScope, Operation, Overflow, Record, Status, SubscribeSpec},
+    native::{
+        BatchReader, BatchWriter, Block, CreditScope, Operation, Overflow, Record, Status, SubscribeSpec,
+    },
     topic::{TopicFilter, TopicName},
 };
 
@@ -325,6 +327,14 @@ impl Model {
         }
     }
 
+    /// The next delivery of the lane that had its turn last: what shares a batch with its message.
+    fn next_of_same_lane(&mut self, at: usize) -> Option<Sent> {
+        let session = self.sessions[at].as_mut()?;
+        let lanes = session.lanes.len();
+        session.next_lane = (session.next_lane + lanes - 1) % lanes;
+        self.next(at)
+    }
+
     fn next(&mut self, at: usize) -> Option<Sent> {
         let session = self.sessions[at].as_mut()?;
         if let Some(sent) = session.control.pop_front().or_else(|| session.replies.pop_front()) {
@@ -359,10 +369,12 @@ enum Op {
     Subscribe { at: usize, id: u32, filter: usize, serve: bool, overflow: usize, max: u32 },
     Unsubscribe { at: usize, id: u32 },
     Publish { at: usize, topic: usize },
+    PublishBatch { at: usize, topics: Vec<usize> },
     Request { at: usize, id: u64, topic: usize },
     Cancel { at: usize, id: u64 },
     Reply { at: usize, last: bool },
     Take { at: usize, count: usize },
+    TakeBatch { at: usize },
     Credit { at: usize, id: u32, total: u64 },
     Reopen { at: usize },
 }
@@ -381,11 +393,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (2..4u32, 0..FILTERS.len(), 1..4u32)
             .prop_map(|(id, filter, max)| Op::Subscribe { at: 0, id, filter, serve: true, overflow: 0, max }),
         1 => (at.clone(), id.clone()).prop_map(|(at, id)| Op::Unsubscribe { at, id }),
-        8 => (at.clone(), 0..TOPICS.len()).prop_map(|(at, topic)| Op::Publish { at, topic }),
+        4 => (at.clone(), 0..TOPICS.len()).prop_map(|(at, topic)| Op::Publish { at, topic }),
+        4 => (at.clone(), prop::collection::vec(0..TOPICS.len(), 1..6))
+            .prop_map(|(at, topics)| Op::PublishBatch { at, topics }),
         4 => (at.clone(), 1..4u64, 0..TOPICS.len()).prop_map(|(at, id, topic)| Op::Request { at, id, topic }),
         1 => (at.clone(), 1..4u64).prop_map(|(at, id)| Op::Cancel { at, id }),
         3 => (at.clone(), any::<bool>()).prop_map(|(at, last)| Op::Reply { at, last }),
-        5 => (at.clone(), 1..6usize).prop_map(|(at, count)| Op::Take { at, count }),
+        3 => (at.clone(), 1..6usize).prop_map(|(at, count)| Op::Take { at, count }),
+        3 => at.clone().prop_map(|at| Op::TakeBatch { at }),
         2 => (at.clone(), id, 0..8u64).prop_map(|(at, id, total)| Op::Credit { at, id, total }),
         1 => at.prop_map(|at| Op::Reopen { at }),
     ]
@@ -405,6 +420,24 @@ fn permissions(at: usize) -> Permissions {
         permissions.subscribe.deny.push("secret".parse().unwrap());
     }
     permissions
+}
+
+/// A record of the hub in the model's words; `None` if the model does not speak of it.
+fn sent(record: Record) -> Option<Sent> {
+    Some(match record {
+        Record::Origin { .. } => return None,
+        Record::Deliver { subscriptions, block } => {
+            Sent::Deliver { subscriptions: subscriptions.to_vec(), number: block.payload()[0] }
+        }
+        Record::Gap { subscription, count, .. } => Sent::Gap { subscription, count },
+        Record::Denied { operation, .. } => Sent::Denied { operation },
+        Record::Subscribed { id, .. } => Sent::Subscribed { id },
+        Record::Request { block, .. } => Sent::Request { number: block.payload()[0] },
+        Record::Reply { id, .. } => Sent::Reply { id },
+        Record::ReplyEnd { id, status, .. } => Sent::End { id, status },
+        Record::Cancel { .. } => Sent::Cancel,
+        other => panic!("the model knows no {other:?}"),
+    })
 }
 
 /// The hub, its sessions, and the model, driven together.
@@ -483,6 +516,16 @@ impl Pair {
                 self.model.publish(at, &topic, number);
                 self.hub.record(self.ids[at], Record::Publish(Block::new(&topic, b"", &[number])));
             }
+            Op::PublishBatch { at, ref topics } => {
+                let mut batch = Vec::new();
+                for topic in topics {
+                    let (topic, number) = self.message(*topic);
+                    self.model.publish(at, &topic, number);
+                    let record = Record::Publish(Block::new(&topic, b"", &[number]));
+                    BatchWriter::default().put(&record, &mut batch);
+                }
+                self.hub.batch(self.ids[at], &mut BatchReader::default(), &batch).unwrap();
+            }
             Op::Request { at, id, topic } => {
                 let (topic, number) = self.message(topic);
                 self.model.request(at, id, &topic, number);
@@ -498,6 +541,7 @@ impl Pair {
                 self.hub.record(self.ids[at], Record::Cancel { id });
             }
             Op::Reply { at, last } => self.reply(at, last),
+            Op::TakeBatch { at } => self.take_batch(at),
             Op::Take { at, count } => (0..count).for_each(|_| self.take(at)),
             Op::Credit { at, id, total } => {
                 self.model.credit(at, id, total);
@@ -538,23 +582,22 @@ impl Pair {
     /// Takes one record from both and compares them.
     fn take(&mut self, at: usize) {
         let ours = self.model.next(at);
-        let theirs = std::iter::from_fn(|| self.hub.next_record(self.ids[at])).find_map(|record| {
-            Some(match record {
-                Record::Origin { .. } => return None,
-                Record::Deliver { subscriptions, block } => {
-                    Sent::Deliver { subscriptions: subscriptions.to_vec(), number: block.payload()[0] }
-                }
-                Record::Gap { subscription, count, .. } => Sent::Gap { subscription, count },
-                Record::Denied { operation, .. } => Sent::Denied { operation },
-                Record::Subscribed { id, .. } => Sent::Subscribed { id },
-                Record::Request { block, .. } => Sent::Request { number: block.payload()[0] },
-                Record::Reply { id, .. } => Sent::Reply { id },
-                Record::ReplyEnd { id, status, .. } => Sent::End { id, status },
-                Record::Cancel { .. } => Sent::Cancel,
-                other => panic!("the model knows no {other:?}"),
-            })
-        });
+        let theirs = std::iter::from_fn(|| self.hub.next_record(self.ids[at])).find_map(sent);
         assert_eq!(theirs, ours, "what session {at} is sent");
+    }
+
+    /// Takes what the hub puts into a batch at once, and the same from the model.
+    fn take_batch(&mut self, at: usize) {
+        let (mut reader, mut batch) = (BatchReader::default(), Vec::new());
+        self.hub.put_next(self.ids[at], &mut BatchWriter::default(), &mut batch);
+        reader.begin(batch.into());
+        let mut has_delivered = false;
+        while let Some(record) = reader.next_record().unwrap() {
+            let Some(theirs) = sent(record) else { continue };
+            let ours = if has_delivered { self.model.next_of_same_lane(at) } else { self.model.next(at) };
+            has_delivered |= matches!(theirs, Sent::Deliver { .. });
+            assert_eq!(Some(theirs), ours, "what session {at} is sent in a batch");
+        }
     }
 
     fn compare_ledgers(&self) {

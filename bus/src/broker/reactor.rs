@@ -30,7 +30,7 @@ use super::{
     key_store_watch::KeyStoreWatch,
     listener::Listener,
     refusals::RefusalEvent,
-    stock::Stock,
+    stock::{Stock, send_delivery},
     throttle::Throttle,
 };
 use crate::{
@@ -40,11 +40,11 @@ use crate::{
     keys::{BrokerKeys, Registry},
     limits,
     local::{CommandSource, RecordSink},
-    native::{self, BatchReader, BatchWriter, Record},
+    native::{self, BatchWriter, Record},
     peer::PeerName,
     zmtp::{
-        self, Engine, EngineEvent, FrameFlags, Metadata, Refusal, ServerConfig, SocketType, Stage,
-        X_INTERLOCK, ZmtpError,
+        self, Engine, EngineEvent, FrameFlags, Metadata, OpenedFrame, Refusal, ServerConfig, SocketType,
+        Stage, X_INTERLOCK, ZmtpError,
     },
 };
 
@@ -65,6 +65,9 @@ const KEY_STORE: Token = Token(usize::MAX - 1);
 const LISTENERS: usize = usize::MAX - 16;
 /// Commands taken in one turn, so that attached clients cannot starve sockets.
 const COMMANDS_PER_TURN: usize = 4096;
+/// Bytes read from a socket at once, at most: what one turn gives to one connection, and the largest
+/// beginning of a frame that stands before it.
+const READ_BUFFER_BYTES: usize = limits::READ_TURN_BYTES + 2 * limits::SHARED_READ_FRAME_BYTES_MAX;
 /// How often deadlines, pings and the registry are looked at while something is under way, and while nothing is.
 const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -122,7 +125,7 @@ pub(super) struct Reactor {
     accept_log: Throttle,
     refusal_log: Throttle,
     read_buffer: Vec<u8>,
-    scratch: Vec<u8>,
+    spare_outputs: Vec<Vec<u8>>,
     stop_at: Option<Instant>,
     /// Set when goodbye has been said: how long peers are given to read it.
     farewell_until: Option<Instant>,
@@ -168,8 +171,8 @@ impl Reactor {
             accept_blocked: false,
             accept_log: Throttle::new(LINES_PER_SECOND, now),
             refusal_log: Throttle::new(LINES_PER_SECOND, now),
-            read_buffer: vec![0; limits::READ_TURN_BYTES],
-            scratch: Vec::with_capacity(limits::BATCH_BYTES + 4096),
+            read_buffer: vec![0; READ_BUFFER_BYTES],
+            spare_outputs: Vec::new(),
             stop_at: None,
             farewell_until: None,
             last_tick: now,

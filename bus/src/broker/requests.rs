@@ -25,7 +25,7 @@ pub struct PendingRequest {
     pub subscription: u32,
     /// What it asked for.
     pub topic: TopicName,
-    /// Parts of the answer so far.
+    /// Parts of the answer that a stock requester has been sent.
     pub parts: u64,
 }
 

@@ -1,8 +1,13 @@
 //! The send queue towards one subscription, and what happens when it is full.
 //!
-//! Pure: messages go in with [`SendQueue::push`], out with [`SendQueue::pop`] as far as the credit
-//! window reaches, and are settled by [`SendQueue::credit`]. Every message that leaves in another
-//! way is handed back with its ledger row.
+//! Pure: messages go in with [`SendQueue::push`] and [`SendQueue::push_run`], out with [`SendQueue::pop`] and
+//! [`SendQueue::take_records`] as far as the credit window reaches, and are settled by [`SendQueue::credit`]. Every
+//! message that leaves in another way is handed back with its ledger row.
+//!
+//! | form | for | a message is |
+//! |---|---|---|
+//! | [`Form::Values`] | local sessions, and the policy `latest_only` | an [`Entry`], sharing its publisher's memory |
+//! | [`Form::Wire`] | sessions over a socket | copied once, as a record of the batch it will leave in; requests and large messages are entries |
 
 use std::collections::VecDeque;
 
@@ -12,9 +17,22 @@ use super::{
 };
 use crate::{
     limits,
-    native::record::{Block, Overflow, SubscriptionIds},
-    topic::TopicName,
+    native::{Block, BlockView, Overflow, Record, SubscriptionIds},
 };
+
+mod chunk;
+
+pub use chunk::SpareChunks;
+use chunk::{CHUNKED_BLOCK_BYTES_MAX, Chunk, Run, Runs};
+
+/// How a queue keeps its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As values.
+    Values,
+    /// As they go on the wire.
+    Wire,
+}
 
 /// One queued message.
 #[derive(Debug)]
@@ -42,22 +60,43 @@ pub enum Pushed {
     Disconnect,
 }
 
+/// What became of a run of messages.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PushedRun {
+    /// Those in the queue.
+    pub queued: u64,
+    /// Those not taken.
+    pub refused: u64,
+    /// The queue is full: the publisher must be held.
+    pub full: bool,
+    /// The subscriber's session must end.
+    pub disconnect: bool,
+}
+
 /// A message that left the queue undelivered.
 pub type Dropped = (RowId, Option<RequestKey>, DropReason);
+
+#[derive(Debug)]
+enum Item {
+    Entry(Entry),
+    Chunk(Chunk),
+}
 
 /// A bounded queue. An empty queue takes one message of any legal size.
 #[derive(Debug)]
 pub struct SendQueue {
     overflow: Overflow,
+    form: Form,
     messages_max: usize,
     bytes_max: usize,
     window_bytes: u64,
-    entries: VecDeque<Entry>,
-    /// How many of the first entries share no read buffer any more.
-    detached: usize,
+    items: VecDeque<Item>,
+    /// Messages in `items`.
+    messages: usize,
+    /// Bytes of their blocks.
     bytes: usize,
-    /// Sent and not yet credited: row, messages, bytes; neighbours of one row share an item.
-    in_flight: VecDeque<(RowId, u64, u64)>,
+    /// Sent and not yet credited.
+    in_flight: Runs,
     in_flight_bytes: u64,
     credited: u64,
     sent: u64,
@@ -67,17 +106,18 @@ pub struct SendQueue {
 
 impl SendQueue {
     /// A queue with these bounds; zero stands for the default of [`limits`].
-    pub fn new(overflow: Overflow, messages_max: u32, bytes_max: u32) -> Self {
+    pub fn new(overflow: Overflow, form: Form, messages_max: u32, bytes_max: u32) -> Self {
         let or_default = |value: u32, default: usize| if value == 0 { default } else { value as usize };
         Self {
             overflow,
+            form: if overflow == Overflow::LatestOnly { Form::Values } else { form },
             messages_max: or_default(messages_max, limits::SEND_QUEUE_MESSAGES),
             bytes_max: or_default(bytes_max, limits::SEND_QUEUE_BYTES),
             window_bytes: limits::CREDIT_WINDOW_BYTES,
-            entries: VecDeque::new(),
-            detached: 0,
+            items: VecDeque::new(),
+            messages: 0,
             bytes: 0,
-            in_flight: VecDeque::new(),
+            in_flight: Runs::default(),
             in_flight_bytes: 0,
             credited: 0,
             sent: 0,
@@ -86,100 +126,241 @@ impl SendQueue {
     }
 
     /// Takes a message or says why not; whatever had to make room is pushed onto `dropped`.
-    pub fn push(&mut self, entry: Entry, dropped: &mut Vec<Dropped>) -> Pushed {
+    pub fn push(&mut self, entry: Entry, spare: &mut SpareChunks, dropped: &mut Vec<Dropped>) -> Pushed {
         if self.overflow == Overflow::LatestOnly && entry.request.is_none() {
-            self.drop_matching(dropped, DropReason::Replaced, |queued| {
-                queued.block.topic() == entry.block.topic()
-            });
+            self.replace(&entry, dropped);
         }
-        let full = self.is_full_for(entry.block.bytes());
-        if full {
-            match self.overflow {
-                Overflow::DropOldest => {
-                    while self.is_full_for(entry.block.bytes()) {
-                        let Some(oldest) = self.entries.pop_front() else { break };
-                        self.bytes -= oldest.block.bytes();
-                        self.detached = self.detached.saturating_sub(1);
-                        self.lost += 1;
-                        dropped.push((oldest.row, oldest.request, DropReason::SlowConsumer));
-                    }
+        let bytes = entry.block.bytes();
+        if let Some(refused) = self.make_room(bytes, spare, dropped) {
+            return refused;
+        }
+        if self.form == Form::Wire && entry.request.is_none() && bytes <= CHUNKED_BLOCK_BYTES_MAX {
+            self.append(&entry.subscriptions, &entry.block.view(), entry.row, spare);
+        } else {
+            self.messages += 1;
+            self.bytes += bytes;
+            self.items.push_back(Item::Entry(entry));
+        }
+        if self.must_hold() { Pushed::QueuedAndFull } else { Pushed::Queued }
+    }
+
+    /// Takes messages of one publisher and topic as [`SendQueue::push`] would take each of them. `blocks`
+    /// is asked twice; their blocks have at most [`SendQueue::RUN_BLOCK_BYTES_MAX`] bytes, and the queue [`Form::Wire`].
+    pub fn push_run<'a>(
+        &mut self,
+        subscriptions: &[u32],
+        row: RowId,
+        blocks: impl Iterator<Item = BlockView<'a>> + Clone,
+        spare: &mut SpareChunks,
+        dropped: &mut Vec<Dropped>,
+    ) -> PushedRun {
+        debug_assert_eq!(self.form, Form::Wire);
+        let mut pushed = PushedRun::default();
+        let (count, bytes) =
+            blocks.clone().fold((0, 0), |(count, bytes), block| (count + 1, bytes + block.bytes()));
+        let fits = self.messages + count <= self.messages_max && self.bytes + bytes <= self.bytes_max;
+        for block in blocks {
+            match if fits { None } else { self.make_room(block.bytes(), spare, dropped) } {
+                None => {
+                    self.append(subscriptions, &block, row, spare);
+                    pushed.queued += 1;
                 }
-                // A held publisher may have messages on their way; they are taken up to twice the bound.
-                Overflow::Wait
-                    if self.bytes < 2 * self.bytes_max && self.entries.len() < 2 * self.messages_max => {}
-                Overflow::Disconnect => return Pushed::Disconnect,
-                Overflow::DropNewest | Overflow::LatestOnly | Overflow::Wait => {
-                    self.lost += 1;
-                    return Pushed::Refused;
+                Some(refused) => {
+                    pushed.refused += 1;
+                    pushed.disconnect |= refused == Pushed::Disconnect;
                 }
             }
         }
-        self.bytes += entry.block.bytes();
-        self.entries.push_back(entry);
-        if self.overflow == Overflow::Wait && (full || self.is_full_for(0)) {
-            Pushed::QueuedAndFull
-        } else {
-            Pushed::Queued
+        pushed.full = pushed.queued > 0 && self.must_hold();
+        pushed
+    }
+
+    /// Bytes of a block that [`SendQueue::push_run`] takes.
+    pub const RUN_BLOCK_BYTES_MAX: usize = CHUNKED_BLOCK_BYTES_MAX;
+
+    /// How this queue keeps its messages.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    fn append(&mut self, subscriptions: &[u32], block: &BlockView<'_>, row: RowId, spare: &mut SpareChunks) {
+        let bytes = block.bytes();
+        if !matches!(self.items.back(), Some(Item::Chunk(chunk)) if chunk.has_room_for(bytes)) {
+            self.items.push_back(Item::Chunk(spare.take()));
+        }
+        let Some(Item::Chunk(chunk)) = self.items.back_mut() else { unreachable!("it was just added") };
+        chunk.put(subscriptions, block);
+        chunk.count(Run { row, messages: 1, bytes: bytes as u64 });
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    /// Makes room for a block of `bytes` as the policy says, or says why there is none.
+    fn make_room(
+        &mut self,
+        bytes: usize,
+        spare: &mut SpareChunks,
+        dropped: &mut Vec<Dropped>,
+    ) -> Option<Pushed> {
+        if !self.is_full_for(bytes) {
+            return None;
+        }
+        match self.overflow {
+            Overflow::DropOldest => {
+                while self.is_full_for(bytes) {
+                    let Some(oldest) = self.drop_front(spare) else { break };
+                    self.lost += 1;
+                    dropped.push(oldest);
+                }
+                None
+            }
+            // A held publisher may have messages on their way; they are taken up to twice the bound.
+            Overflow::Wait if self.bytes < 2 * self.bytes_max && self.messages < 2 * self.messages_max => {
+                None
+            }
+            Overflow::Disconnect => Some(Pushed::Disconnect),
+            Overflow::DropNewest | Overflow::LatestOnly | Overflow::Wait => {
+                self.lost += 1;
+                Some(Pushed::Refused)
+            }
         }
     }
 
     fn is_full_for(&self, bytes: usize) -> bool {
-        !self.entries.is_empty()
-            && (self.entries.len() >= self.messages_max || self.bytes + bytes > self.bytes_max)
+        self.messages > 0 && (self.messages >= self.messages_max || self.bytes + bytes > self.bytes_max)
     }
 
-    fn drop_matching(
-        &mut self,
-        dropped: &mut Vec<Dropped>,
-        reason: DropReason,
-        matches: impl Fn(&Entry) -> bool,
-    ) {
-        let (bytes, mut at, before) = (&mut self.bytes, 0, self.detached);
-        self.entries.retain(|entry| {
-            let goes = matches(entry);
-            at += 1;
-            if goes {
-                self.detached -= usize::from(at <= before);
-                *bytes -= entry.block.bytes();
-                dropped.push((entry.row, entry.request, reason));
+    /// Whether publishers must be held: well before the queue is full, so that what waits stays in the
+    /// processor's cache.
+    fn must_hold(&self) -> bool {
+        self.overflow == Overflow::Wait
+            && (self.messages >= self.messages_max || self.bytes > self.hold_bytes())
+    }
+
+    fn hold_bytes(&self) -> usize {
+        self.bytes_max.min(limits::HOLD_BYTES)
+    }
+
+    fn drop_front(&mut self, spare: &mut SpareChunks) -> Option<Dropped> {
+        let dropped = match self.items.front_mut()? {
+            Item::Chunk(chunk) => {
+                let run = chunk.drop_front()?;
+                self.bytes -= run.bytes as usize;
+                (run.row, None, DropReason::SlowConsumer)
             }
-            !goes
+            Item::Entry(entry) => {
+                self.bytes -= entry.block.bytes();
+                (entry.row, entry.request, DropReason::SlowConsumer)
+            }
+        };
+        self.messages -= 1;
+        self.remove_spent_front(spare);
+        Some(dropped)
+    }
+
+    /// Removes the front item if nothing of it waits. An entry is called spent by its caller.
+    fn remove_spent_front(&mut self, spare: &mut SpareChunks) {
+        if matches!(self.items.front(), Some(Item::Chunk(chunk)) if chunk.messages() > 0) {
+            return;
+        }
+        if let Some(Item::Chunk(chunk)) = self.items.pop_front() {
+            spare.give(chunk);
+        }
+    }
+
+    /// Drops the queued messages of the same topic.
+    fn replace(&mut self, newer: &Entry, dropped: &mut Vec<Dropped>) {
+        let (bytes, messages) = (&mut self.bytes, &mut self.messages);
+        self.items.retain(|item| match item {
+            Item::Entry(entry) if entry.block.topic() == newer.block.topic() => {
+                *bytes -= entry.block.bytes();
+                *messages -= 1;
+                dropped.push((entry.row, entry.request, DropReason::Replaced));
+                false
+            }
+            _ => true,
         });
     }
 
     /// Takes back a request that was not sent yet, as if it had been dropped.
     pub fn withdraw(&mut self, request: RequestKey) -> Option<RowId> {
-        let at = self.entries.iter().position(|entry| entry.request == Some(request))?;
-        let entry = self.entries.remove(at)?;
-        self.detached -= usize::from(at < self.detached);
+        let is_it = |item: &Item| matches!(item, Item::Entry(entry) if entry.request == Some(request));
+        let at = self.items.iter().position(is_it)?;
+        let Some(Item::Entry(entry)) = self.items.remove(at) else { return None };
+        self.messages -= 1;
         self.bytes -= entry.block.bytes();
         Some(entry.row)
     }
 
-    /// The next message to send, if there is one and the window has room for it.
-    pub fn pop(&mut self) -> Option<Entry> {
+    /// The next message to send as a value, if there is one and the window has room for it.
+    pub fn pop(&mut self, spare: &mut SpareChunks) -> Option<Entry> {
         if !self.can_pop() {
             return None;
         }
-        let entry = self.entries.pop_front()?;
-        self.detached = self.detached.saturating_sub(1);
-        let bytes = entry.block.bytes();
-        self.bytes -= bytes;
-        self.sent += 1;
-        self.in_flight_bytes += bytes as u64;
-        match self.in_flight.back_mut() {
-            Some((row, messages, total)) if *row == entry.row => {
-                *messages += 1;
-                *total += bytes as u64;
+        let entry = match self.items.front_mut()? {
+            Item::Entry(_) => {
+                let Some(Item::Entry(entry)) = self.items.pop_front() else { return None };
+                entry
             }
-            _ => self.in_flight.push_back((entry.row, 1, bytes as u64)),
-        }
+            Item::Chunk(chunk) => {
+                let (Record::Deliver { subscriptions, block }, run) = chunk.pop()? else { return None };
+                self.remove_spent_front(spare);
+                Entry { subscriptions, request: None, block, row: run.row }
+            }
+        };
+        self.note_sent(Run { row: entry.row, messages: 1, bytes: entry.block.bytes() as u64 });
         Some(entry)
+    }
+
+    /// One message has left the items.
+    fn note_sent(&mut self, run: Run) {
+        self.messages -= 1;
+        self.bytes -= run.bytes as usize;
+        self.sent += 1;
+        self.in_flight_bytes += run.bytes;
+        self.in_flight.add(run);
+    }
+
+    /// Shows `act` the next message to send and takes it; `false` if there is none.
+    pub fn pop_view(&mut self, spare: &mut SpareChunks, act: impl FnOnce(&BlockView<'_>)) -> bool {
+        if !self.can_pop() {
+            return false;
+        }
+        let Some(Item::Chunk(chunk)) = self.items.front_mut() else {
+            return self.pop(spare).map(|entry| act(&entry.block.view())).is_some();
+        };
+        let Some(run) = chunk.pop_view(act) else { return false };
+        self.remove_spent_front(spare);
+        self.note_sent(run);
+        true
+    }
+
+    /// Whether [`SendQueue::take_records`] would give something.
+    pub fn has_records_next(&self) -> bool {
+        self.can_pop() && matches!(self.items.front(), Some(Item::Chunk(_)))
+    }
+
+    /// Appends the next messages to send to a batch, as many as stand together and as the window has
+    /// room for. Returns how many.
+    pub fn take_records(&mut self, out: &mut Vec<u8>, spare: &mut SpareChunks) -> u64 {
+        let room = self.window_bytes.saturating_sub(self.in_flight_bytes);
+        let Some(Item::Chunk(chunk)) = self.items.front_mut().filter(|_| room > 0) else { return 0 };
+        let (in_flight, mut bytes) = (&mut self.in_flight, 0);
+        let messages = chunk.take(room, out, |run| {
+            bytes += run.bytes;
+            in_flight.add(run);
+        });
+        self.remove_spent_front(spare);
+        self.messages -= messages as usize;
+        self.bytes -= bytes as usize;
+        self.in_flight_bytes += bytes;
+        self.sent += messages;
+        messages
     }
 
     /// Whether [`SendQueue::pop`] would give something.
     pub fn can_pop(&self) -> bool {
-        !self.entries.is_empty() && (self.in_flight_bytes < self.window_bytes)
+        self.messages > 0 && self.in_flight_bytes < self.window_bytes
     }
 
     /// Settles messages up to `total`, counted since the queue began; a total beyond what was sent
@@ -187,19 +368,12 @@ impl SendQueue {
     pub fn credit(&mut self, total: u64, mut settle: impl FnMut(RowId, u64)) {
         let mut newly = total.min(self.sent).saturating_sub(self.credited);
         self.credited += newly;
-        while newly > 0 {
-            let Some((row, messages, bytes)) = self.in_flight.front_mut() else { break };
-            let settled = newly.min(*messages);
-            // Within one item sizes are averaged; the last message of an item takes what is left.
-            let settled_bytes = if settled == *messages { *bytes } else { *bytes / *messages * settled };
-            settle(*row, settled);
-            *messages -= settled;
-            *bytes -= settled_bytes;
-            self.in_flight_bytes -= settled_bytes;
-            newly -= settled;
-            if *messages == 0 {
-                self.in_flight.pop_front();
-            }
+        while newly > 0
+            && let Some(run) = self.in_flight.take(newly)
+        {
+            settle(run.row, run.messages);
+            self.in_flight_bytes -= run.bytes;
+            newly -= run.messages;
         }
     }
 
@@ -210,26 +384,14 @@ impl SendQueue {
 
     /// Gives back everything that was not delivered.
     pub fn abandon(&mut self, mut settle: impl FnMut(RowId, u64)) {
-        for (row, messages, _) in self.in_flight.drain(..) {
-            settle(row, messages);
+        self.in_flight.drain().for_each(|run| settle(run.row, run.messages));
+        for item in self.items.drain(..) {
+            match item {
+                Item::Entry(entry) => settle(entry.row, 1),
+                Item::Chunk(mut chunk) => chunk.drain().for_each(|run| settle(run.row, run.messages)),
+            }
         }
-        for entry in self.entries.drain(..) {
-            settle(entry.row, 1);
-        }
-        (self.bytes, self.in_flight_bytes, self.detached) = (0, 0, 0);
-    }
-
-    /// The topic of the message pushed last, if it was taken.
-    pub fn newest_topic(&self) -> Option<TopicName> {
-        TopicName::from_bytes(self.entries.back()?.block.topic()).ok()
-    }
-
-    /// Copies what waits out of its publishers' read buffers: a slow subscriber of a few topics would
-    /// otherwise keep all the traffic around its messages in memory. Called when a turn has sent what
-    /// it can, so that a subscriber that keeps up costs no copy.
-    pub fn detach_backlog(&mut self) {
-        let own = std::mem::replace(&mut self.detached, self.entries.len());
-        self.entries.range_mut(own..).for_each(|entry| entry.block.detach());
+        (self.messages, self.bytes, self.in_flight_bytes) = (0, 0, 0);
     }
 
     /// How many messages were lost since the last call.
@@ -237,14 +399,9 @@ impl SendQueue {
         std::mem::take(&mut self.lost)
     }
 
-    /// Whether messages were lost that nobody was told of.
-    pub fn has_lost(&self) -> bool {
-        self.lost > 0
-    }
-
-    /// Whether a queue that was full has room again: half of it is free.
+    /// Whether a queue for which publishers were held has room again: half of it is free.
     pub fn has_room(&self) -> bool {
-        self.entries.len() <= self.messages_max / 2 && self.bytes <= self.bytes_max / 2
+        self.messages <= self.messages_max / 2 && self.bytes <= self.hold_bytes() / 2
     }
 
     /// What is lost when it is full.
@@ -254,7 +411,7 @@ impl SendQueue {
 
     /// Messages waiting, and sent but not credited.
     pub fn depth(&self) -> u64 {
-        self.entries.len() as u64 + self.sent - self.credited
+        self.messages as u64 + self.sent - self.credited
     }
 
     /// Bytes waiting, and sent but not credited.
@@ -268,26 +425,36 @@ mod tests {
     use super::*;
     use crate::broker::ledger::{Ledger, RowKey};
 
+    const FORMS: [Form; 2] = [Form::Values, Form::Wire];
+
     fn row() -> RowId {
         Ledger::default().row(RowKey { publisher: None, topic: None, subscriber: None })
     }
 
-    fn entry(topic: &str, number: u8) -> Entry {
-        let block = Block::new(&topic.parse().unwrap(), b"", &[number]);
+    fn entry_of(topic: &str, payload: &[u8]) -> Entry {
+        let block = Block::new(&topic.parse().unwrap(), b"", payload);
         Entry { subscriptions: SubscriptionIds::from_slice(&[1]), request: None, block, row: row() }
     }
 
-    fn numbers(queue: &mut SendQueue) -> Vec<u8> {
-        std::iter::from_fn(|| queue.pop()).map(|entry| entry.block.payload()[0]).collect()
+    fn push(queue: &mut SendQueue, entry: Entry) -> Pushed {
+        queue.push(entry, &mut SpareChunks::default(), &mut Vec::new())
     }
 
-    fn pushed(overflow: Overflow, topics: &[&str]) -> (SendQueue, Vec<Pushed>, usize) {
-        let mut queue = SendQueue::new(overflow, 2, 0);
-        let mut dropped = Vec::new();
+    fn pop(queue: &mut SendQueue) -> Option<Entry> {
+        queue.pop(&mut SpareChunks::default())
+    }
+
+    fn numbers(queue: &mut SendQueue) -> Vec<u8> {
+        std::iter::from_fn(|| pop(queue)).map(|entry| entry.block.payload()[0]).collect()
+    }
+
+    fn pushed(overflow: Overflow, form: Form, topics: &[&str]) -> (SendQueue, Vec<Pushed>, usize) {
+        let mut queue = SendQueue::new(overflow, form, 2, 0);
+        let (mut spare, mut dropped) = (SpareChunks::default(), Vec::new());
         let outcomes = topics
             .iter()
             .enumerate()
-            .map(|(number, topic)| queue.push(entry(topic, number as u8), &mut dropped))
+            .map(|(number, topic)| queue.push(entry_of(topic, &[number as u8]), &mut spare, &mut dropped))
             .collect();
         (queue, outcomes, dropped.len())
     }
@@ -302,81 +469,128 @@ mod tests {
             (Overflow::Wait, vec![0, 1, 2, 3], 0, 0),
         ];
         for (overflow, kept, made_room, lost) in table {
-            let (mut queue, _, dropped) = pushed(overflow, &topics);
-            assert_eq!(
-                (numbers(&mut queue), dropped, queue.take_lost()),
-                (kept, made_room, lost),
-                "{overflow:?}"
-            );
+            for form in FORMS {
+                let (mut queue, _, dropped) = pushed(overflow, form, &topics);
+                let seen = (numbers(&mut queue), dropped, queue.take_lost());
+                assert_eq!(seen, (kept.clone(), made_room, lost), "{overflow:?} {form:?}");
+            }
         }
-        let (_, outcomes, _) = pushed(Overflow::Disconnect, &topics);
-        assert_eq!(outcomes[2], Pushed::Disconnect);
+        for form in FORMS {
+            let (_, outcomes, _) = pushed(Overflow::Disconnect, form, &topics);
+            assert_eq!(outcomes[2], Pushed::Disconnect);
+        }
     }
 
     #[test]
     fn wait_says_when_the_publisher_must_be_held_and_gives_up_at_twice_the_bound() {
-        let (_, outcomes, _) = pushed(Overflow::Wait, &["a", "a", "a", "a", "a"]);
-        use Pushed::{Queued, QueuedAndFull, Refused};
-        assert_eq!(outcomes, [Queued, QueuedAndFull, QueuedAndFull, QueuedAndFull, Refused]);
+        for form in FORMS {
+            let (_, outcomes, _) = pushed(Overflow::Wait, form, &["a", "a", "a", "a", "a"]);
+            use Pushed::{Queued, QueuedAndFull, Refused};
+            assert_eq!(outcomes, [Queued, QueuedAndFull, QueuedAndFull, QueuedAndFull, Refused]);
+        }
+    }
+
+    #[test]
+    fn publishers_are_held_long_before_the_bytes_of_a_waiting_queue_are_used_up() {
+        let mut queue = SendQueue::new(Overflow::Wait, Form::Wire, 0, 0);
+        let payload = vec![0; 16 << 10];
+        let mut taken = 0;
+        while push(&mut queue, entry_of("a", &payload)) == Pushed::Queued {
+            taken += payload.len();
+        }
+        assert!((limits::HOLD_BYTES / 2..=limits::HOLD_BYTES).contains(&taken), "{taken} bytes");
+        while push(&mut queue, entry_of("a", &payload)) == Pushed::QueuedAndFull {
+            taken += payload.len();
+        }
+        assert!(taken >= 2 * limits::SEND_QUEUE_BYTES - (1 << 20), "{taken} bytes");
     }
 
     #[test]
     fn an_empty_queue_takes_one_message_of_any_size() {
-        let mut queue = SendQueue::new(Overflow::DropNewest, 10, 10);
-        assert_eq!(queue.push(entry("a", 0), &mut Vec::new()), Pushed::Queued);
-        assert_eq!(queue.push(entry("a", 1), &mut Vec::new()), Pushed::Refused);
+        for form in FORMS {
+            let mut queue = SendQueue::new(Overflow::DropNewest, form, 10, 10);
+            assert_eq!(push(&mut queue, entry_of("a", &[0])), Pushed::Queued);
+            assert_eq!(push(&mut queue, entry_of("a", &[1])), Pushed::Refused);
+        }
     }
 
     #[test]
     fn credit_settles_in_order_and_never_more_than_was_sent() {
-        let (mut queue, _, _) = pushed(Overflow::DropNewest, &["a", "b"]);
-        queue.pop();
-        let mut settled = 0;
-        queue.credit(100, |_, messages| settled += messages);
-        assert_eq!((settled, queue.depth()), (1, 1));
-        queue.credit(50, |_, messages| settled += messages);
-        assert_eq!(settled, 1, "a total that falls settles nothing");
-        queue.pop();
-        queue.abandon(|_, messages| settled += messages);
-        assert_eq!((settled, queue.depth_bytes()), (2, 0));
-    }
-
-    #[test]
-    fn a_backlog_keeps_its_own_messages_and_not_the_buffers_they_came_in() {
-        let mut queue = SendQueue::new(Overflow::DropNewest, 0, 0);
-        let mut shared_after = 0;
-        for _ in 0..400 {
-            let mut read_buffer = bytes::BytesMut::zeroed(4096);
-            let payload = read_buffer.split_to(1024).freeze();
-            let block = Block::with_payload(&"a".parse().unwrap(), b"", payload.clone());
-            let entry =
-                Entry { subscriptions: SubscriptionIds::from_slice(&[1]), request: None, block, row: row() };
-            queue.push(entry, &mut Vec::new());
-            queue.detach_backlog();
-            shared_after = queue
-                .entries
-                .iter()
-                .filter(|entry| entry.block.payload().as_ptr() == payload.as_ptr())
-                .count();
+        for form in FORMS {
+            let (mut queue, _, _) = pushed(Overflow::DropNewest, form, &["a", "b"]);
+            pop(&mut queue);
+            let mut settled = 0;
+            queue.credit(100, |_, messages| settled += messages);
+            assert_eq!((settled, queue.depth()), (1, 1));
+            queue.credit(50, |_, messages| settled += messages);
+            assert_eq!(settled, 1, "a total that falls settles nothing");
+            pop(&mut queue);
+            queue.abandon(|_, messages| settled += messages);
+            assert_eq!((settled, queue.depth_bytes()), (2, 0));
         }
-        assert_eq!(shared_after, 0, "the last message was copied out");
-        let first = queue.entries.front().unwrap().block.payload();
-        assert_eq!(first.len(), 1024);
     }
 
     #[test]
     fn nothing_is_sent_beyond_the_credit_window() {
-        let mut queue = SendQueue::new(Overflow::DropNewest, 0, u32::MAX);
         let payload = vec![0; 1 << 20];
-        for _ in 0..8 {
-            let block = Block::new(&"a".parse().unwrap(), b"", &payload);
-            let entry =
-                Entry { subscriptions: SubscriptionIds::from_slice(&[1]), request: None, block, row: row() };
-            queue.push(entry, &mut Vec::new());
-        }
-        let sent = std::iter::from_fn(|| queue.pop()).count();
+        let mut queue = SendQueue::new(Overflow::DropNewest, Form::Values, 0, u32::MAX);
+        assert!((0..8).all(|_| push(&mut queue, entry_of("a", &payload)) == Pushed::Queued));
+        let sent = std::iter::from_fn(|| pop(&mut queue)).count();
         assert_eq!(sent, 4);
         queue.credit(1, |_, _| {});
-        assert!(queue.pop().is_some() && queue.pop().is_none());
+        assert!(pop(&mut queue).is_some() && pop(&mut queue).is_none());
+
+        let mut queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, u32::MAX);
+        assert!((0..10_000).all(|_| push(&mut queue, entry_of("a", &payload[..1000])) == Pushed::Queued));
+        let (mut out, mut spare, mut sent) = (Vec::new(), SpareChunks::default(), 0);
+        while queue.has_records_next() {
+            sent += queue.take_records(&mut out, &mut spare);
+        }
+        let window = limits::CREDIT_WINDOW_BYTES / 1025 + 1;
+        assert_eq!((sent, queue.depth()), (window, 10_000));
+    }
+
+    #[test]
+    fn records_taken_together_are_those_taken_one_by_one() {
+        let fill = || {
+            let mut queue = SendQueue::new(Overflow::DropOldest, Form::Wire, 500, 0);
+            for number in 0..700usize {
+                let payload = vec![number as u8; number * 7 % 999];
+                push(&mut queue, entry_of(["a", "b/c"][number / 3 % 2], &payload));
+            }
+            queue
+        };
+        let (mut together, mut single, mut spare) = (fill(), fill(), SpareChunks::default());
+        let mut batch = Vec::new();
+        let mut taken = 0;
+        while together.has_records_next() {
+            taken += together.take_records(&mut batch, &mut spare);
+        }
+        let mut reader = crate::native::BatchReader::default();
+        reader.begin(batch.into());
+        let mut seen = 0;
+        while let Some(Record::Deliver { block, .. }) = reader.next_record().unwrap() {
+            assert_eq!(Some(block), pop(&mut single).map(|entry| entry.block));
+            seen += 1;
+        }
+        assert_eq!((seen, taken, pop(&mut single).is_none()), (500, 500, true));
+        assert_eq!(together.depth_bytes(), single.depth_bytes());
+        together.credit(500, |_, _| {});
+        assert_eq!((together.depth(), together.depth_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn memory_of_queues_that_ran_empty_is_reused_and_bounded() {
+        let mut spare = SpareChunks::default();
+        let mut queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, 0);
+        for _ in 0..100 {
+            (0..2000).for_each(|_| {
+                queue.push(entry_of("a", &[0; 1000]), &mut spare, &mut Vec::new());
+            });
+            while queue.take_records(&mut Vec::new(), &mut spare) > 0 {}
+            queue.credit(u64::MAX, |_, _| {});
+        }
+        assert!(queue.items.is_empty());
+        assert!(spare.bytes() <= 2 << 20, "{} bytes are kept", spare.bytes());
     }
 }

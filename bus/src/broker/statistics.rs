@@ -16,6 +16,34 @@ const PUBLISHERS_NAMED: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicId(u32);
 
+/// Messages to be counted: how many, and the bytes of their payloads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// How many.
+    pub messages: u64,
+    /// Bytes of all payloads.
+    pub bytes: u64,
+    /// Bytes of the largest.
+    pub largest: u64,
+}
+
+impl Sizes {
+    /// One message.
+    pub fn one(payload_bytes: usize) -> Self {
+        let bytes = payload_bytes as u64;
+        Self { messages: 1, bytes, largest: bytes }
+    }
+
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+            largest: self.largest.max(other.largest),
+        }
+    }
+}
+
 /// What is known of one topic.
 #[derive(Debug)]
 pub struct TopicStatistics {
@@ -90,24 +118,24 @@ impl Statistics {
         id
     }
 
-    /// Counts one message.
-    pub fn count(&mut self, id: TopicId, payload_bytes: usize, now_ms: u64) {
+    /// Counts messages.
+    pub fn count(&mut self, id: TopicId, sizes: Sizes, now_ms: u64) {
         let topic = &mut self.topics[id.0 as usize];
-        topic.messages += 1;
-        topic.bytes += payload_bytes as u64;
-        topic.largest = topic.largest.max(payload_bytes as u64);
+        topic.messages += sizes.messages;
+        topic.bytes += sizes.bytes;
+        topic.largest = topic.largest.max(sizes.largest);
         topic.last_seen_ms = now_ms;
         let second = now_ms / 1000;
         match topic.buckets.back_mut() {
             Some((at, messages, bytes)) if *at == second => {
-                *messages = messages.saturating_add(1);
-                *bytes += payload_bytes as u64;
+                *messages = messages.saturating_add(sizes.messages as u32);
+                *bytes += sizes.bytes;
             }
             _ => {
                 if topic.buckets.len() == BUCKETS_KEPT {
                     topic.buckets.pop_front();
                 }
-                topic.buckets.push_back((second, 1, payload_bytes as u64));
+                topic.buckets.push_back((second, sizes.messages as u32, sizes.bytes));
             }
         }
     }
@@ -145,7 +173,7 @@ mod tests {
         let mut statistics = Statistics::default();
         let id = statistics.topic(&"a".parse().unwrap());
         for millisecond in 0..20_000 {
-            statistics.count(id, 10, 1_000_000 + millisecond);
+            statistics.count(id, Sizes::one(10), 1_000_000 + millisecond);
         }
         let (messages, bytes) = statistics.topics()[0].rates(1_020_000);
         assert_eq!((messages, bytes), (1000.0, 10_000.0));
@@ -157,7 +185,7 @@ mod tests {
         let mut statistics = Statistics::default();
         for number in 0..limits::TOPICS_TRACKED_MAX + 5 {
             let id = statistics.topic(&format!("t/{number}").parse().unwrap());
-            statistics.count(id, 1, 0);
+            statistics.count(id, Sizes::one(1), 0);
         }
         assert_eq!(statistics.topics().len(), limits::TOPICS_TRACKED_MAX + 1);
         assert_eq!(statistics.topics().last().unwrap().messages, 5);

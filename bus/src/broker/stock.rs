@@ -13,8 +13,8 @@ use bytes::{Buf, Bytes};
 use super::hub::{Hub, SessionId, SessionKind};
 use crate::{
     limits,
-    native::{Block, Record, Status},
-    zmtp::Command,
+    native::{Block, BlockView, Record, Status},
+    zmtp::{Command, Engine, FrameFlags, ZmtpError},
 };
 
 /// Status frame of a part after which more follow.
@@ -37,8 +37,12 @@ pub(super) struct Stock {
     kind: SessionKind,
     /// Whether it is a REQ, which gets one reply.
     single_reply: bool,
+    /// A publisher's first frame, while the rest of its message is awaited. Its memory is used again.
+    topic: Vec<u8>,
+    /// The other frames.
     frames: Vec<Bytes>,
-    /// Bytes of these frames.
+    /// Frames of the message that is coming in, and their bytes.
+    frames_count: usize,
     frames_bytes: usize,
     envelopes: HashMap<u64, Envelope>,
     next_request: u64,
@@ -57,40 +61,80 @@ impl Stock {
         Self {
             kind,
             single_reply,
+            topic: Vec::new(),
             frames: Vec::new(),
+            frames_count: 0,
             frames_bytes: 0,
             envelopes: HashMap::new(),
             next_request: 0,
         }
     }
 
-    /// Takes one frame of a message.
+    /// Whether it is sent deliveries, and nothing else.
+    pub(super) fn is_subscriber(&self) -> bool {
+        self.kind == SessionKind::StockSubscriber
+    }
+
+    /// Takes one frame of a message; `owner` is the memory it lies in, if that is its own.
     pub(super) fn frame(
         &mut self,
         hub: &mut Hub,
         id: SessionId,
-        body: Bytes,
+        body: &[u8],
+        owner: Option<&Bytes>,
         more: bool,
     ) -> Result<(), StockError> {
-        if self.frames.len() >= limits::STOCK_FRAMES_MAX {
+        if self.frames_count >= limits::STOCK_FRAMES_MAX {
             return Err(StockError::TooManyFrames);
         }
         self.frames_bytes += body.len();
         if self.frames_bytes > limits::STOCK_FRAME_BYTES_MAX {
             return Err(StockError::TooLong);
         }
-        self.frames.push(body);
+        self.frames_count += 1;
+        if self.kind == SessionKind::StockPublisher {
+            self.publisher_frame(hub, id, body, owner, more);
+        } else {
+            self.frames.push(owned(body, owner));
+        }
         if !more {
+            (self.frames_count, self.frames_bytes) = (0, 0);
             let frames = std::mem::take(&mut self.frames);
-            self.frames_bytes = 0;
             self.message(hub, id, frames);
         }
         Ok(())
     }
 
+    /// Most messages are two frames, topic and payload, and nothing of them is kept.
+    fn publisher_frame(
+        &mut self,
+        hub: &mut Hub,
+        id: SessionId,
+        body: &[u8],
+        owner: Option<&Bytes>,
+        more: bool,
+    ) {
+        /// A topic is no longer than this; what is, is not kept.
+        const TOPIC_BYTES_KEPT_MAX: usize = 4 * limits::TOPIC_BYTES_MAX;
+        match (self.frames_count, more) {
+            (1, true) => {
+                self.topic.clear();
+                self.topic.shrink_to(TOPIC_BYTES_KEPT_MAX);
+                self.topic.extend_from_slice(body);
+            }
+            (1, false) => hub.stock_publish_one(id, body, &[], None),
+            (2, false) => hub.stock_publish_one(id, &self.topic, body, owner),
+            (_, true) => self.frames.push(owned(body, owner)),
+            (_, false) => {
+                self.frames.push(owned(body, owner));
+                hub.stock_publish(id, &self.topic, &std::mem::take(&mut self.frames));
+            }
+        }
+    }
+
     fn message(&mut self, hub: &mut Hub, id: SessionId, mut frames: Vec<Bytes>) {
         match self.kind {
-            SessionKind::StockPublisher => hub.stock_publish(id, &frames[0], &frames[1..]),
+            SessionKind::StockPublisher => {}
             SessionKind::StockSubscriber => {
                 // ZMTP 3.0: a subscription is a message of one frame.
                 let mut frame = frames.swap_remove(0);
@@ -128,11 +172,6 @@ impl Stock {
     /// The frames a record becomes; none if it means nothing to this session.
     pub(super) fn frames_of(&mut self, record: Record) -> Vec<Bytes> {
         match record {
-            Record::Deliver { block, .. } => {
-                let mut frames = vec![Bytes::copy_from_slice(block.topic())];
-                frames.extend(parts(&block));
-                frames
-            }
             Record::Reply { id, payload, .. } => {
                 let Some(envelope) = self.envelopes.get_mut(&id) else { return Vec::new() };
                 if self.single_reply {
@@ -162,18 +201,29 @@ fn answer(mut frames: Vec<Bytes>, status: &'static [u8], payload: Bytes) -> Vec<
     frames
 }
 
-/// The payload as the frames it was sent in.
-fn parts(block: &Block) -> Vec<Bytes> {
+/// Memory of its own for a frame.
+fn owned(body: &[u8], owner: Option<&Bytes>) -> Bytes {
+    owner.cloned().unwrap_or_else(|| Bytes::copy_from_slice(body))
+}
+
+/// Sends a delivery: its topic, and its payload as the frames it was sent in.
+pub(super) fn send_delivery(engine: &mut Engine, block: &BlockView<'_>) -> Result<(), ZmtpError> {
     let mut rest = block.payload();
-    if block.flags & Block::PARTS == 0 {
-        return vec![rest];
+    let has_parts = block.flags & Block::PARTS != 0;
+    if has_parts && rest.len() < 4 {
+        return engine.send(&[block.topic()], FrameFlags::LAST);
     }
-    let mut parts = Vec::new();
-    while let Some(length) = rest.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes) as usize) {
-        rest.advance(4);
-        parts.push(rest.split_to(length.min(rest.len())));
+    engine.send(&[block.topic()], FrameFlags::MORE)?;
+    if !has_parts {
+        return engine.send(&[rest], FrameFlags::LAST);
     }
-    parts
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let (part, behind) = behind.split_at(behind.len().min(u32::from_le_bytes(*length) as usize));
+        let flags = if behind.len() < 4 { FrameFlags::LAST } else { FrameFlags::MORE };
+        engine.send(&[part], flags)?;
+        rest = behind;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -195,7 +245,7 @@ mod tests {
         let id = hub.open(info);
         let outcome = |hub: &mut Hub, frame: &Bytes, frames: usize| {
             let mut stock = Stock::new(SessionKind::StockPublisher, false);
-            (0..frames).try_for_each(|_| stock.frame(hub, id, frame.clone(), true))
+            (0..frames).try_for_each(|_| stock.frame(hub, id, frame, None, true))
         };
         let (small, large) =
             (Bytes::from_static(b"x"), Bytes::from(vec![0; limits::STOCK_FRAME_BYTES_MAX / 2]));

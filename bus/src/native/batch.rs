@@ -2,7 +2,10 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::record::{PublishParts, Record, RecordError};
+use super::{
+    block::{BlockView, PublishParts},
+    record::{Record, RecordError, kind},
+};
 use crate::limits;
 
 /// Appends records to one batch. A record above [`limits::RECORD_BYTES_MAX`] is cut into fragments,
@@ -57,6 +60,53 @@ pub fn put_publish(parts: &PublishParts<'_>, sequence: u64, out: &mut Vec<u8>) -
     Ok(())
 }
 
+/// Appends a `deliver` of `block` for these subscriptions.
+pub fn put_deliver(subscriptions: &[u32], block: &BlockView<'_>, out: &mut Vec<u8>) {
+    let subscriptions = &subscriptions[..subscriptions.len().min(u8::MAX.into())];
+    let length = 2 + 4 * subscriptions.len() + block.bytes();
+    out.reserve(4 + length);
+    out.extend_from_slice(&(length as u32).to_le_bytes());
+    out.extend_from_slice(&[kind::DELIVER, subscriptions.len() as u8]);
+    subscriptions.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+    block.put(out);
+}
+
+/// The block of a `deliver` record.
+pub fn delivered_block(record: &[u8]) -> Option<BlockView<'_>> {
+    let [kind::DELIVER, subscriptions, rest @ ..] = record else { return None };
+    BlockView::parse(rest.get(4 * usize::from(*subscriptions)..)?, kind::DELIVER).ok()
+}
+
+/// Takes the first record off `batch`, which is not empty.
+fn split_record<'a>(batch: &mut &'a [u8]) -> Result<&'a [u8], RecordError> {
+    let Some((length, rest)) = batch.split_first_chunk::<4>() else {
+        return Err(RecordError::Length { bytes: 4, limit: batch.len() });
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length == 0 || length > rest.len() {
+        return Err(RecordError::Length { bytes: length, limit: rest.len() });
+    }
+    let (record, rest) = rest.split_at(length);
+    *batch = rest;
+    Ok(record)
+}
+
+/// Takes the first record off `batch` if it is a publish that `is_wanted`; else `batch` is as it was.
+pub fn next_publish_if<'a>(
+    batch: &mut &'a [u8],
+    is_wanted: impl FnOnce(&BlockView<'a>) -> bool,
+) -> Option<BlockView<'a>> {
+    let mut rest = *batch;
+    let (kind::PUBLISH, block) =
+        split_record(&mut rest).ok()?.split_first().map(|(kind, body)| (*kind, body))?
+    else {
+        return None;
+    };
+    let block = BlockView::parse(block, kind::PUBLISH).ok().filter(is_wanted)?;
+    *batch = rest;
+    Some(block)
+}
+
 fn put_framed(record: &Record, out: &mut Vec<u8>) {
     let length_at = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -94,12 +144,7 @@ impl BatchReader {
             }
             match Record::take(self.batch.split_to(length))? {
                 Some(Record::Fragment { last, piece }) => {
-                    let total = self.assembly.len() + piece.len();
-                    if total > limits::ASSEMBLED_BYTES_MAX {
-                        return Err(RecordError::Length { bytes: total, limit: limits::ASSEMBLED_BYTES_MAX });
-                    }
-                    self.assembly.extend_from_slice(&piece);
-                    if last && let Some(record) = Record::take(std::mem::take(&mut self.assembly).freeze())? {
+                    if let Some(record) = self.join(last, &piece)? {
                         return Ok(Some(record));
                     }
                 }
@@ -109,12 +154,61 @@ impl BatchReader {
         }
         Ok(None)
     }
+
+    /// The next whole record of `rest`, what was not yet read of a batch; `None` at its end. Publishes
+    /// are left where they lie; everything else is copied out.
+    ///
+    /// # Errors
+    /// As [`BatchReader::next_record`].
+    pub fn next_in<'a>(&mut self, rest: &mut &'a [u8]) -> Result<Option<Incoming<'a>>, RecordError> {
+        while !rest.is_empty() {
+            let record = split_record(rest)?;
+            let whole = match record {
+                [kind::PUBLISH, block @ ..] => {
+                    return BlockView::parse(block, kind::PUBLISH)
+                        .map(|block| Some(Incoming::Publish(block)));
+                }
+                [kind::FRAGMENT, last, piece @ ..] => self.join(*last != 0, piece)?,
+                _ => Record::take(Bytes::copy_from_slice(record))?,
+            };
+            if let Some(record) = whole {
+                return Ok(Some(Incoming::Record(record)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds a piece to the record that comes in fragments; gives the record with its last one.
+    fn join(&mut self, last: bool, piece: &[u8]) -> Result<Option<Record>, RecordError> {
+        let total = self.assembly.len() + piece.len();
+        if total > limits::ASSEMBLED_BYTES_MAX {
+            return Err(RecordError::Length { bytes: total, limit: limits::ASSEMBLED_BYTES_MAX });
+        }
+        self.assembly.extend_from_slice(piece);
+        if !last {
+            return Ok(None);
+        }
+        match Record::take(std::mem::take(&mut self.assembly).freeze())? {
+            // A fragment of fragments is nothing that anybody sends.
+            Some(Record::Fragment { .. }) | None => Ok(None),
+            whole => Ok(whole),
+        }
+    }
+}
+
+/// A record of a batch, as [`BatchReader::next_in`] gives it.
+#[derive(Debug)]
+pub enum Incoming<'a> {
+    /// A publish, still in the batch.
+    Publish(BlockView<'a>),
+    /// Any other record, and a publish that came in fragments.
+    Record(Record),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::record::Block;
+    use crate::native::Block;
 
     fn all(reader: &mut BatchReader, batch: Vec<u8>) -> Vec<Record> {
         reader.begin(batch.into());

@@ -56,6 +56,19 @@ pub enum EngineEvent {
     },
 }
 
+/// One frame of an open session, opened where it lay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedFrame<'a> {
+    /// Its content.
+    pub body: &'a [u8],
+    /// Another frame of the same message follows.
+    pub more: bool,
+    /// To be read with [`Command::parse`](super::Command::parse).
+    pub command: bool,
+    /// How much of the input it took.
+    pub bytes: usize,
+}
+
 /// One connection, either role.
 ///
 /// - Never reads, writes or waits. Bytes from the peer never panic it, and never make it allocate
@@ -209,7 +222,7 @@ impl Engine {
 
     /// How many bytes are at least missing from the frame that `input` begins with, after
     /// [`Engine::poll`] returned `None`. Zero means that none has begun, and silence is no fault.
-    pub fn missing(&self, input: &BytesMut) -> usize {
+    pub fn missing(&self, input: &[u8]) -> usize {
         if input.is_empty() {
             return 0;
         }
@@ -226,7 +239,7 @@ impl Engine {
 
     /// What it means that the peer has closed its side: `None` if it was between two frames of an
     /// open session, or after the end.
-    pub fn end_of_stream(&self, input: &BytesMut) -> Option<ZmtpError> {
+    pub fn end_of_stream(&self, input: &[u8]) -> Option<ZmtpError> {
         match self.stage() {
             Stage::Closed => None,
             Stage::Session if self.missing(input) == 0 => None,
@@ -307,6 +320,44 @@ impl Engine {
             return Err(ZmtpError::SendTooLong { bytes, limit });
         }
         message_box.seal_onto(flags, parts, &mut self.output)
+    }
+
+    /// Seals one frame made of what `write` appends to the output; `false` if that is nothing, and then
+    /// no frame is sent. Nothing is copied: a body is encrypted where it was written.
+    pub fn send_written(
+        &mut self,
+        flags: FrameFlags,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<bool, ZmtpError> {
+        debug_assert!(!(flags.more && flags.command), "a command is a single frame");
+        let stage = self.stage();
+        match &mut self.state {
+            State::Session(message_box) => {
+                message_box.seal_written(flags, self.frame_bytes_max, &mut self.output, write)
+            }
+            State::Closed => Err(ZmtpError::Closed),
+            _ => Err(ZmtpError::NotReady { stage }),
+        }
+    }
+
+    /// Opens the frame that `input` begins with, where it lies; `None` if it has not come whole. The same
+    /// as [`Engine::poll`] in an open session, without memory of its own.
+    pub fn open_frame<'a>(&mut self, input: &'a mut [u8]) -> Result<Option<OpenedFrame<'a>>, ZmtpError> {
+        let opened = self.try_open(input);
+        if opened.is_err() {
+            self.state = State::Closed;
+        }
+        opened
+    }
+
+    fn try_open<'a>(&mut self, input: &'a mut [u8]) -> Result<Option<OpenedFrame<'a>>, ZmtpError> {
+        let (stage, limit) = (self.stage(), self.frame_limit());
+        let State::Session(message_box) = &mut self.state else { return Err(ZmtpError::NotReady { stage }) };
+        let Some(header) = Header::parse(input, limit, stage)? else { return Ok(None) };
+        let bytes = header.bytes + header.body_bytes;
+        let Some(frame) = input.get_mut(header.bytes..bytes) else { return Ok(None) };
+        let FrameFlags { more, command } = message_box.open_in_place(frame)?;
+        Ok(Some(OpenedFrame { body: &frame[OVERHEAD_BYTES..], more, command, bytes }))
     }
 
     fn step(&mut self, input: &mut BytesMut) -> Result<Step, ZmtpError> {

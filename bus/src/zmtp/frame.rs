@@ -5,7 +5,6 @@ use super::error::{Stage, ZmtpError};
 const MORE: u8 = 0x01;
 const LONG: u8 = 0x02;
 const COMMAND: u8 = 0x04;
-const SHORT_BODY_BYTES_MAX: usize = 255;
 
 /// Bytes of a frame's flags and size, at most.
 pub(super) const HEADER_BYTES_MAX: usize = 9;
@@ -63,13 +62,23 @@ impl Header {
 
 /// Appends the header of a frame whose body has `body_bytes`.
 pub(super) fn encode_header_onto(flags: FrameFlags, body_bytes: usize, output: &mut Vec<u8>) {
+    let (header, header_bytes) = encode_header(flags, body_bytes);
+    output.extend_from_slice(&header[..header_bytes]);
+}
+
+/// The header of a frame whose body has `body_bytes`, and how many bytes of the array it takes.
+pub(super) fn encode_header(flags: FrameFlags, body_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
     let bits = (u8::from(flags.more) * MORE) | (u8::from(flags.command) * COMMAND);
+    let mut header = [0; HEADER_BYTES_MAX];
     match u8::try_from(body_bytes) {
-        Ok(short) => output.extend_from_slice(&[bits, short]),
+        Ok(short) => {
+            (header[0], header[1]) = (bits, short);
+            (header, 2)
+        }
         Err(_) => {
-            debug_assert!(body_bytes > SHORT_BODY_BYTES_MAX);
-            output.push(bits | LONG);
-            output.extend_from_slice(&(body_bytes as u64).to_be_bytes());
+            header[0] = bits | LONG;
+            header[1..].copy_from_slice(&(body_bytes as u64).to_be_bytes());
+            (header, HEADER_BYTES_MAX)
         }
     }
 }

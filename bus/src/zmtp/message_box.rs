@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::curve::{ReceiveCounter, SHORT_NONCE_BYTES, SendCounter, short_nonce};
 use super::error::ZmtpError;
-use super::frame::{FrameFlags, HEADER_BYTES_MAX, encode_header_onto};
+use super::frame::{FrameFlags, HEADER_BYTES_MAX, encode_header, encode_header_onto};
 use crate::crypto::{BoxKey, MAC_BYTES};
 
 const NAME: &[u8; 8] = b"\x07MESSAGE";
@@ -74,7 +74,7 @@ impl MessageBox {
         output.extend_from_slice(NAME);
         output.extend_from_slice(&counter.to_be_bytes());
         output.extend_from_slice(&[0; MAC_BYTES]);
-        output.push((u8::from(flags.more) * MORE) | (u8::from(flags.command) * COMMAND));
+        output.push(flag_byte(flags));
         for part in parts {
             output.extend_from_slice(part);
         }
@@ -85,8 +85,62 @@ impl MessageBox {
         Ok(())
     }
 
+    /// Appends one frame whose body is what `write` appends, encrypted where it lies; `false` if that
+    /// is nothing, and then there is no frame. A body above `limit` is refused. After an error `output`
+    /// is as it was.
+    pub(super) fn seal_written(
+        &mut self,
+        flags: FrameFlags,
+        limit: usize,
+        output: &mut Vec<u8>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<bool, ZmtpError> {
+        let start = output.len();
+        output.extend_from_slice(&[0; HEADER_BYTES_MAX + BODY_AT]);
+        write(output);
+        let bytes = output.len() - start - HEADER_BYTES_MAX - BODY_AT;
+        let sealed = match bytes {
+            0 => Ok(false),
+            _ if bytes > limit => Err(ZmtpError::SendTooLong { bytes, limit }),
+            _ => self.sent.next().map(|counter| {
+                self.seal_at(flags, counter, start, output);
+                true
+            }),
+        };
+        if sealed != Ok(true) {
+            output.truncate(start);
+        }
+        sealed
+    }
+
+    /// Seals what stands in `output` from `start` on, behind room for the longest header.
+    fn seal_at(&mut self, flags: FrameFlags, counter: u64, start: usize, output: &mut Vec<u8>) {
+        let frame = &mut output[start + HEADER_BYTES_MAX..];
+        let frame_bytes = frame.len();
+        let nonce = short_nonce(self.side.sends(), counter);
+        frame[FLAGS_AT] = flag_byte(flags);
+        let mac = self.key.seal_in_place(&nonce, &mut frame[FLAGS_AT..]);
+        frame[..NAME.len()].copy_from_slice(NAME);
+        frame[NAME.len()..MAC_AT].copy_from_slice(&counter.to_be_bytes());
+        frame[MAC_AT..FLAGS_AT].copy_from_slice(&mac);
+        let (header, header_bytes) = encode_header(FrameFlags::LAST, frame_bytes);
+        output[start..start + header_bytes].copy_from_slice(&header[..header_bytes]);
+        if header_bytes < HEADER_BYTES_MAX {
+            // A short frame, of 255 bytes at most, moves up to its short header.
+            output.copy_within(start + HEADER_BYTES_MAX.., start + header_bytes);
+            output.truncate(start + header_bytes + frame_bytes);
+        }
+    }
+
     /// Opens the body of one frame where it lies, and returns what was in the box without copying.
     pub(super) fn open(&mut self, mut frame: BytesMut) -> Result<(FrameFlags, Bytes), ZmtpError> {
+        let flags = self.open_in_place(&mut frame)?;
+        frame.advance(BODY_AT);
+        Ok((flags, frame.freeze()))
+    }
+
+    /// Opens the body of one frame where it lies. What was in the box then begins at [`OVERHEAD_BYTES`].
+    pub(super) fn open_in_place(&mut self, frame: &mut [u8]) -> Result<FrameFlags, ZmtpError> {
         let bytes = frame.len();
         let malformed = ZmtpError::Malformed { name: "MESSAGE", bytes, expected: "at least 33" };
         let Some((head, content)) = frame.split_first_chunk_mut::<FLAGS_AT>() else {
@@ -111,10 +165,12 @@ impl MessageBox {
         if flags & !(MORE | COMMAND) != 0 || flags == MORE | COMMAND {
             return Err(ZmtpError::MessageFlags { flags });
         }
-        frame.advance(BODY_AT);
-        let flags = FrameFlags { more: flags & MORE != 0, command: flags & COMMAND != 0 };
-        Ok((flags, frame.freeze()))
+        Ok(FrameFlags { more: flags & MORE != 0, command: flags & COMMAND != 0 })
     }
+}
+
+fn flag_byte(flags: FrameFlags) -> u8 {
+    (u8::from(flags.more) * MORE) | (u8::from(flags.command) * COMMAND)
 }
 
 type Head<'a> = (&'a [u8; 8], &'a [u8; SHORT_NONCE_BYTES], &'a [u8; MAC_BYTES]);
@@ -155,6 +211,24 @@ mod tests {
             let frame = sealed(&mut server, flags, &[]);
             assert_eq!(client.open(frame), Ok((flags, Bytes::new())));
         }
+    }
+
+    #[test]
+    fn a_body_written_in_place_gives_the_same_frame_as_one_of_parts() {
+        let ((mut parts, _), (mut written, _)) = (pair(), pair());
+        for bytes in [1, 2, 221, 222, 223, 300, 70_000] {
+            let body = vec![bytes as u8; bytes];
+            let (mut expected, mut output) = (b"before".to_vec(), b"before".to_vec());
+            parts.seal_onto(FrameFlags::MORE, &[&body], &mut expected).unwrap();
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(&body);
+            assert_eq!(written.seal_written(FrameFlags::MORE, bytes, &mut output, write), Ok(true));
+            assert_eq!(output, expected, "{bytes} bytes");
+        }
+        let mut output = b"before".to_vec();
+        assert_eq!(written.seal_written(FrameFlags::LAST, 10, &mut output, |_| {}), Ok(false));
+        let too_long = written.seal_written(FrameFlags::LAST, 10, &mut output, |out| out.resize(200, 0));
+        assert!(matches!(too_long, Err(ZmtpError::SendTooLong { limit: 10, .. })), "{too_long:?}");
+        assert_eq!(output, b"before");
     }
 
     #[test]

@@ -17,8 +17,10 @@ impl Hub {
             }
             return Some(record);
         }
-        let entry = self.next_entry(id)?;
-        self.deliver(id, entry)
+        let at = self.session(id)?.next_lane_with_output()?;
+        let session = find(&mut self.sessions, &self.generations, id)?;
+        let entry = session.lanes[at].queue.pop(&mut self.spare_chunks)?;
+        self.deliver(id, at, entry)
     }
 
     /// The next control record only; they may go between the fragments of another.
@@ -32,83 +34,86 @@ impl Hub {
     /// Whether [`Hub::next_record`] would give something.
     pub fn has_output(&self, id: SessionId) -> bool {
         self.session(id).is_some_and(|session| {
-            !session.control.is_empty()
-                || !session.replies.is_empty()
-                || session.lanes.iter().any(|lane| lane.queue.can_pop())
+            session.has_answers() || session.lanes.iter().any(|lane| lane.queue.can_pop())
         })
     }
 
-    /// To be called when a turn has sent what it can: see [`SendQueue::detach_backlog`].
-    pub fn detach_backlog(&mut self, id: SessionId) {
-        if let Some(session) = self.session_mut(id) {
-            session.lanes.iter_mut().for_each(|lane| lane.queue.detach_backlog());
+    /// Appends to a batch what a native session is sent next: one record, or all of a lane that may go
+    /// out together. `false` if nothing waits.
+    pub fn put_next(&mut self, id: SessionId, writer: &mut BatchWriter, out: &mut Vec<u8>) -> bool {
+        if self.put_deliveries(id, writer, out) {
+            return true;
         }
+        let Some(record) = self.next_record(id) else { return false };
+        writer.put(&record, out);
+        true
     }
 
-    pub(super) fn next_entry(&mut self, id: SessionId) -> Option<(usize, Entry)> {
-        let session = self.session_mut(id)?;
-        let lanes = session.lanes.len();
-        for step in 0..lanes {
-            let at = (session.next_lane + step) % lanes;
-            if let Some(entry) = session.lanes[at].queue.pop() {
-                session.next_lane = (at + 1) % lanes;
-                return Some((at, entry));
-            }
+    /// Shows `act` the next delivery to a stock subscriber, which has no answers; `false` if none waits.
+    pub fn next_stock_delivery(&mut self, id: SessionId, act: impl FnOnce(&BlockView<'_>)) -> bool {
+        let Some(session) = find(&mut self.sessions, &self.generations, id) else { return false };
+        let Some(lane) = session.lanes.first_mut() else { return false };
+        if !lane.queue.pop_view(&mut self.spare_chunks, act) {
+            return false;
         }
-        None
+        lane.queue.take_lost();
+        session.counts.delivered += 1;
+        let subscription = lane.id;
+        self.release_held_by(id, subscription);
+        true
     }
 
-    /// Turns a queued entry into its record. Gaps and origin names that must come first are put into
-    /// the control queue, with the record behind them.
-    pub(super) fn deliver(&mut self, id: SessionId, (at, entry): (usize, Entry)) -> Option<Record> {
-        let origin = entry.block.origin;
-        let session = self.session_mut(id)?;
-        let is_announced = session.last_origin.replace(origin) == Some(origin);
+    /// Appends deliveries that wait in the form of the wire, if it is their turn.
+    fn put_deliveries(&mut self, id: SessionId, writer: &mut BatchWriter, out: &mut Vec<u8>) -> bool {
+        let Some(session) = find(&mut self.sessions, &self.generations, id) else { return false };
+        let Some(at) = session.next_lane_with_output().filter(|_| !session.has_answers()) else {
+            return false;
+        };
         let lane = &mut session.lanes[at];
+        if !lane.queue.has_records_next() {
+            return false;
+        }
+        let (subscription, count) = (lane.id, lane.queue.take_lost());
+        if count > 0 {
+            writer.put_control(&gap(subscription, count), out);
+        }
+        session.counts.delivered += lane.queue.take_records(out, &mut self.spare_chunks);
+        session.next_lane = (at + 1) % session.lanes.len();
+        self.release_held_by(id, subscription);
+        true
+    }
+
+    /// Turns a queued entry into its record. A gap that must come first is put into the control queue,
+    /// with the record behind it.
+    fn deliver(&mut self, id: SessionId, at: usize, entry: Entry) -> Option<Record> {
+        let session = self.session_mut(id)?;
+        session.next_lane = (at + 1) % session.lanes.len();
+        session.counts.delivered += 1;
+        let lane = &mut session.lanes[at];
+        let subscription = lane.id;
         let record = match entry.request {
             None => Record::Deliver { subscriptions: entry.subscriptions, block: entry.block },
             // A request that ended meanwhile was withdrawn, or a cancel follows it.
-            Some(key) => Record::Request {
-                id: key.0,
-                subscription: lane.id,
-                window: limits::REPLY_WINDOW,
-                block: entry.block,
-            },
+            Some(key) => {
+                Record::Request { id: key.0, subscription, window: limits::REPLY_WINDOW, block: entry.block }
+            }
         };
-        let lane_id = lane.id;
         let lost = lane.queue.take_lost();
         let is_native = matches!(session.info.kind, SessionKind::Native | SessionKind::Local);
-        session.counts.delivered += 1;
-        self.release_held_by(id, lane_id);
-        if !is_native {
-            return Some(record);
-        }
-        if is_announced && lost == 0 {
-            return Some(record);
-        }
-        let peer = self.origins.get(origin as usize).cloned();
-        let session = self.session_mut(id)?;
-        let mut first = Vec::new();
-        if lost > 0 {
-            first.push(Record::Gap {
-                subscription: lane_id,
-                count: lost,
-                reason: "slow_consumer".to_owned(),
-            });
-        }
-        if let Some(peer) = peer.filter(|_| session.announced.insert(origin)) {
-            first.push(Record::Origin { origin, peer: peer.to_string() });
-        }
-        if first.is_empty() {
+        self.release_held_by(id, subscription);
+        if lost == 0 || !is_native {
             return Some(record);
         }
         // Control goes before replies and deliveries, so these reach the client in this order.
+        let (session, gap) = (self.session_mut(id)?, gap(subscription, lost));
+        session.reply_bytes += record.bytes_hint();
         session.replies.push_front(record);
-        session.reply_bytes += session.replies[0].bytes_hint();
-        for record in first.into_iter().rev() {
-            session.control_bytes += record.bytes_hint();
-            session.control.push_front(record);
-        }
+        session.control_bytes += gap.bytes_hint();
+        session.control.push_front(gap);
         self.next_control(id)
     }
+}
+
+fn gap(subscription: u32, count: u64) -> Record {
+    Record::Gap { subscription, count, reason: "slow_consumer".to_owned() }
 }

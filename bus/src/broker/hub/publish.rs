@@ -38,10 +38,10 @@ impl Hub {
             return Err(("too_large", topic_text(&block), text));
         }
         let route = self
-            .route(id, &block)
+            .route(id, block.topic())
             .map_err(|error| ("invalid_topic", topic_text(&block), error.to_string()))?;
         if !route.may_publish {
-            self.ledger.denied(route.nobody);
+            self.ledger.denied(route.nobody, 1);
             self.statistics.count_denied(route.statistics);
             let peer = self.info(id).map(|info| info.peer.to_string()).unwrap_or_default();
             return Err((
@@ -66,16 +66,16 @@ impl Hub {
     ) -> Published {
         self.sequence += 1;
         block.sequence = self.sequence;
-        self.statistics.count(route.statistics, payload_bytes, self.now_ms);
+        self.statistics.count(route.statistics, Sizes::one(payload_bytes), self.now_ms);
         let retain = block.flags & Block::RETAIN != 0;
         block.flags &= Block::PARTS;
         if retain {
             self.retain(&route.topic, &block, payload_bytes);
         }
-        route.denied.iter().for_each(|row| self.ledger.denied(*row));
+        route.denied.iter().for_each(|row| self.ledger.denied(*row, 1));
         let mut published = Published::default();
         if block.deadline_ms != 0 && block.deadline_ms <= self.now_ms {
-            self.ledger.dropped(route.nobody, DropReason::Expired);
+            self.ledger.dropped(route.nobody, 1, DropReason::Expired);
             return published;
         }
         let mut tally = |was_queued: bool| match was_queued {
@@ -96,7 +96,7 @@ impl Hub {
             }
         }
         if route.targets.is_empty() && route.groups.is_empty() && route.denied.is_empty() {
-            self.ledger.dropped(route.nobody, DropReason::NoSubscriber);
+            self.ledger.dropped(route.nobody, 1, DropReason::NoSubscriber);
         }
         published
     }
@@ -127,9 +127,7 @@ impl Hub {
             self.retained.remove(topic);
             self.retained_bytes -= old_bytes;
         } else if self.retained_bytes - old_bytes + block.bytes() <= limits::RETAINED_BYTES_MAX {
-            let mut kept = block.clone();
-            kept.detach();
-            self.retained.insert(topic.clone(), kept);
+            self.retained.insert(topic.clone(), block.clone());
             self.retained_bytes = self.retained_bytes - old_bytes + block.bytes();
         } else {
             self.denials.retained_full();
@@ -144,47 +142,95 @@ impl Hub {
         request: Option<RequestKey>,
         from: SessionId,
     ) -> bool {
-        let current = self.generations.get(target.session.index as usize).copied();
-        let Some(Some(session)) = self.sessions.get_mut(target.session.index as usize) else { return false };
-        if current != Some(target.session.generation) {
-            return false;
-        }
-        let Some(lane) = session.lanes.iter_mut().find(|lane| lane.id == target.lane) else { return false };
+        let origin = block.origin;
+        let topic = self.may_wait(target).then(|| TopicName::from_bytes(block.topic()).ok()).flatten();
         let entry = Entry { subscriptions: target.subscriptions.clone(), request, block, row: target.row };
+        let pushed = self.push_with(target, |lane, spare, dropped| {
+            let outcome = lane.queue.push(entry, spare, dropped);
+            let queued = matches!(outcome, Pushed::Queued | Pushed::QueuedAndFull);
+            PushedRun {
+                queued: queued.into(),
+                refused: (!queued).into(),
+                full: outcome == Pushed::QueuedAndFull,
+                disconnect: outcome == Pushed::Disconnect,
+            }
+        });
+        self.settle_push(target, &pushed, origin, topic.as_ref(), from);
+        pushed.queued > 0
+    }
+
+    /// Whether the target's policy can hold publishers.
+    fn may_wait(&self, target: &Target) -> bool {
+        self.session(target.session)
+            .and_then(|session| session.lanes.iter().find(|lane| lane.id == target.lane))
+            .is_some_and(|lane| lane.queue.overflow() == Overflow::Wait)
+    }
+
+    /// Finds a target's lane, lets `act` push into its queue, counts what is queued, and settles what
+    /// had to make room.
+    pub(super) fn push_with(
+        &mut self,
+        target: &Target,
+        act: impl FnOnce(&mut Lane, &mut SpareChunks, &mut Vec<Dropped>) -> PushedRun,
+    ) -> PushedRun {
         let mut dropped: Vec<Dropped> = Vec::new();
-        let outcome = lane.queue.push(entry, &mut dropped);
-        let held_topic = match outcome {
-            Pushed::QueuedAndFull => lane.queue.newest_topic(),
-            _ => None,
+        let session = find(&mut self.sessions, &self.generations, target.session);
+        let Some(session) = session else { return PushedRun::default() };
+        let Some(lane) = session.lanes.iter_mut().find(|lane| lane.id == target.lane) else {
+            return PushedRun::default();
         };
-        session.counts.dropped += dropped.len() as u64;
+        let pushed = act(lane, &mut self.spare_chunks, &mut dropped);
+        session.counts.dropped += dropped.len() as u64 + pushed.refused;
+        // First, because messages of a run can make room for later ones of the same run.
+        if pushed.queued > 0 {
+            self.ledger.queued(target.row, pushed.queued);
+        }
         for (row, request, reason) in dropped {
             self.ledger.dropped_from_queue(row, 1, reason);
             if let Some(key) = request {
                 self.end_request(key, Status::Busy, "", "the server's queue was full");
             }
         }
-        match outcome {
-            Pushed::Queued => self.ledger.queued(target.row),
-            Pushed::QueuedAndFull => {
-                self.ledger.queued(target.row);
-                if let Some(topic) = held_topic {
-                    self.hold(topic, target, from);
-                }
-            }
-            Pushed::Refused | Pushed::Disconnect => {
-                self.ledger.dropped(target.row, DropReason::SlowConsumer);
-                if let Some(session) = self.session_mut(target.session) {
-                    session.counts.dropped += 1;
-                }
-                if outcome == Pushed::Disconnect {
-                    let text = "its send queue was full and its policy is `disconnect`".to_owned();
-                    self.end(target.session, Ending { code: "slow_consumer", text });
-                }
-                return false;
-            }
+        pushed
+    }
+
+    /// Counts what was refused, and does what the queue asks for.
+    pub(super) fn settle_push(
+        &mut self,
+        target: &Target,
+        pushed: &PushedRun,
+        origin: u32,
+        topic: Option<&TopicName>,
+        from: SessionId,
+    ) {
+        if pushed.refused > 0 {
+            self.ledger.dropped(target.row, pushed.refused, DropReason::SlowConsumer);
         }
+        if pushed.disconnect {
+            let text = "its send queue was full and its policy is `disconnect`".to_owned();
+            self.end(target.session, Ending { code: "slow_consumer", text });
+        }
+        if pushed.queued == 0 {
+            return;
+        }
+        if let Some(topic) = topic.filter(|_| pushed.full) {
+            self.hold(topic.clone(), target, from);
+        }
+        self.announce(target.session, origin);
         self.mark_dirty(target.session);
-        true
+    }
+
+    /// Names an origin to a session before its first message goes out: control records go first.
+    fn announce(&mut self, id: SessionId, origin: u32) {
+        let Some(session) = self.session_mut(id) else { return };
+        if session.last_origin.replace(origin) == Some(origin)
+            || !matches!(session.info.kind, SessionKind::Native | SessionKind::Local)
+            || !session.announced.insert(origin)
+        {
+            return;
+        }
+        if let Some(peer) = self.origins.get(origin as usize).map(PeerName::to_string) {
+            self.send_control(id, Record::Origin { origin, peer });
+        }
     }
 }

@@ -32,7 +32,7 @@ impl Hub {
             let explanation = format!("request id {request} is in use");
             return self.end_for(id, request, Status::Failed, "invalid_id", &explanation, None);
         }
-        self.statistics.count(statistics, payload_bytes, self.now_ms);
+        self.statistics.count(statistics, Sizes::one(payload_bytes), self.now_ms);
         self.statistics.count_request(statistics);
         self.statistics.published_by(statistics, &requester);
         if let Some(session) = self.session_mut(id) {
@@ -97,7 +97,6 @@ impl Hub {
         let Some(request) = self.requests.get_mut(key).filter(|request| request.server == server) else {
             return;
         };
-        request.parts += 1;
         let (requester, requester_id) = (request.requester, request.requester_id);
         let record = Record::Reply { id: requester_id, header, payload };
         let bytes = record.bytes_hint();
@@ -220,13 +219,11 @@ impl Hub {
     pub(super) fn credit_for_stock(&mut self, id: SessionId, record: &Record) {
         if let Record::Reply { id: request, .. } = record
             && let Some(key) = self.requests.key_of(id, *request)
-            && let Some(parts) = self.requests.get_mut(key).map(|request| request.parts)
+            && let Some(pending) = self.requests.get_mut(key)
         {
-            let waiting = self.session(id).map_or(0, |session| {
-                let same = |record: &&Record| matches!(record, Record::Reply { id, .. } if id == request);
-                session.replies.iter().filter(same).count() as u64
-            });
-            self.on_request_credit(id, *request, parts - waiting);
+            pending.parts += 1;
+            let parts = pending.parts;
+            self.on_request_credit(id, *request, parts);
         }
     }
 }

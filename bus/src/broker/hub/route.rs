@@ -36,30 +36,29 @@ impl Hub {
     pub(super) fn route(
         &mut self,
         id: SessionId,
-        block: &Block,
+        topic: &[u8],
     ) -> Result<Rc<Route>, crate::topic::TopicError> {
         const ROUTES_CACHED_MAX: usize = 4096;
         let generation = self.route_generation + self.ledger.evictions();
         if let Some(session) = self.session_mut(id) {
             // Most messages go where the one before them went.
             let is_same = |route: &&Rc<Route>| {
-                route.generation == generation && route.topic.as_str().as_bytes() == block.topic()
+                route.generation == generation && route.topic.as_str().as_bytes() == topic
             };
             if let Some(route) = session.last_route.as_ref().filter(is_same) {
                 return Ok(Rc::clone(route));
             }
-            if let Some(route) = session.routes.get(block.topic()).filter(is_same) {
+            if let Some(route) = session.routes.get(topic).filter(is_same) {
                 session.last_route = Some(Rc::clone(route));
                 return Ok(Rc::clone(route));
             }
         }
-        let topic = TopicName::from_bytes(block.topic())?;
-        let route = Rc::new(self.build_route(Some(id), topic));
+        let route = Rc::new(self.build_route(Some(id), TopicName::from_bytes(topic)?));
         if let Some(session) = self.session_mut(id) {
             if session.routes.len() >= ROUTES_CACHED_MAX {
                 session.routes.clear();
             }
-            session.routes.insert(Bytes::copy_from_slice(block.topic()), Rc::clone(&route));
+            session.routes.insert(Bytes::copy_from_slice(topic), Rc::clone(&route));
             session.last_route = Some(Rc::clone(&route));
         }
         Ok(route)

@@ -131,3 +131,16 @@ pub(in crate::broker) struct Session {
     pub(super) is_dirty: bool,
     pub(in crate::broker) is_ending: bool,
 }
+
+impl Session {
+    /// Whether control records or replies wait, which go before deliveries.
+    pub(super) fn has_answers(&self) -> bool {
+        !self.control.is_empty() || !self.replies.is_empty()
+    }
+
+    /// The lane whose turn it is.
+    pub(super) fn next_lane_with_output(&self) -> Option<usize> {
+        let lanes = self.lanes.len();
+        (0..lanes).map(|step| (self.next_lane + step) % lanes).find(|at| self.lanes[*at].queue.can_pop())
+    }
+}

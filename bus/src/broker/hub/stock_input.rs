@@ -6,7 +6,7 @@ use super::*;
 fn stock_block(topic: &TopicName, parts: &[Bytes]) -> Block {
     match parts {
         [] => Block::new(topic, b"", b""),
-        [payload] => Block::new(topic, b"", payload),
+        [payload] => Block::with_payload(topic, b"", payload.clone()),
         several => {
             let mut joined = Vec::with_capacity(several.iter().map(|part| part.len() + 4).sum());
             for part in several {
@@ -36,6 +36,15 @@ impl Hub {
             return self.end(id, Ending { code: "too_many", text });
         }
         self.route_generation += 1;
+    }
+
+    /// Publishes a message of a stock publisher that has one part; `owner` is the memory it lies in, if
+    /// that is its own.
+    pub fn stock_publish_one(&mut self, id: SessionId, topic: &[u8], payload: &[u8], owner: Option<&Bytes>) {
+        if !self.publish_plain(id, topic, payload) {
+            let payload = owner.cloned().unwrap_or_else(|| Bytes::copy_from_slice(payload));
+            self.stock_publish(id, topic, &[payload]);
+        }
     }
 
     /// Publishes a message of a stock publisher.

@@ -47,12 +47,13 @@ impl Hub {
             let text = format!("`{}` may not hold publishers; give it `wait = true`", session.info.peer);
             return self.deny(id, operation, reference, "wait_not_permitted", &spec.filter, &text);
         }
+        let form = if session.info.kind == SessionKind::Native { Form::Wire } else { Form::Values };
         let lane = Lane {
             id: spec.id,
             matcher: Matcher::Filter(filter.clone()),
             serve: spec.serve,
             group: (!spec.group.is_empty()).then_some(spec.group),
-            queue: SendQueue::new(spec.overflow, spec.queue_messages_max, spec.queue_bytes_max),
+            queue: SendQueue::new(spec.overflow, form, spec.queue_messages_max, spec.queue_bytes_max),
         };
         if let Some(session) = self.session_mut(id) {
             session.lanes.push(lane);

@@ -41,38 +41,128 @@ impl Reactor {
     }
 
     fn read_connection(&mut self, slot: usize, now: Instant) {
-        // What a publisher had sent when it was held.
-        if matches!(self.connections.get(slot), Some(Some(connection)) if !connection.input.is_empty()) {
-            self.take_input(slot, now);
+        let mut buffer = std::mem::take(&mut self.read_buffer);
+        let mut budget = limits::READ_TURN_BYTES;
+        while let Some(Some(connection)) = self.connections.get_mut(slot) {
+            let read = match connection.phase {
+                Phase::Closing | Phase::Lingering => {
+                    self.discard_input(slot, &mut buffer, now);
+                    break;
+                }
+                Phase::Handshaking => self.read_piece(slot, &mut buffer, now),
+                Phase::Open { .. } if connection.is_in_large_frame() => {
+                    self.read_piece(slot, &mut buffer, now)
+                }
+                Phase::Open { .. } => self.read_frames(slot, &mut buffer, budget, now),
+            };
+            match read {
+                Some(bytes) if bytes < budget => budget -= bytes,
+                _ => break,
+            }
         }
-        let mut budget = limits::READ_TURN_BYTES as isize;
-        while budget > 0 {
-            let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
-            if matches!(connection.phase, Phase::Closing | Phase::Lingering) {
-                return self.discard_input(slot);
+        self.read_buffer = buffer;
+    }
+
+    /// Reads what comes in the handshake, or of a frame so large that it gets memory of its own. Gives
+    /// how much came; `None` if reading must stop.
+    fn read_piece(&mut self, slot: usize, buffer: &mut [u8], now: Instant) -> Option<usize> {
+        let connection = self.connections.get_mut(slot)?.as_mut()?;
+        // Nothing beyond a large frame, which fills its memory to the end.
+        let wanted = match connection.phase {
+            Phase::Open { .. } => connection.engine.missing(&connection.input),
+            _ => buffer.len(),
+        };
+        let wanted = wanted.min(buffer.len());
+        match connection.read(&mut buffer[..wanted], now) {
+            Ok(ReadOutcome::Some(bytes)) => {
+                connection.input.extend_from_slice(&buffer[..bytes]);
+                self.take_input(slot, now);
+                Some(bytes)
             }
+            other => self.on_no_bytes(slot, other, now),
+        }
+    }
+
+    /// Reads and takes whole frames where they lie in `buffer`, about `budget` bytes of them; only the
+    /// beginning of the last one is kept. Gives how much came; `None` if reading must stop.
+    fn read_frames(&mut self, slot: usize, buffer: &mut [u8], budget: usize, now: Instant) -> Option<usize> {
+        /// Less room than this behind a frame's beginning, and it is moved to the front.
+        const ROOM_BYTES_MIN: usize = 64 << 10;
+        let connection = self.connections.get_mut(slot)?.as_mut()?;
+        let (mut start, mut end, mut came) = (0, connection.input.len(), 0);
+        buffer[..end].copy_from_slice(&connection.input);
+        connection.input = bytes::BytesMut::new();
+        let mut took_any = false;
+        let stopped = loop {
+            let (taken, goes_on) = self.take_frames(slot, &mut buffer[start..end], now);
+            start += taken;
+            took_any |= taken > 0;
+            let connection = self.connections.get_mut(slot)?.as_mut()?;
+            if !goes_on || came >= budget || connection.is_large(&buffer[start..end]) {
+                break None;
+            }
+            if start == end || buffer.len() - end < ROOM_BYTES_MIN {
+                buffer.copy_within(start..end, 0);
+                (start, end) = (0, end - start);
+            }
+            match connection.read(&mut buffer[end..], now) {
+                Ok(ReadOutcome::Some(bytes)) => (end, came) = (end + bytes, came + bytes),
+                other => break Some(other),
+            }
+        };
+        let connection = self.connections.get_mut(slot)?.as_mut()?;
+        if let Phase::Open { .. } = connection.phase {
+            connection.keep(&buffer[start..end]);
+            connection.note_frame(took_any, now);
             if is_held(&self.hub, connection) {
-                return;
+                // What is left is looked at when it is released, and is no frame that does not come.
+                connection.frame_since = None;
+                connection.is_readable = true;
+                return None;
             }
-            match connection.read(&mut self.read_buffer, now) {
-                Ok(ReadOutcome::Some(bytes)) => {
-                    budget -= bytes as isize;
-                    self.take_input(slot, now);
+        }
+        match stopped {
+            Some(outcome) => self.on_no_bytes(slot, outcome, now),
+            None => Some(came),
+        }
+    }
+
+    fn on_no_bytes(&mut self, slot: usize, outcome: io::Result<ReadOutcome>, now: Instant) -> Option<usize> {
+        match outcome {
+            Ok(ReadOutcome::Blocked) => self.connections.get_mut(slot)?.as_mut()?.is_readable = false,
+            Ok(_) => self.on_end_of_stream(slot, now),
+            Err(error) => self.lose(slot, "lost", &error.to_string(), now),
+        }
+        None
+    }
+
+    /// Takes the whole frames that `input` begins with. Gives their bytes, and whether more may be taken.
+    fn take_frames(&mut self, slot: usize, input: &mut [u8], now: Instant) -> (usize, bool) {
+        let mut taken = 0;
+        loop {
+            let Some(Some(connection)) = self.connections.get_mut(slot) else { return (taken, false) };
+            if !matches!(connection.phase, Phase::Open { .. }) || is_held(&self.hub, connection) {
+                return (taken, false);
+            }
+            match connection.engine.open_frame(&mut input[taken..]) {
+                Ok(Some(OpenedFrame { body, more, command, bytes })) => {
+                    taken += bytes;
+                    self.on_frame(slot, body, None, FrameFlags { more, command }, now);
                 }
-                Ok(ReadOutcome::Blocked) => {
-                    connection.is_readable = false;
-                    return;
+                Ok(None) => return (taken, true),
+                Err(error) => {
+                    self.on_zmtp_error(slot, &error, now);
+                    return (taken, false);
                 }
-                Ok(ReadOutcome::Ended) => return self.on_end_of_stream(slot, now),
-                Err(error) => return self.lose(slot, "lost", &error.to_string(), now),
             }
         }
     }
 
     /// What comes after our last words is not looked at.
-    fn discard_input(&mut self, slot: usize) {
+    fn discard_input(&mut self, slot: usize, buffer: &mut [u8], now: Instant) {
         let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
-        match connection.discard(&mut self.read_buffer) {
+        connection.keep(&[]);
+        match connection.read(buffer, now) {
             Ok(ReadOutcome::Some(_)) => {}
             Ok(ReadOutcome::Blocked) => connection.is_readable = false,
             Ok(ReadOutcome::Ended) if matches!(connection.phase, Phase::Closing) => {
@@ -102,7 +192,7 @@ impl Reactor {
                     self.authenticate(slot, (key, server_key), &metadata, now)
                 }
                 Ok(Some(EngineEvent::Frame { body, more, command })) => {
-                    self.on_frame(slot, body, more, command, now)
+                    self.on_frame(slot, &body, Some(&body), FrameFlags { more, command }, now)
                 }
                 Ok(Some(EngineEvent::PeerError { reason })) => {
                     return self.refuse(
@@ -156,17 +246,28 @@ impl Reactor {
         self.refuse(slot, code, &error.to_string(), None, now);
     }
 
-    fn on_frame(&mut self, slot: usize, body: bytes::Bytes, more: bool, command: bool, now: Instant) {
+    /// Takes the content of a frame. `owner` is the memory it lies in, if that is its own.
+    fn on_frame(
+        &mut self,
+        slot: usize,
+        body: &[u8],
+        owner: Option<&bytes::Bytes>,
+        flags: FrameFlags,
+        now: Instant,
+    ) {
         let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
         let Phase::Open { session, speech } = &mut connection.phase else { return };
         let session = *session;
-        if command {
-            return self.on_command(slot, session, &body, now);
+        if flags.command {
+            return self.on_command(slot, session, body, now);
         }
         let problem = match speech {
-            Speech::Native { reader, .. } => take_batch(&mut self.hub, session, reader, body).err(),
+            Speech::Native { reader, .. } => {
+                self.hub.batch(session, reader, body).err().map(|error| error.to_string())
+            }
             Speech::Stock(stock) => {
-                stock.frame(&mut self.hub, session, body, more).err().map(|error| error.to_string())
+                let taken = stock.frame(&mut self.hub, session, body, owner, flags.more);
+                taken.err().map(|error| error.to_string())
             }
         };
         if let Some(problem) = problem {
@@ -174,8 +275,8 @@ impl Reactor {
         }
     }
 
-    fn on_command(&mut self, slot: usize, session: SessionId, body: &bytes::Bytes, now: Instant) {
-        let command = match zmtp::Command::parse(body) {
+    fn on_command(&mut self, slot: usize, session: SessionId, body: &[u8], now: Instant) {
+        let command = match zmtp::Command::parse(&bytes::Bytes::copy_from_slice(body)) {
             Ok(command) => command,
             Err(error) => return self.lose(slot, "protocol", &error.to_string(), now),
         };
@@ -212,17 +313,4 @@ fn is_held(hub: &Hub, connection: &Connection) -> bool {
         Phase::Open { session, speech: Speech::Stock(_) } => hub.is_held(*session),
         _ => false,
     }
-}
-
-fn take_batch(
-    hub: &mut Hub,
-    session: SessionId,
-    reader: &mut BatchReader,
-    body: bytes::Bytes,
-) -> Result<(), String> {
-    reader.begin(body);
-    while let Some(record) = reader.next_record().map_err(|error| error.to_string())? {
-        hub.record(session, record);
-    }
-    Ok(())
 }

@@ -21,7 +21,6 @@ impl Reactor {
                     Some(End::Sink(sink)) => deliver_locally(&mut self.hub, session, &Arc::clone(sink)),
                     None => {}
                 }
-                self.hub.detach_backlog(session);
             }
             for (session, Ending { code, text }) in ending {
                 self.close_session(session, code, &text, now);
@@ -33,17 +32,14 @@ impl Reactor {
     pub(super) fn write(&mut self, slot: usize, now: Instant) {
         loop {
             let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
+            connection.lend_output(&mut self.spare_outputs);
             if let Phase::Open { session, speech } = &mut connection.phase {
                 let session = *session;
                 while connection.engine.output().len() < limits::WRITE_BUFFER_BYTES {
                     let sealed = match speech {
-                        Speech::Native { writer, .. } => seal_batch(
-                            &mut self.hub,
-                            session,
-                            writer,
-                            &mut self.scratch,
-                            &mut connection.engine,
-                        ),
+                        Speech::Native { writer, .. } => {
+                            seal_batch(&mut self.hub, session, writer, &mut connection.engine)
+                        }
                         Speech::Stock(stock) => seal_stock(
                             &mut self.hub,
                             session,
@@ -66,14 +62,16 @@ impl Reactor {
                     connection.unwritten_pongs = 0;
                     match &connection.phase {
                         Phase::Closing => return self.linger(slot, now),
-                        Phase::Handshaking | Phase::Lingering => return,
+                        Phase::Handshaking | Phase::Lingering => {
+                            return connection.release_idle_output(&mut self.spare_outputs);
+                        }
                         Phase::Open { session, .. } => {
                             let session = *session;
                             if delivered > 0 {
                                 self.hub.stock_delivered(session, delivered);
                             }
                             if !self.hub.has_output(session) && !fragments_wait(connection) {
-                                connection.release_idle_output();
+                                connection.release_idle_output(&mut self.spare_outputs);
                                 return;
                             }
                         }
@@ -90,27 +88,24 @@ fn seal_batch(
     hub: &mut Hub,
     session: SessionId,
     writer: &mut BatchWriter,
-    scratch: &mut Vec<u8>,
     engine: &mut Engine,
 ) -> Result<bool, ZmtpError> {
-    scratch.clear();
-    while scratch.len() < limits::BATCH_BYTES {
-        if writer.in_fragments() {
-            while let Some(record) = hub.next_control(session) {
-                writer.put_control(&record, scratch);
+    let sealed = engine.send_written(FrameFlags::LAST, |out| {
+        let start = out.len();
+        while out.len() - start < limits::BATCH_BYTES {
+            if writer.in_fragments() {
+                while let Some(record) = hub.next_control(session) {
+                    writer.put_control(&record, out);
+                }
+                return writer.next_fragment(out);
             }
-            writer.next_fragment(scratch);
-            break;
+            if !hub.put_next(session, writer, out) {
+                return;
+            }
         }
-        let Some(record) = hub.next_record(session) else { break };
-        writer.put(&record, scratch);
-    }
-    if scratch.is_empty() {
-        // A record that begins to go out in fragments has put nothing yet.
-        return Ok(writer.in_fragments());
-    }
-    engine.send(&[scratch], FrameFlags::LAST)?;
-    Ok(true)
+    })?;
+    // A record that begins to go out in fragments may have put nothing yet.
+    Ok(sealed || writer.in_fragments())
 }
 
 /// Seals one stock message; `false` if there was none.
@@ -121,8 +116,13 @@ fn seal_stock(
     engine: &mut Engine,
     deliveries: &mut u64,
 ) -> Result<bool, ZmtpError> {
+    if stock.is_subscriber() {
+        let mut sent = Ok(());
+        let delivered = hub.next_stock_delivery(session, |block| sent = send_delivery(engine, block));
+        *deliveries += u64::from(delivered);
+        return sent.map(|()| delivered);
+    }
     let Some(record) = hub.next_record(session) else { return Ok(false) };
-    *deliveries += u64::from(matches!(record, Record::Deliver { .. }));
     let frames = stock.frames_of(record);
     for (index, frame) in frames.iter().enumerate() {
         let flags = if index + 1 < frames.len() { FrameFlags::MORE } else { FrameFlags::LAST };
