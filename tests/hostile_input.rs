@@ -500,6 +500,7 @@ fn a_stock_publisher_is_held_by_not_being_read_and_loses_nothing() {
             id: 1,
             serve: false,
             retained: false,
+            probes: false,
             overflow: Overflow::Wait,
             queue_messages_max: 8,
             queue_bytes_max: 0,

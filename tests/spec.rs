@@ -25,10 +25,14 @@ mod main_job;
 mod native_client;
 /// The Python module that people copy.
 mod python_module;
+/// Waiting for subscribers, probes, publishers that wait for their consumers.
+mod readiness;
 /// Edits of `authorized.toml` while the broker runs: at once, as a whole, and felt by nobody else.
 mod registry_edits;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.
 mod socket_table;
+/// Ten thousand ways to start broker, consumer and publisher at once, and to kill one of them meanwhile.
+mod startup_races;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.
 mod stock_sockets;
 /// Actors that fail: what their senders and requesters see.

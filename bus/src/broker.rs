@@ -5,6 +5,7 @@
 //! | `hub` | all state without sockets: sessions, routes, requests (pure) |
 //! | `send_queue` | the queue towards one subscription and its overflow policies (pure) |
 //! | `ledger`, `statistics`, `denials`, `refusals`, `requests` | what the hub counts and remembers (pure) |
+//! | `readiness` | who waits for whom: watches of receivers, probes, gates (pure) |
 //! | `control` | answers to `$sys/broker/...` |
 //! | `stock` | what stock sessions' frames mean |
 //! | `listener`, `connection`, `reactor` | sockets, one thread |
@@ -23,6 +24,7 @@ mod listener;
 #[cfg(test)]
 mod model;
 mod reactor;
+mod readiness;
 pub mod refusals;
 pub mod requests;
 pub mod send_queue;

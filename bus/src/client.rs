@@ -7,6 +7,7 @@
 //! | `core` | the state, whatever the link: records in, records out |
 //! | `lane` | the queue of one subscription and its credit |
 //! | `gate` | topics that may not be published now |
+//! | `readiness` | who receives a topic, probes, publishers that wait for their consumers |
 //! | `received` | from the wire's blocks to messages |
 //! | `link` | what the core needs of a link, and what it tells about it |
 //! | `attached` | the link into a broker in the same process |
@@ -23,6 +24,7 @@ mod link;
 mod link_tests;
 mod options;
 mod outgoing;
+pub mod readiness;
 mod received;
 mod remote;
 mod reply_stream;
@@ -33,6 +35,7 @@ mod subscription;
 
 pub use link::LinkState;
 pub use options::{Ack, ConnectOptions, PublishOptions, ServeOptions, SubscribeOptions};
+pub use readiness::{GateOptions, GatedPublisher, WaitError};
 pub use reply_stream::ReplyStream;
 pub use service::{CancelToken, Request, Service};
 pub use subscription::{Event, Subscription};

@@ -10,7 +10,7 @@ use serde_wincode::SerdeCompat;
 use uuid::Uuid;
 
 use crate::{
-    envelope::{ContentType, Header},
+    envelope::{ContentType, Header, StreamMark},
     limits,
     topic::{TopicError, TopicName},
 };
@@ -78,6 +78,7 @@ mod fact {
     pub(super) const SCHEMA: u16 = 4;
     pub(super) const TRACEPARENT: u16 = 5;
     pub(super) const USER: u16 = 6;
+    pub(super) const STREAM: u16 = 7;
 }
 
 /// Appends `header` in the form `bus/WIRE.md` calls "header": bincode's format of
@@ -108,6 +109,11 @@ pub fn put_header(header: &Header, out: &mut Vec<u8>) {
     }
     if let Some(traceparent) = &header.traceparent {
         put(fact::TRACEPARENT, &[traceparent.as_bytes()]);
+    }
+    if let Some(mark) = &header.stream {
+        let StreamMark { stream, sequence, previous, taken, again } = &**mark;
+        let numbers = [sequence, previous, taken].map(|number| number.to_le_bytes());
+        put(fact::STREAM, &[stream.as_bytes(), numbers.as_flattened(), &[u8::from(*again)]]);
     }
     for (name, value) in &header.user {
         let name_bytes = (name.len().min(usize::from(u16::MAX)) as u16).to_le_bytes();
@@ -155,6 +161,7 @@ fn take_fact(header: &mut Header, tag: u16, value: &[u8]) -> Result<(), CodecErr
         fact::CORRELATION => header.correlation = Some(Uuid::from_slice(value).map_err(|_| WRONG_SIZE)?),
         fact::SCHEMA => header.schema = Some(u64::from_le_bytes(value.try_into().map_err(|_| WRONG_SIZE)?)),
         fact::TRACEPARENT => header.traceparent = Some(text(value)?),
+        fact::STREAM => header.stream = Some(Box::new(stream_mark(value).ok_or(WRONG_SIZE)?)),
         fact::USER => {
             let (name_bytes, rest) = value.split_first_chunk::<2>().ok_or(WRONG_SIZE)?;
             let (name, value) =
@@ -164,6 +171,21 @@ fn take_fact(header: &mut Header, tag: u16, value: &[u8]) -> Result<(), CodecErr
         _unknown => {}
     }
     Ok(())
+}
+
+/// `stream 16 bytes | sequence u64 | previous u64 | taken u64 | again u8`; later versions may append.
+fn stream_mark(value: &[u8]) -> Option<StreamMark> {
+    let (stream, rest) = value.split_first_chunk::<16>()?;
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (previous, rest) = rest.split_first_chunk::<8>()?;
+    let (taken, rest) = rest.split_first_chunk::<8>()?;
+    Some(StreamMark {
+        stream: Uuid::from_bytes(*stream),
+        sequence: u64::from_le_bytes(*sequence),
+        previous: u64::from_le_bytes(*previous),
+        taken: u64::from_le_bytes(*taken),
+        again: *rest.first()? != 0,
+    })
 }
 
 #[cfg(test)]
@@ -181,6 +203,13 @@ mod tests {
             correlation: Some(Uuid::from_bytes([9; 16])),
             schema: Some(42),
             traceparent: Some("00-aa-bb-01".to_owned()),
+            stream: Some(Box::new(StreamMark {
+                stream: Uuid::from_bytes([3; 16]),
+                sequence: 5,
+                previous: 4,
+                taken: 2,
+                again: true,
+            })),
             user: vec![("k".to_owned(), "v".to_owned()), ("k".to_owned(), String::new())],
         }
     }
@@ -195,6 +224,7 @@ mod tests {
             (3, vec![9; 16]),
             (4, 42u64.to_le_bytes().to_vec()),
             (5, b"00-aa-bb-01".to_vec()),
+            (7, [&[3; 16][..], &5u64.to_le_bytes(), &4u64.to_le_bytes(), &2u64.to_le_bytes(), &[1]].concat()),
             (6, b"\x01\0kv".to_vec()),
             (6, b"\x01\0k".to_vec()),
         ];

@@ -53,6 +53,22 @@ impl ContentType {
     }
 }
 
+/// The place of a message in the stream of a gated publisher, by which its consumers know what they have seen and
+/// what will not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamMark {
+    /// The stream: one for each life of a publisher.
+    pub stream: Uuid,
+    /// The message's number in it. Rises by one with each message the publisher has accepted.
+    pub sequence: u64,
+    /// The number of the message before it. Those between the two will not come: they were dropped by the publisher.
+    pub previous: u64,
+    /// Up to here every consumer that the publisher needs has taken all that will come; it is sent no more.
+    pub taken: u64,
+    /// It was sent before, and may have been seen.
+    pub again: bool,
+}
+
 /// What the publisher says about a message. The broker does not read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -70,6 +86,8 @@ pub struct Header {
     pub schema: Option<u64>,
     /// W3C `traceparent`.
     pub traceparent: Option<String>,
+    /// Its place in a gated publisher's stream.
+    pub stream: Option<Box<StreamMark>>,
     /// The user's own headers, in order.
     pub user: Vec<(String, String)>,
 }
@@ -91,6 +109,7 @@ impl Header {
             correlation: None,
             schema: None,
             traceparent: None,
+            stream: None,
             user: Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! The exit codes of both binaries, and which error is which.
 
 use crate::{
+    client::WaitError,
     error::{ConnectError, PublishError, RequestError, SubscribeError},
     keys::KeyError,
 };
@@ -147,6 +148,19 @@ impl From<&RequestError> for Exit {
             RequestError::TooLarge { .. } => Self::Misuse,
             RequestError::Damaged { .. } => Self::Damaged,
             RequestError::ServerGone | RequestError::Failed { .. } | RequestError::Cancelled => Self::Failed,
+        }
+    }
+}
+
+impl From<&WaitError> for Exit {
+    fn from(error: &WaitError) -> Self {
+        match error {
+            WaitError::TimedOut { .. }
+            | WaitError::Absent { .. }
+            | WaitError::Unproven { .. }
+            | WaitError::NotConnected { .. } => Self::NotReady,
+            WaitError::Denied { .. } => Self::Denied,
+            WaitError::NotOffered { .. } => Self::Version,
         }
     }
 }

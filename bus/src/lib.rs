@@ -28,12 +28,12 @@ pub mod zmtp;
 
 pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle, Incarnations, Timeouts};
 pub use client::{
-    Ack, CancelToken, Client, ConnectOptions, Event, LinkState, PublishOptions, ReplyStream, Request,
-    ServeOptions, Service, SubscribeOptions, Subscription,
+    Ack, CancelToken, Client, ConnectOptions, Event, GateOptions, GatedPublisher, LinkState, PublishOptions,
+    ReplyStream, Request, ServeOptions, Service, SubscribeOptions, Subscription, WaitError,
 };
 pub use codec::CodecError;
 pub use endpoint::Endpoint;
-pub use envelope::{ContentType, Header, Message, Payload};
+pub use envelope::{ContentType, Header, Message, Payload, StreamMark};
 pub use error::{ConnectError, Denial, NextError, PublishError, ReplyError, RequestError, SubscribeError};
 pub use keys::{Credentials, KeyStore, Permissions, Rules};
 pub use peer::PeerName;

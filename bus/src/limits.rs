@@ -147,5 +147,30 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a request waits for its end unless told otherwise.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Messages a gated publisher holds until they were taken. A further one is refused, or drops the oldest.
+pub const GATE_MESSAGES: usize = 65_536;
+
+/// Bytes a gated publisher holds, counted like [`GATE_MESSAGES`].
+pub const GATE_BYTES: usize = 16 << 20;
+
+/// Bytes that a held message counts beyond its payload.
+pub const GATE_MESSAGE_BYTES: usize = 256;
+
+/// Messages a gated publisher sends ahead of what is known to be taken: a fraction of
+/// [`SEND_QUEUE_MESSAGES`], so that a gate alone never fills a queue. The rest is held.
+pub const GATE_WINDOW_MESSAGES: usize = 4096;
+
+/// The same in bytes; at least one message is sent.
+pub const GATE_WINDOW_BYTES: usize = 2 << 20;
+
+/// Gated streams a consumer remembers. The one that is longest ago is forgotten first.
+pub const STREAMS_REMEMBERED: usize = 4096;
+
+/// Bytes of a question to the broker about readiness, and of a gate's report. A longer one fails.
+pub const QUESTION_BYTES_MAX: usize = 8 << 10;
+
+/// Watches of receivers and reports of gates that a broker holds. A further one is answered `busy`.
+pub const QUESTIONS_HELD_MAX: usize = 4096;
+
 /// Bytes of the metadata in a handshake, sent before authorisation.
 pub const METADATA_BYTES_MAX: usize = 8 << 10;

@@ -7,6 +7,7 @@ mod auth;
 mod broker;
 mod decode;
 mod failure;
+mod gates;
 mod locate;
 pub mod output;
 mod peers;
@@ -64,6 +65,8 @@ enum Verb {
     Topics,
     /// Lists who is connected
     Peers,
+    /// Lists publishers that wait for their consumers: for whom, and what they hold
+    Gates,
     /// Lists connections that were refused, and why
     Auth,
     /// Prints the rows of the drop ledger that do not balance; there must be none
@@ -109,15 +112,26 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
     if let Verb::Broker(verb) = &arguments.verb {
         return broker::run(verb, arguments.data_dir.as_deref(), output);
     }
+    // Misuse is misuse whether or not an instance runs.
+    let prepared = match &arguments.verb {
+        Verb::Pub(verb) => Some(publish::prepare(verb)?),
+        Verb::Sub(verb) => verb.check().map(|()| None)?,
+        Verb::Request(verb) => verb.check().map(|()| None)?,
+        _ => None,
+    };
     let credentials = locate::credentials(arguments.creds.as_deref(), arguments.data_dir.as_deref())?;
     let options = ConnectOptions::new(credentials).timeout(arguments.timeout);
     let client = Client::connect_blocking(options)?;
     let outcome = match &arguments.verb {
         Verb::Sub(verb) => subscribe::run(verb, &client, output),
-        Verb::Pub(verb) => publish::run(verb, &client, output),
+        Verb::Pub(_) => match &prepared {
+            Some(prepared) => publish::run(prepared, &client, arguments.timeout, output),
+            None => Ok(Exit::Done),
+        },
         Verb::Request(verb) => request::run(verb, &client, output),
         Verb::Topics => topics::run(&client, output),
         Verb::Peers => peers::run(&client, output),
+        Verb::Gates => gates::run(&client, output),
         Verb::Auth => auth::run(&client, output),
         Verb::Audit(verb) => audit::run(verb, &client, output),
         Verb::Ping(verb) => ping::run(verb, &client, arguments.timeout, output),

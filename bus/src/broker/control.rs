@@ -27,6 +27,7 @@ pub(super) fn answer(hub: &Hub, topic: &TopicName) -> Option<(Bytes, Bytes)> {
         }
         "denials" => json!(hub.denials.all()),
         "schemas" => schemas(hub),
+        "gates" => hub.gates(),
         _ => return None,
     };
     let payload = Payload::json(&value).ok()?;

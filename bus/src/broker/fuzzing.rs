@@ -128,6 +128,7 @@ pub(crate) fn stock(data: &[u8]) {
             id: 1 + u32::from(serve),
             serve,
             retained: false,
+            probes: true,
             overflow: crate::native::Overflow::DropNewest,
             queue_messages_max: 4,
             queue_bytes_max: 0,

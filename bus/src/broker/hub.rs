@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::{
     denials::Denials,
     ledger::{DropReason, Ledger, RowId, RowKey},
+    readiness::Readiness,
     refusals::{RefusalEvent, Refusals},
     requests::{PendingRequest, RequestKey, Requests},
     send_queue::{Dropped, Entry, Form, Pushed, PushedRun, SendQueue, SpareChunks},
@@ -40,6 +41,7 @@ mod hold;
 mod output;
 mod publish;
 mod publish_run;
+mod readiness;
 mod request;
 mod route;
 mod security;
@@ -81,6 +83,7 @@ pub struct Hub {
     pub(super) denials: Denials,
     pub(super) refusals: Refusals,
     pub(super) requests: Requests,
+    readiness: Readiness,
     pub(super) retained: HashMap<TopicName, Block>,
     retained_bytes: usize,
     pub(super) schemas: HashMap<u64, (String, String, Bytes)>,
@@ -115,6 +118,7 @@ impl Hub {
             denials: Denials::default(),
             refusals: Refusals::default(),
             requests: Requests::default(),
+            readiness: Readiness::default(),
             retained: HashMap::new(),
             retained_bytes: 0,
             schemas: HashMap::new(),
@@ -171,7 +175,7 @@ impl Hub {
         if presence == SessionKind::StockSubscriber {
             let matcher = Matcher::Prefixes(BTreeSet::new());
             let queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, 0);
-            session.lanes.push(Lane { id: 1, matcher, serve: false, group: None, queue });
+            session.lanes.push(Lane { id: 1, matcher, serve: false, probes: false, group: None, queue });
         }
         let peer = session.info.peer.clone();
         self.sessions[index as usize] = Some(session);
@@ -196,6 +200,8 @@ impl Hub {
         self.generations[id.index as usize] = self.generations[id.index as usize].wrapping_add(1);
         self.free.push(id.index);
         self.route_generation += 1;
+        self.readiness.gates.retain(|(owner, _), _| *owner != id);
+        self.receivers_changed(id);
         self.publish_presence(&session.info.peer, session.info.kind, "disconnected");
     }
 
@@ -250,6 +256,7 @@ impl Hub {
             }
         }
         self.route_generation += 1;
+        self.reauthorise_watches();
     }
 
     /// Sessions that have something to send and were not named since.
@@ -407,6 +414,7 @@ impl Hub {
         let sessions = self.each_session().filter(|(_, session)| session.info.peer == *peer).count();
         let event = serde_json::json!({ "peer": peer, "kind": kind, "state": state, "sessions": sessions });
         self.publish_own(&format!("$peers/{peer}"), &event);
+        self.presence_changed(peer);
     }
 
     /// Remembers a connection that was refused and publishes it on `$sys/auth/refused`.
@@ -419,12 +427,17 @@ impl Hub {
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         while let Some(key) = self.requests.pop_expired(now_ms) {
+            let last_words = self.last_words(key);
             if let Some(request) = self.remove_request(key) {
-                let text = format!("`{}` was not answered before its deadline", request.topic);
-                self.end_for(request.requester, request.requester_id, Status::TimedOut, "", &text, None);
+                let (text, part) = match last_words {
+                    Some((text, part)) => (text, Some(part)),
+                    None => (format!("`{}` was not answered before its deadline", request.topic), None),
+                };
+                self.end_for(request.requester, request.requester_id, Status::TimedOut, "", &text, part);
                 self.recall(key, &request);
             }
         }
+        self.answer_gates();
         for event in self.denials.take_changed() {
             self.publish_own("$sys/denied", &event);
         }

@@ -120,6 +120,11 @@ impl Ledger {
         id
     }
 
+    /// The counts of a row, if there is one.
+    pub fn counts_of(&self, key: &RowKey) -> Option<Counts> {
+        self.index.get(key).map(|row| self.rows[row.0 as usize].counts)
+    }
+
     /// How often a row was given to another key. Whoever keeps [`RowId`]s must look them up again
     /// when this has changed.
     pub fn evictions(&self) -> u64 {

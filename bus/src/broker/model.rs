@@ -498,6 +498,7 @@ impl Pair {
                     id,
                     serve,
                     retained: false,
+                    probes: false,
                     overflow: OVERFLOWS[overflow],
                     queue_messages_max: max,
                     queue_bytes_max: 0,

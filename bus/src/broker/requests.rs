@@ -27,6 +27,8 @@ pub struct PendingRequest {
     pub topic: TopicName,
     /// Parts of the answer that a stock requester has been sent.
     pub parts: u64,
+    /// It is a probe of a subscription to this topic, and the broker words the answer.
+    pub probed: Option<TopicName>,
 }
 
 /// All requests in flight, and their deadlines.

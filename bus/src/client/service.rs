@@ -325,6 +325,15 @@ impl Served {
 
     /// Ends it as failed, unless it has ended already.
     fn end(&self, link: &dyn Link, code: &str, text: &str) {
+        self.end_with(link, Status::Failed, code, text);
+    }
+
+    /// Ends it as done: what a subscription answers to a probe.
+    pub(super) fn end_done(&self, link: &dyn Link) {
+        self.end_with(link, Status::Done, "", "");
+    }
+
+    fn end_with(&self, link: &dyn Link, status: Status, code: &str, text: &str) {
         {
             let mut state = lock(&self.state);
             if state.ended || state.over.is_some() {
@@ -334,7 +343,7 @@ impl Served {
         }
         link.send_last(Record::ReplyEnd {
             id: self.id,
-            status: Status::Failed,
+            status,
             code: code.to_owned(),
             text: cut(text, usize::from(u16::MAX)),
             header: Bytes::new(),

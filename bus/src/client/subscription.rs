@@ -65,8 +65,14 @@ impl Subscription {
                         }
                     }
                 }
-                // The core puts requests into the lanes of services only.
-                Poll::Ready(Some(Item::Request { .. })) => continue,
+                // A request to a subscription is a probe: the application has taken all that was before it.
+                Poll::Ready(Some(Item::Request { block, ticket, served, .. })) => {
+                    self.consumer.settle(ticket, block.bytes());
+                    let core = &self.consumer.handle.core;
+                    served.end_done(core.link());
+                    core.forget_served(served.id);
+                    continue;
+                }
             };
             return Poll::Ready(Some(event));
         }

@@ -52,6 +52,8 @@ pub struct SubscribeSpec {
     pub serve: bool,
     /// Send the retained values first.
     pub retained: bool,
+    /// The client answers requests that come to this subscription: they are probes.
+    pub probes: bool,
     /// What is lost when the send queue is full.
     pub overflow: Overflow,
     /// Bound of the send queue in messages; zero for the broker's default.
@@ -316,7 +318,7 @@ impl Record {
             Self::Subscribe(spec) => {
                 out.push(kind::SUBSCRIBE);
                 out.extend_from_slice(&spec.id.to_le_bytes());
-                out.push(u8::from(spec.serve) | u8::from(spec.retained) << 1);
+                out.push(u8::from(spec.serve) | u8::from(spec.retained) << 1 | u8::from(spec.probes) << 2);
                 out.push(spec.overflow as u8);
                 out.extend_from_slice(&spec.queue_messages_max.to_le_bytes());
                 out.extend_from_slice(&spec.queue_bytes_max.to_le_bytes());
@@ -458,6 +460,7 @@ impl Record {
                     id,
                     serve: flags & 1 != 0,
                     retained: flags & 2 != 0,
+                    probes: flags & 4 != 0,
                     overflow,
                     queue_messages_max: body.u32()?,
                     queue_bytes_max: body.u32()?,
@@ -543,6 +546,7 @@ pub(crate) mod tests {
                 id: 9,
                 serve: true,
                 retained: true,
+                probes: false,
                 overflow: Overflow::LatestOnly,
                 queue_messages_max: 10,
                 queue_bytes_max: 11,

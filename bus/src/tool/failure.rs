@@ -4,6 +4,7 @@ use std::{fmt, io};
 
 use super::output::Output;
 use crate::{
+    client::WaitError,
     codec::CodecError,
     error::{ConnectError, PublishError, RequestError, SubscribeError},
     exit::Exit,
@@ -50,7 +51,7 @@ macro_rules! from_operation {
         }
     )+};
 }
-from_operation!(ConnectError, PublishError, SubscribeError, RequestError);
+from_operation!(ConnectError, PublishError, SubscribeError, RequestError, WaitError);
 
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {

@@ -1,6 +1,6 @@
 //! `bus pub`
 
-use std::io::Read;
+use std::{io::Read, time::Duration};
 
 use serde_json::json;
 
@@ -33,19 +33,42 @@ pub(super) struct Arguments {
     /// Wait for the broker's word, and print how many subscribers got it
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     acknowledged: bool,
+    /// Wait until this many subscribers are there, as long as --timeout says
+    #[arg(long, value_name = "SUBSCRIBERS")]
+    wait: Option<usize>,
 }
 
-pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let topic: TopicName = arguments.topic.parse()?;
+/// What is to be published, found to be legal before anybody is connected to.
+pub(super) struct Prepared<'a> {
+    arguments: &'a Arguments,
+    topic: TopicName,
+    payload: Payload,
+}
+
+pub(super) fn prepare(arguments: &Arguments) -> Result<Prepared<'_>, Failure> {
+    let topic = arguments.topic.parse()?;
     let payload = payload(arguments.payload.as_deref(), arguments.json_payload)?;
+    Ok(Prepared { arguments, topic, payload })
+}
+
+pub(super) fn run(
+    prepared: &Prepared<'_>,
+    client: &Client,
+    timeout: Duration,
+    output: &mut Output,
+) -> Result<Exit, Failure> {
+    let Prepared { arguments, topic, payload } = prepared;
+    if let Some(count) = arguments.wait {
+        blocking::wait(client.wait_for_subscribers(topic, count, timeout))?;
+    }
     let options = PublishOptions { retain: arguments.retain, ..PublishOptions::default() };
     let mut fewest: Option<Ack> = None;
     for _ in 0..arguments.count {
         if !arguments.acknowledged {
-            blocking::wait(client.publish_waiting(&topic, payload.clone(), &options))?;
+            blocking::wait(client.publish_waiting(topic, payload.clone(), &options))?;
             continue;
         }
-        let ack = blocking::wait(client.publish_acknowledged(&topic, payload.clone(), options.clone()))?;
+        let ack = blocking::wait(client.publish_acknowledged(topic, payload.clone(), options.clone()))?;
         let dropped = fewest.map_or(0, |fewest| fewest.dropped).saturating_add(ack.dropped);
         let subscribers = fewest.map_or(ack.subscribers, |fewest| fewest.subscribers.min(ack.subscribers));
         fewest = Some(Ack { subscribers, dropped });

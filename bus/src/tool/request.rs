@@ -25,6 +25,13 @@ pub(super) struct Arguments {
     raw: bool,
 }
 
+impl Arguments {
+    /// Whether the topic is one.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        Ok(self.topic.parse::<TopicName>().map(drop)?)
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let topic: TopicName = arguments.topic.parse()?;
     let question = payload(arguments.payload.as_deref(), arguments.json_payload)?;

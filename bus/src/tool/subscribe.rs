@@ -37,6 +37,13 @@ pub(super) struct Arguments {
     retained: bool,
 }
 
+impl Arguments {
+    /// Whether the filters are filters.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.filters.iter().try_for_each(|text| Ok(text.parse::<TopicFilter>().map(drop)?))
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let filters =
         arguments.filters.iter().map(|text| text.parse()).collect::<Result<Vec<TopicFilter>, _>>()?;

@@ -231,6 +231,66 @@ fn misuse_and_absence_have_their_own_codes_and_name_the_way_out() {
 }
 
 #[test]
+fn a_topic_that_is_none_is_misuse_also_where_no_instance_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["pub", "a//b", "x"][..],
+        &["pub", "a", "{", "--json-payload"],
+        &["sub", "a//b"],
+        &["request", "a//b"],
+    ] {
+        let (exit, _, messages) = bus_in(directory.path(), arguments);
+        assert_eq!(exit, Exit::Misuse, "{arguments:?}: {messages}");
+    }
+}
+
+#[test]
+fn pub_waits_for_subscribers_and_names_who_is_there_if_they_do_not_come() {
+    let fixture = fixture();
+    let (exit, _, messages) = fixture.bus(&["--timeout", "100ms", "pub", "a/b", "hello", "--wait", "1"]);
+    assert_eq!(exit, Exit::NotReady);
+    assert!(messages.starts_with("bus: `a/b` has 0 of 1 subscribers after 100ms: nobody"), "{messages}");
+    let mut rises = blocking::wait(fixture.client.receivers(&topic("a/b"), &[])).unwrap();
+    assert!(blocking::wait(rises.next()).unwrap().is_empty());
+    let client = fixture.client.clone();
+    let subscribing = std::thread::spawn(move || {
+        let options = SubscribeOptions::default();
+        let mut subscription = blocking::wait(client.subscribe(&"a/#".parse().unwrap(), options)).unwrap();
+        blocking::wait(subscription.next())
+    });
+    let waited = fixture.bus(&["pub", "a/b", "hello", "--wait", "1"]);
+    assert_eq!(waited, (Exit::Done, "1 subscriber\n".into(), String::new()));
+    assert!(matches!(subscribing.join().unwrap(), Some(crate::Event::Message(_))));
+    assert_eq!(blocking::wait(rises.next()).unwrap()[0].peer.as_str(), "alice");
+}
+
+#[test]
+fn gates_shows_for_whom_a_publisher_waits_and_what_it_holds() {
+    let fixture = fixture();
+    let (exit, _, messages) = fixture.bus(&["gates"]);
+    assert_eq!((exit, messages.as_str()), (Exit::Done, "bus: no gated publisher is connected\n"));
+    let options = crate::GateOptions::default().needs("operator".parse().unwrap());
+    let publisher = fixture.client.gated_publisher(&topic("a/b"), options).unwrap();
+    for _ in 0..3 {
+        publisher.publish(Payload::text("held")).unwrap();
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    // The broker paces the reports; each look asks it again.
+    let row = loop {
+        let (_, data, _) = fixture.bus(&["gates", "--json"]);
+        let row = data.lines().next().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        if let Some(row) = row.filter(|row| row["buffered"] == 3 && row["state"] == "waiting") {
+            break row;
+        }
+        assert!(std::time::Instant::now() < deadline, "the gate was not told of: {data}");
+    };
+    assert_eq!((&row["peer"], &row["topic"]), (&"alice".into(), &"a/b".into()));
+    assert_eq!(row["needs"][0]["peer"], "operator");
+    let (_, data, _) = fixture.bus(&["gates"]);
+    assert!(data.contains("waiting") && data.contains("operator"), "{data}");
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_failure() {
     struct Gone;
     impl Write for Gone {

@@ -117,8 +117,7 @@ impl Hub {
         let mut header = Vec::new();
         codec::put_header(&Header::for_payload(&payload), &mut header);
         let block = Block::new(&route.topic, &header, &payload.bytes);
-        let nobody = SessionId { index: u32::MAX, generation: 0 };
-        self.publish_routed(&route, block, payload.bytes.len(), nobody);
+        self.publish_routed(&route, block, payload.bytes.len(), SessionId::nobody());
     }
 
     pub(super) fn retain(&mut self, topic: &TopicName, block: &Block, payload_bytes: usize) {

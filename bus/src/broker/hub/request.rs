@@ -1,6 +1,7 @@
 //! Requests, their answers, deadlines and cancellation.
 
 use super::*;
+use crate::broker::readiness::Question;
 
 impl Hub {
     pub(super) fn on_request(&mut self, id: SessionId, request: u64, mut block: Block) {
@@ -16,7 +17,8 @@ impl Hub {
         let (in_flight, is_known) = (session.requests_in_flight, self.requests.key_of(id, request).is_some());
         let (payload_bytes, unread_bytes) = (block.payload_bytes(), session.reply_bytes);
         let statistics = self.statistics.topic(&topic);
-        if !permissions.permit(Right::Request, &topic) {
+        let question = Question::of(&topic);
+        if question.is_none() && !permissions.permit(Right::Request, &topic) {
             self.statistics.count_denied(statistics);
             let explanation = format!("`{requester}` may not request `{topic}`");
             return self.refuse_request(id, request, "not_permitted", &text, &explanation);
@@ -50,6 +52,9 @@ impl Hub {
             let explanation = format!("{in_flight} requests of this session are in flight, the limit");
             return self.end_for(id, request, Status::Busy, "", &explanation, None);
         }
+        if let Some(question) = question {
+            return self.on_question(id, request, question, &block);
+        }
         let servers = self.servers(&topic, &requester);
         if servers.is_empty() {
             let explanation = format!("nobody serves `{topic}`");
@@ -64,8 +69,15 @@ impl Hub {
         let default_deadline_ms = self.now_ms + limits::REQUEST_TIMEOUT.as_millis() as u64;
         let deadline_ms = if block.deadline_ms == 0 { default_deadline_ms } else { block.deadline_ms };
         let (server, subscription) = (target.session, target.lane);
-        let pending =
-            PendingRequest { requester: id, requester_id: request, server, subscription, topic, parts: 0 };
+        let pending = PendingRequest {
+            requester: id,
+            requester_id: request,
+            server,
+            subscription,
+            topic,
+            parts: 0,
+            probed: None,
+        };
         let key = self.requests.add(pending, deadline_ms);
         if let Some(session) = self.session_mut(id) {
             session.requests_in_flight += 1;
@@ -125,6 +137,10 @@ impl Hub {
         // A server may end with done or failed; every other status is the broker's to say.
         let status = if status == Status::Done { Status::Done } else { Status::Failed };
         let Some(request) = self.remove_request(key) else { return };
+        let part = match &request.probed {
+            Some(topic) => self.proof(request.requester, topic, server, "proven"),
+            None => part,
+        };
         self.end_for(request.requester, request.requester_id, status, &code, &text, Some(part));
     }
 
@@ -137,6 +153,7 @@ impl Hub {
 
     pub(super) fn remove_request(&mut self, key: RequestKey) -> Option<PendingRequest> {
         let request = self.requests.remove(key)?;
+        self.readiness.forget(key);
         if let Some(session) = self.session_mut(request.requester) {
             session.requests_in_flight = session.requests_in_flight.saturating_sub(1);
         }
@@ -212,6 +229,9 @@ impl Hub {
     pub(super) fn on_request_credit(&mut self, id: SessionId, request: u64, parts: u64) {
         let Some(key) = self.requests.key_of(id, request) else { return };
         let Some(server) = self.requests.get_mut(key).map(|request| request.server) else { return };
+        if server == SessionId::nobody() {
+            return self.credit_watch(key, parts);
+        }
         self.send_control(server, Record::Credit { scope: CreditScope::Request { id: key.0, parts } });
     }
 

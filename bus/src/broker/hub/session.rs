@@ -9,6 +9,19 @@ pub struct SessionId {
     pub(super) generation: u32,
 }
 
+impl SessionId {
+    /// No session: where the broker itself is the server or the publisher.
+    pub(in crate::broker) const fn nobody() -> Self {
+        Self { index: u32::MAX, generation: 0 }
+    }
+}
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}.{}", self.index, self.generation)
+    }
+}
+
 /// How a session speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,6 +61,8 @@ pub(in crate::broker) struct Lane {
     pub(in crate::broker) id: u32,
     pub(in crate::broker) matcher: Matcher,
     pub(in crate::broker) serve: bool,
+    /// Its client answers probes.
+    pub(in crate::broker) probes: bool,
     pub(in crate::broker) group: Option<String>,
     pub(in crate::broker) queue: SendQueue,
 }

@@ -36,6 +36,7 @@ impl Hub {
             return self.end(id, Ending { code: "too_many", text });
         }
         self.route_generation += 1;
+        self.receivers_changed(id);
     }
 
     /// Publishes a message of a stock publisher that has one part; `owner` is the memory it lies in, if

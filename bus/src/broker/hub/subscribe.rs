@@ -52,6 +52,7 @@ impl Hub {
             id: spec.id,
             matcher: Matcher::Filter(filter.clone()),
             serve: spec.serve,
+            probes: spec.probes,
             group: (!spec.group.is_empty()).then_some(spec.group),
             queue: SendQueue::new(spec.overflow, form, spec.queue_messages_max, spec.queue_bytes_max),
         };
@@ -63,6 +64,7 @@ impl Hub {
         if spec.retained && !spec.serve {
             self.send_retained(id, spec.id, &filter);
         }
+        self.receivers_changed(id);
     }
 
     pub(super) fn send_retained(&mut self, id: SessionId, lane: u32, filter: &TopicFilter) {
@@ -101,6 +103,7 @@ impl Hub {
         {
             self.end_request(key, Status::ServerGone, "", "the server stopped serving the topic");
         }
+        self.receivers_changed(id);
     }
 
     pub(super) fn settle_lane(&mut self, id: SessionId, lane: &mut Lane, reason: DropReason) {
@@ -122,6 +125,7 @@ impl Hub {
             self.mark_dirty(id);
         }
         self.release_held_by(id, subscription);
+        self.push_waiting_probes(id, subscription);
     }
 
     pub(super) fn on_schema(
