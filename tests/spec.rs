@@ -21,6 +21,8 @@ mod hostile_input;
 mod key_rotation;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
+/// Memory of the broker under a flood, and after a very large message.
+mod memory;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
 /// The Python module that people copy.

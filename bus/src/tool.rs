@@ -4,6 +4,7 @@
 
 mod audit;
 mod auth;
+mod bench;
 mod broker;
 mod decode;
 mod failure;
@@ -73,6 +74,8 @@ enum Verb {
     Audit(audit::Arguments),
     /// Measures how long the broker takes to answer
     Ping(ping::Arguments),
+    /// Measures throughput, fan-out, latency and requests
+    Bench(bench::Arguments),
     /// Runs a broker of its own, without the rest of the runtime
     Broker(broker::Arguments),
 }
@@ -117,10 +120,14 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Pub(verb) => Some(publish::prepare(verb)?),
         Verb::Sub(verb) => verb.check().map(|()| None)?,
         Verb::Request(verb) => verb.check().map(|()| None)?,
+        Verb::Bench(verb) => verb.check().map(|()| None)?,
         _ => None,
     };
-    let credentials = locate::credentials(arguments.creds.as_deref(), arguments.data_dir.as_deref())?;
-    let options = ConnectOptions::new(credentials).timeout(arguments.timeout);
+    let credentials = || locate::credentials(arguments.creds.as_deref(), arguments.data_dir.as_deref());
+    if let Verb::Bench(verb) = &arguments.verb {
+        return bench::run(verb, credentials, arguments.timeout, output);
+    }
+    let options = ConnectOptions::new(credentials()?).timeout(arguments.timeout);
     let client = Client::connect_blocking(options)?;
     let outcome = match &arguments.verb {
         Verb::Sub(verb) => subscribe::run(verb, &client, output),
@@ -135,7 +142,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Auth => auth::run(&client, output),
         Verb::Audit(verb) => audit::run(verb, &client, output),
         Verb::Ping(verb) => ping::run(verb, &client, arguments.timeout, output),
-        Verb::Broker(_) => Ok(Exit::Done),
+        Verb::Bench(_) | Verb::Broker(_) => Ok(Exit::Done),
     };
     client.close_blocking();
     outcome

@@ -70,7 +70,7 @@ pub(super) fn run(
 }
 
 /// The operator may do everything, also on the bus's own topics.
-fn everything() -> Result<Permissions, Failure> {
+pub(super) fn everything() -> Result<Permissions, Failure> {
     let all = || -> Result<Rules, Failure> {
         Ok(Rules::allowing(["#".parse()?, "$sys/#".parse()?, "$peers/#".parse()?]))
     };
@@ -92,7 +92,7 @@ fn watch(broker: &BrokerHandle) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Io, format!("cannot start a thread: {error}")))
 }
 
-fn failure(error: BrokerError) -> Failure {
+pub(super) fn failure(error: BrokerError) -> Failure {
     let exit = match &error {
         BrokerError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => Exit::Busy,
         BrokerError::Bind { .. } | BrokerError::Thread(_) => Exit::Io,

@@ -205,6 +205,76 @@ fn topics_peers_auth_audit_and_ping_print_what_the_broker_knows() {
     assert!(data.contains("unknown_key"), "{data}");
 }
 
+/// Short, and slow enough for any machine.
+const BENCH: [&str; 9] =
+    ["bench", "--duration", "50ms", "--subscribers", "3", "--rate", "500", "--in-flight", "4"];
+
+#[test]
+fn bench_counts_what_came_and_loses_nothing() {
+    let fixture = fixture();
+    let (exit, data, messages) = fixture.bus(&[&BENCH[..], &["--json"]].concat());
+    assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+    let rows: Vec<serde_json::Value> = data.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<_> = rows.iter().map(|row| row["measurement"].as_str().unwrap()).collect();
+    assert_eq!(names, ["throughput", "fan-out", "latency", "request", "request"]);
+    for row in &rows {
+        let number = |field: &str| row[field].as_f64().unwrap_or_else(|| panic!("{field} in {row}"));
+        assert_eq!(number("received"), number("published") * number("subscribers"), "{row}");
+        assert!(
+            number("lost") == 0.0 && number("published") > 1.0 && number("messages_per_second") > 0.0,
+            "{row}"
+        );
+    }
+    for row in &rows[2..] {
+        let times =
+            ["p50_us", "p90_us", "p99_us", "p999_us", "longest_us"].map(|field| row[field].as_f64().unwrap());
+        assert!(times[0] > 0.0 && times.is_sorted(), "{row}");
+    }
+    assert_eq!((&rows[2]["published"], &rows[4]["in_flight"]), (&26.into(), &4.into()));
+
+    let (exit, data, _) = fixture.bus(&[&BENCH[..], &["--csv", "--size", "70000", "fan-out"]].concat());
+    let lines: Vec<Vec<_>> = data.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((exit, lines.len(), lines[0].len(), lines[1].len()), (Exit::Done, 2, 14, 14));
+    assert_eq!(lines[1][..4], ["fan-out", "70000", "3", ""]);
+}
+
+#[test]
+fn bench_needs_no_instance_with_a_private_broker() {
+    let directory = tempfile::tempdir().unwrap();
+    let words = [&BENCH[..], &["--private", "throughput", "latency"]].concat();
+    let (exit, data, messages) = bus_in(directory.path(), &words);
+    assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+    assert!(data.starts_with("MEASUREMENT") && data.lines().count() == 3, "{data}");
+    assert_eq!(bus_in(directory.path(), &BENCH).0, Exit::NotReady);
+    for misuse in [["--size", "7"], ["--topic", "a//b"], ["--duration", "soon"]] {
+        assert_eq!(bus_in(directory.path(), &[&["bench"], &misuse[..]].concat()).0, Exit::Misuse);
+    }
+}
+
+#[test]
+fn bench_may_do_what_its_peer_may_and_no_more() {
+    let fixture = fixture();
+    let store = KeyStore::open(&fixture.directory.path().join("keys")).unwrap();
+    let bench: &[&str] = &["bench/#"];
+    let bus_as = |name: &str, publish: &[&str]| {
+        let permissions = Permissions::from_lists(publish, bench, bench, bench).unwrap();
+        let name = name.parse().unwrap();
+        let socket = Endpoint::Ipc(fixture.directory.path().join("run/bus.sock"));
+        store.issue(&name, &permissions, &[socket], None).unwrap();
+        let path = crate::keys::Credentials::path_in(&fixture.directory.path().join("keys"), &name);
+        fixture.bus(&[&["--creds", path.to_str().unwrap()], &BENCH[..], &["throughput", "--json"]].concat())
+    };
+    let (exit, data, messages) = bus_as("reader", &[]);
+    assert_eq!((exit, data.as_str()), (Exit::Denied, ""));
+    assert!(messages.contains("may not publish `bench/throughput/"), "{messages}");
+    // Without the right to hold publishers it may lose messages, and says how many.
+    let (exit, data, _) = bus_as("both", bench);
+    let row: serde_json::Value = serde_json::from_str(&data).unwrap();
+    let number = |field: &str| row[field].as_u64().unwrap();
+    assert_eq!(number("published"), number("received") + number("lost"));
+    assert_eq!(exit, if number("lost") == 0 { Exit::Done } else { Exit::Full });
+}
+
 #[test]
 fn misuse_and_absence_have_their_own_codes_and_name_the_way_out() {
     let directory = tempfile::tempdir().unwrap();
