@@ -24,6 +24,7 @@ mod listener;
 #[cfg(test)]
 mod model;
 mod reactor;
+mod read_buffer;
 mod readiness;
 pub mod refusals;
 pub mod requests;

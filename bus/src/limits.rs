@@ -116,10 +116,6 @@ pub const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes the broker reads from one session before it looks at the next, so that a flood starves nobody.
 pub const READ_TURN_BYTES: usize = 256 << 10;
 
-/// Bytes of a frame that may lie in the buffer into which all connections are read. A larger one that has
-/// not come whole gets memory of its own.
-pub const SHARED_READ_FRAME_BYTES_MAX: usize = 128 << 10;
-
 /// Sealed bytes prepared for one socket ahead of the kernel.
 pub const WRITE_BUFFER_BYTES: usize = 256 << 10;
 

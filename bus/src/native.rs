@@ -5,6 +5,7 @@ pub mod block;
 mod body;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod large;
 pub mod record;
 mod words;
 

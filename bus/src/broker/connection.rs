@@ -9,7 +9,7 @@ use std::{
 use bytes::BytesMut;
 use mio::net::{TcpStream, UnixStream};
 
-use super::{hub::SessionId, stock::Stock};
+use super::{hub::SessionId, read_buffer::ReadBuffer, stock::Stock};
 use crate::{
     limits,
     native::{BatchReader, BatchWriter},
@@ -100,6 +100,8 @@ pub(super) struct Connection {
     pub(super) engine: Engine,
     /// The beginning of what has not been taken yet; empty between two frames.
     pub(super) input: BytesMut,
+    /// In its place, the buffer that a large frame is being read into.
+    pub(super) own_buffer: Option<ReadBuffer>,
     pub(super) phase: Phase,
     /// When the present phase began.
     pub(super) since: Instant,
@@ -129,6 +131,7 @@ impl Connection {
             address,
             engine,
             input: BytesMut::new(),
+            own_buffer: None,
             phase: Phase::Handshaking,
             since: now,
             last_read: now,
@@ -168,21 +171,28 @@ impl Connection {
         }
     }
 
-    /// Whether it waits for the rest of a frame that gets memory of its own.
-    pub(super) fn is_in_large_frame(&self) -> bool {
-        self.is_large(&self.input)
-    }
-
-    /// Whether `input` is the beginning of a frame too large for the buffer that all connections share.
-    pub(super) fn is_large(&self, input: &[u8]) -> bool {
-        let missing = self.engine.missing(input);
-        missing > 0 && input.len() + missing > limits::SHARED_READ_FRAME_BYTES_MAX
+    /// Bytes of the frame that `untaken` is the beginning of; zero if it is empty.
+    pub(super) fn frame_bytes(&self, untaken: &[u8]) -> usize {
+        match self.engine.missing(untaken) {
+            0 => 0,
+            missing => untaken.len() + missing,
+        }
     }
 
     /// Notes since when a frame has been coming in, after the engine has taken what it could. Whoever
     /// finished one (`took_any`) has begun the next only now.
     pub(super) fn note_frame(&mut self, took_any: bool, now: Instant) {
         let inside = self.engine.missing(&self.input) > 0;
+        self.note_inside(inside, took_any, now);
+    }
+
+    /// The same for what lies in a buffer.
+    pub(super) fn note_frame_of(&mut self, untaken: &[u8], took_any: bool, now: Instant) {
+        let inside = self.engine.missing(untaken) > 0;
+        self.note_inside(inside, took_any, now);
+    }
+
+    fn note_inside(&mut self, inside: bool, took_any: bool, now: Instant) {
         self.frame_since = inside.then(|| self.frame_since.filter(|_| !took_any).unwrap_or(now));
     }
 

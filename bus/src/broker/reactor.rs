@@ -29,6 +29,7 @@ use super::{
     hub::{Ending, Hub, SessionId, SessionInfo, SessionKind},
     key_store_watch::KeyStoreWatch,
     listener::Listener,
+    read_buffer::ReadBuffer,
     refusals::RefusalEvent,
     stock::{Stock, send_delivery},
     throttle::Throttle,
@@ -65,9 +66,6 @@ const KEY_STORE: Token = Token(usize::MAX - 1);
 const LISTENERS: usize = usize::MAX - 16;
 /// Commands taken in one turn, so that attached clients cannot starve sockets.
 const COMMANDS_PER_TURN: usize = 4096;
-/// Bytes read from a socket at once, at most: what one turn gives to one connection, and the largest
-/// beginning of a frame that stands before it.
-const READ_BUFFER_BYTES: usize = limits::READ_TURN_BYTES + 2 * limits::SHARED_READ_FRAME_BYTES_MAX;
 /// How often deadlines, pings and the registry are looked at while something is under way, and while nothing is.
 const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -124,7 +122,10 @@ pub(super) struct Reactor {
     accept_blocked: bool,
     accept_log: Throttle,
     refusal_log: Throttle,
-    read_buffer: Vec<u8>,
+    /// Those that no connection has. One is kept.
+    read_buffers: Vec<ReadBuffer>,
+    /// How many connections keep one.
+    lent_buffers: usize,
     spare_outputs: Vec<Vec<u8>>,
     stop_at: Option<Instant>,
     /// Set when goodbye has been said: how long peers are given to read it.
@@ -171,7 +172,8 @@ impl Reactor {
             accept_blocked: false,
             accept_log: Throttle::new(LINES_PER_SECOND, now),
             refusal_log: Throttle::new(LINES_PER_SECOND, now),
-            read_buffer: vec![0; READ_BUFFER_BYTES],
+            read_buffers: Vec::new(),
+            lent_buffers: 0,
             spare_outputs: Vec::new(),
             stop_at: None,
             farewell_until: None,

@@ -1,9 +1,12 @@
 //! Batches: the records of one ZMTP message, each behind a `u32` length.
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
 
 use super::{
     block::{BlockView, PublishParts},
+    large::LargeBuffer,
     record::{Record, RecordError, kind},
 };
 use crate::limits;
@@ -12,8 +15,8 @@ use crate::limits;
 /// which [`BatchWriter::next_fragment`] then gives out one batch at a time.
 #[derive(Debug, Default)]
 pub struct BatchWriter {
-    /// What is left of a record that is being sent in fragments.
-    remainder: Bytes,
+    /// What is left of a record that is being sent in fragments, in the pieces of memory it lies in.
+    remainder: VecDeque<Bytes>,
 }
 
 impl BatchWriter {
@@ -21,9 +24,10 @@ impl BatchWriter {
     pub fn put(&mut self, record: &Record, out: &mut Vec<u8>) {
         debug_assert!(self.remainder.is_empty(), "records wait while fragments are going out");
         if record.bytes_hint() > limits::RECORD_BYTES_MAX {
-            let mut whole = Vec::with_capacity(record.bytes_hint());
-            record.put(&mut whole);
-            self.remainder = whole.into();
+            let mut head = Vec::new();
+            let tail = record.put_but_tail(&mut head);
+            self.remainder.push_back(head.into());
+            self.remainder.extend(tail.into_iter().filter(|piece| !piece.is_empty()).cloned());
             return;
         }
         put_framed(record, out);
@@ -37,11 +41,22 @@ impl BatchWriter {
 
     /// Appends the next fragment, if any.
     pub fn next_fragment(&mut self, out: &mut Vec<u8>) {
-        if self.remainder.is_empty() {
+        let left: usize = self.remainder.iter().map(Bytes::len).sum();
+        let mut wanted = left.min(limits::RECORD_BYTES_MAX);
+        if wanted == 0 {
             return;
         }
-        let piece = self.remainder.split_to(self.remainder.len().min(limits::RECORD_BYTES_MAX));
-        put_framed(&Record::Fragment { last: self.remainder.is_empty(), piece }, out);
+        out.reserve(6 + wanted);
+        out.extend_from_slice(&(2 + wanted as u32).to_le_bytes());
+        out.extend_from_slice(&[kind::FRAGMENT, u8::from(wanted == left)]);
+        while let Some(piece) = self.remainder.front_mut().filter(|_| wanted > 0) {
+            let taken = piece.split_to(piece.len().min(wanted));
+            wanted -= taken.len();
+            out.extend_from_slice(&taken);
+            if piece.is_empty() {
+                self.remainder.pop_front();
+            }
+        }
     }
 
     /// Appends a control record, which is never fragmented.
@@ -119,7 +134,7 @@ fn put_framed(record: &Record, out: &mut Vec<u8>) {
 #[derive(Debug, Default)]
 pub struct BatchReader {
     batch: Bytes,
-    assembly: BytesMut,
+    assembly: LargeBuffer,
 }
 
 impl BatchReader {
@@ -183,6 +198,10 @@ impl BatchReader {
         let total = self.assembly.len() + piece.len();
         if total > limits::ASSEMBLED_BYTES_MAX {
             return Err(RecordError::Length { bytes: total, limit: limits::ASSEMBLED_BYTES_MAX });
+        }
+        if self.assembly.len() == 0 {
+            // Many a large record is a little larger than one piece.
+            self.assembly = LargeBuffer::with_capacity(piece.len() + piece.len() / 4);
         }
         self.assembly.extend_from_slice(piece);
         if !last {

@@ -4,6 +4,7 @@ use bytes::{Buf, Bytes};
 
 use super::{
     body::Body,
+    large::LargeBuffer,
     record::{RecordError, kind},
 };
 use crate::{codec, envelope::Header, limits, topic::TopicName};
@@ -111,9 +112,10 @@ impl Block {
         Self::PREFIX_BYTES + self.content.len() + self.apart.len()
     }
 
-    /// Appends the block.
-    pub fn put(&self, out: &mut Vec<u8>) {
-        self.view().put(out);
+    /// Appends the block but for what follows its prefix, which it gives.
+    pub(super) fn put_but_tail(&self, out: &mut Vec<u8>) -> [&Bytes; 2] {
+        out.extend_from_slice(&self.view().prefix());
+        [&self.content, &self.apart]
     }
 
     pub(super) fn take(body: &mut Body) -> Result<Self, RecordError> {
@@ -242,7 +244,7 @@ impl<'a> BlockView<'a> {
 
     /// The block in memory of its own, which nothing else shares.
     pub fn to_block(&self) -> Block {
-        let mut content = Vec::with_capacity(self.content.len() + self.apart.len());
+        let mut content = LargeBuffer::with_capacity(self.content.len() + self.apart.len());
         content.extend_from_slice(self.content);
         content.extend_from_slice(self.apart);
         Block {
@@ -252,7 +254,7 @@ impl<'a> BlockView<'a> {
             deadline_ms: self.deadline_ms,
             topic_bytes: self.topic_bytes,
             header_bytes: self.header_bytes,
-            content: content.into(),
+            content: content.freeze(),
             apart: Bytes::new(),
         }
     }

@@ -22,11 +22,10 @@ pub(super) fn put_text16(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// A reply's header and payload: `header bytes u16 | header | payload`.
-pub(super) fn put_part(header: &[u8], payload: &[u8], out: &mut Vec<u8>) {
+/// What stands before the payload of a reply: `header bytes u16 | header`.
+pub(super) fn put_part_header(header: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&(header.len() as u16).to_le_bytes());
     out.extend_from_slice(header);
-    out.extend_from_slice(payload);
 }
 
 /// What is left of a record while it is read.

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::{
     block::Block,
-    body::{Body, put_part, put_text8, put_text16},
+    body::{Body, put_part_header, put_text8, put_text16},
     words::{Operation, Overflow, Status},
 };
 
@@ -256,6 +256,9 @@ pub enum CreditScope {
     },
 }
 
+/// The end of a record that has no long pieces.
+static NOTHING: Bytes = Bytes::new();
+
 /// Kind bytes.
 pub(super) mod kind {
     pub(in crate::native) const HELLO: u8 = 1;
@@ -301,6 +304,12 @@ impl Record {
 
     /// Appends `kind u8 | body`.
     pub fn put(&self, out: &mut Vec<u8>) {
+        let tail = self.put_but_tail(out);
+        tail.iter().for_each(|piece| out.extend_from_slice(piece));
+    }
+
+    /// Appends `kind u8 | body` but for the pieces at its end that may be long, which it gives.
+    pub(super) fn put_but_tail(&self, out: &mut Vec<u8>) -> [&Bytes; 2] {
         match self {
             Self::Hello { major, minor, program, peer, epoch } => {
                 out.push(kind::HELLO);
@@ -336,7 +345,7 @@ impl Record {
             }
             Self::Publish(block) => {
                 out.push(kind::PUBLISH);
-                block.put(out);
+                return block.put_but_tail(out);
             }
             Self::Accepted { sequence, subscribers, dropped } => {
                 out.push(kind::ACCEPTED);
@@ -349,19 +358,20 @@ impl Record {
                 out.push(kind::DELIVER);
                 out.push(subscriptions.len().min(255) as u8);
                 subscriptions.iter().take(255).for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
-                block.put(out);
+                return block.put_but_tail(out);
             }
             Self::Request { id, subscription, window, block } => {
                 out.push(kind::REQUEST);
                 out.extend_from_slice(&id.to_le_bytes());
                 out.extend_from_slice(&subscription.to_le_bytes());
                 out.extend_from_slice(&window.to_le_bytes());
-                block.put(out);
+                return block.put_but_tail(out);
             }
             Self::Reply { id, header, payload } => {
                 out.push(kind::REPLY);
                 out.extend_from_slice(&id.to_le_bytes());
-                put_part(header, payload, out);
+                put_part_header(header, out);
+                return [payload, &NOTHING];
             }
             Self::ReplyEnd { id, status, code, text, header, payload } => {
                 out.push(kind::REPLY_END);
@@ -369,7 +379,8 @@ impl Record {
                 out.push(*status as u8);
                 put_text8(code, out);
                 put_text16(text, out);
-                put_part(header, payload, out);
+                put_part_header(header, out);
+                return [payload, &NOTHING];
             }
             Self::Cancel { id } => {
                 out.push(kind::CANCEL);
@@ -437,6 +448,7 @@ impl Record {
                 out.extend_from_slice(piece);
             }
         }
+        [&NOTHING, &NOTHING]
     }
 
     /// Reads `kind u8 | body`. `None` for a kind this version does not know.

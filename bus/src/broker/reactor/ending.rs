@@ -78,6 +78,7 @@ impl Reactor {
         let Some(mut connection) = self.connections[slot].take() else { return };
         self.half_open.remove(&connection.number);
         self.lingering -= usize::from(matches!(connection.phase, Phase::Lingering));
+        self.lent_buffers -= usize::from(connection.own_buffer.is_some());
         // Deregistering fails only for a socket that is gone already.
         let _ = self.poll.registry().deregister(connection.stream.source());
         self.free.push(slot);

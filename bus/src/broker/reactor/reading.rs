@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// A frame above this that has not come whole is not moved.
+const LARGE_FRAME_BYTES: usize = 128 << 10;
+/// Buffers that connections may keep for such frames. Others move them.
+const LENT_BUFFERS_MAX: usize = 8;
+
 impl Reactor {
     /// Reads from every readable connection once around, each for at most [`limits::READ_TURN_BYTES`].
     pub(super) fn read_turn(&mut self, now: Instant) {
@@ -41,7 +46,10 @@ impl Reactor {
     }
 
     fn read_connection(&mut self, slot: usize, now: Instant) {
-        let mut buffer = std::mem::take(&mut self.read_buffer);
+        let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
+        let own = connection.own_buffer.take();
+        self.lent_buffers -= usize::from(own.is_some());
+        let mut buffer = own.or_else(|| self.read_buffers.pop()).unwrap_or_else(ReadBuffer::new);
         let mut budget = limits::READ_TURN_BYTES;
         while let Some(Some(connection)) = self.connections.get_mut(slot) {
             let read = match connection.phase {
@@ -50,7 +58,7 @@ impl Reactor {
                     break;
                 }
                 Phase::Handshaking => self.read_piece(slot, &mut buffer, now),
-                Phase::Open { .. } if connection.is_in_large_frame() => {
+                Phase::Open { .. } if !buffer.can_hold(connection.frame_bytes(&connection.input)) => {
                     self.read_piece(slot, &mut buffer, now)
                 }
                 Phase::Open { .. } => self.read_frames(slot, &mut buffer, budget, now),
@@ -60,22 +68,43 @@ impl Reactor {
                 _ => break,
             }
         }
-        self.read_buffer = buffer;
+        self.put_back(slot, buffer);
     }
 
-    /// Reads what comes in the handshake, or of a frame so large that it gets memory of its own. Gives
-    /// how much came; `None` if reading must stop.
-    fn read_piece(&mut self, slot: usize, buffer: &mut [u8], now: Instant) -> Option<usize> {
+    /// Keeps the beginning of a frame that has not come whole, a large one where it lies if there is
+    /// memory for that, and gives back the buffer.
+    fn put_back(&mut self, slot: usize, mut buffer: ReadBuffer) {
+        if let Some(Some(connection)) = self.connections.get_mut(slot)
+            && matches!(connection.phase, Phase::Open { .. })
+            && !buffer.untaken().is_empty()
+        {
+            let frame_bytes = connection.frame_bytes(buffer.untaken());
+            if frame_bytes > LARGE_FRAME_BYTES && self.lent_buffers < LENT_BUFFERS_MAX {
+                connection.own_buffer = Some(buffer);
+                self.lent_buffers += 1;
+                return;
+            }
+            connection.input.extend_from_slice(buffer.untaken());
+        }
+        buffer.begin_with(&[]);
+        if self.read_buffers.is_empty() {
+            self.read_buffers.push(buffer);
+        }
+    }
+
+    /// Reads what comes in the handshake, or of a frame that no buffer holds. Gives how much came; `None`
+    /// if reading must stop.
+    fn read_piece(&mut self, slot: usize, buffer: &mut ReadBuffer, now: Instant) -> Option<usize> {
         let connection = self.connections.get_mut(slot)?.as_mut()?;
-        // Nothing beyond a large frame, which fills its memory to the end.
+        let room = buffer.room();
+        // Nothing beyond a large frame, so that it has its memory for itself.
         let wanted = match connection.phase {
-            Phase::Open { .. } => connection.engine.missing(&connection.input),
-            _ => buffer.len(),
+            Phase::Open { .. } => connection.engine.missing(&connection.input).min(room.len()),
+            _ => room.len(),
         };
-        let wanted = wanted.min(buffer.len());
-        match connection.read(&mut buffer[..wanted], now) {
+        match connection.read(&mut room[..wanted], now) {
             Ok(ReadOutcome::Some(bytes)) => {
-                connection.input.extend_from_slice(&buffer[..bytes]);
+                connection.input.extend_from_slice(&room[..bytes]);
                 self.take_input(slot, now);
                 Some(bytes)
             }
@@ -83,37 +112,51 @@ impl Reactor {
         }
     }
 
-    /// Reads and takes whole frames where they lie in `buffer`, about `budget` bytes of them; only the
-    /// beginning of the last one is kept. Gives how much came; `None` if reading must stop.
-    fn read_frames(&mut self, slot: usize, buffer: &mut [u8], budget: usize, now: Instant) -> Option<usize> {
-        /// Less room than this behind a frame's beginning, and it is moved to the front.
-        const ROOM_BYTES_MIN: usize = 64 << 10;
+    /// Reads and takes whole frames where they lie in `buffer`, about `budget` bytes of them. Gives how
+    /// much came; `None` if reading must stop.
+    fn read_frames(
+        &mut self,
+        slot: usize,
+        buffer: &mut ReadBuffer,
+        budget: usize,
+        now: Instant,
+    ) -> Option<usize> {
         let connection = self.connections.get_mut(slot)?.as_mut()?;
-        let (mut start, mut end, mut came) = (0, connection.input.len(), 0);
-        buffer[..end].copy_from_slice(&connection.input);
-        connection.input = bytes::BytesMut::new();
-        let mut took_any = false;
-        let stopped = loop {
-            let (taken, goes_on) = self.take_frames(slot, &mut buffer[start..end], now);
-            start += taken;
+        if !connection.input.is_empty() {
+            buffer.begin_with(&connection.input);
+            connection.input = bytes::BytesMut::new();
+        }
+        let (mut came, mut took_any) = (0, false);
+        let outcome = loop {
+            let (taken, goes_on) = self.take_frames(slot, buffer.untaken(), now);
+            buffer.take(taken);
             took_any |= taken > 0;
             let connection = self.connections.get_mut(slot)?.as_mut()?;
-            if !goes_on || came >= budget || connection.is_large(&buffer[start..end]) {
+            if !goes_on {
                 break None;
             }
-            if start == end || buffer.len() - end < ROOM_BYTES_MIN {
-                buffer.copy_within(start..end, 0);
-                (start, end) = (0, end - start);
+            let frame_bytes = connection.frame_bytes(buffer.untaken());
+            if !buffer.can_hold(frame_bytes) {
+                connection.input.reserve(frame_bytes);
+                connection.input.extend_from_slice(buffer.untaken());
+                buffer.begin_with(&[]);
+                connection.note_frame(took_any, now);
+                return Some(came);
             }
-            match connection.read(&mut buffer[end..], now) {
-                Ok(ReadOutcome::Some(bytes)) => (end, came) = (end + bytes, came + bytes),
+            if came >= budget {
+                break None;
+            }
+            match connection.read(buffer.room(), now) {
+                Ok(ReadOutcome::Some(bytes)) => {
+                    buffer.came(bytes);
+                    came += bytes;
+                }
                 other => break Some(other),
             }
         };
         let connection = self.connections.get_mut(slot)?.as_mut()?;
         if let Phase::Open { .. } = connection.phase {
-            connection.keep(&buffer[start..end]);
-            connection.note_frame(took_any, now);
+            connection.note_frame_of(buffer.untaken(), took_any, now);
             if is_held(&self.hub, connection) {
                 // What is left is looked at when it is released, and is no frame that does not come.
                 connection.frame_since = None;
@@ -121,9 +164,14 @@ impl Reactor {
                 return None;
             }
         }
-        match stopped {
+        match outcome {
+            Some(Ok(ReadOutcome::Ended)) => {
+                connection.keep(buffer.untaken());
+                buffer.begin_with(&[]);
+                self.on_no_bytes(slot, Ok(ReadOutcome::Ended), now)
+            }
             Some(outcome) => self.on_no_bytes(slot, outcome, now),
-            None => Some(came),
+            None => None,
         }
     }
 
@@ -159,10 +207,10 @@ impl Reactor {
     }
 
     /// What comes after our last words is not looked at.
-    fn discard_input(&mut self, slot: usize, buffer: &mut [u8], now: Instant) {
+    fn discard_input(&mut self, slot: usize, buffer: &mut ReadBuffer, now: Instant) {
         let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
         connection.keep(&[]);
-        match connection.read(buffer, now) {
+        match connection.read(buffer.room(), now) {
             Ok(ReadOutcome::Some(_)) => {}
             Ok(ReadOutcome::Blocked) => connection.is_readable = false,
             Ok(ReadOutcome::Ended) if matches!(connection.phase, Phase::Closing) => {
