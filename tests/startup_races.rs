@@ -29,9 +29,12 @@ const CREDENTIALS: &str = "INTERLOCK_RACES_CREDENTIALS";
 const DIRECTORY: &str = "INTERLOCK_RACES_DIRECTORY";
 const FIRST: &str = "INTERLOCK_RACES_FIRST";
 
-/// How long a round may take that should take a few tens of milliseconds: the machine may be busy, and a client
-/// that was refused a few times in a row backs off for seconds.
-const ROUND_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a round may take that should take a few tens of milliseconds: the machine may be busy, a client
+/// that was refused a few times in a row backs off for seconds, and a soak may be stopped for minutes.
+fn round_deadline() -> Duration {
+    let is_soak = number("INTERLOCK_RACES").is_some_and(|races| races >= 1000);
+    Duration::from_secs(if is_soak { 900 } else { 60 })
+}
 
 /// Numbers that depend on the seed alone (splitmix64).
 #[derive(Clone)]
@@ -124,9 +127,10 @@ impl Taken {
 }
 
 fn connect(credentials: &Credentials) -> Client {
-    let deadline = Instant::now() + ROUND_DEADLINE;
+    let deadline = Instant::now() + round_deadline();
     loop {
-        let options = ConnectOptions::new(credentials.clone()).timeout(ROUND_DEADLINE).waits_for_broker(true);
+        let options =
+            ConnectOptions::new(credentials.clone()).timeout(round_deadline()).waits_for_broker(true);
         match Client::connect_blocking(options) {
             Ok(client) => return client,
             // A broker that is killed in the middle of a handshake; whoever supervises a program starts it again.
@@ -143,7 +147,7 @@ fn subscribe(client: &Client) -> Subscription {
                 let mut state = client.watch();
                 let ready = wait_until(
                     state.wait_for(|state| *state == LinkState::Ready),
-                    Instant::now() + ROUND_DEADLINE,
+                    Instant::now() + round_deadline(),
                 );
                 assert!(ready.is_some_and(|ready| ready.is_ok()), "no session came");
             }
@@ -203,7 +207,7 @@ fn publish(
         assert_eq!(accepted.sequence, number);
         told(number, accepted.id.to_string());
     }
-    match wait_until(gate.flushed(), Instant::now() + ROUND_DEADLINE) {
+    match wait_until(gate.flushed(), Instant::now() + round_deadline()) {
         Some(flushed) => flushed.unwrap(),
         None => panic!("not flushed: {:?}", gate.report()),
     }
@@ -363,7 +367,7 @@ impl<'a> Round<'a> {
     fn kill_consumer(&mut self) {
         if let Some(RunningConsumer::Process(mut process)) = self.consuming.take() {
             process.kill();
-            while let Some(line) = process.line_within(ROUND_DEADLINE) {
+            while let Some(line) = process.line_within(round_deadline()) {
                 self.taken.extend(Taken::parse(&line));
             }
         }
@@ -424,9 +428,9 @@ impl<'a> Round<'a> {
     fn take_until(&mut self, last: &str) {
         while self.taken.iter().all(|taken| taken.id != last) {
             let one = match self.consuming.as_ref().unwrap() {
-                RunningConsumer::Thread { taken, .. } => taken.recv_timeout(ROUND_DEADLINE).ok(),
+                RunningConsumer::Thread { taken, .. } => taken.recv_timeout(round_deadline()).ok(),
                 RunningConsumer::Process(process) => {
-                    let line = process.line_within(ROUND_DEADLINE).expect("the last message was not taken");
+                    let line = process.line_within(round_deadline()).expect("the last message was not taken");
                     match Taken::parse(&line) {
                         Some(taken) => Some(taken),
                         None => continue,
@@ -479,7 +483,7 @@ impl<'a> Round<'a> {
 fn publish_from_two_processes(credentials: &Path, draw: &mut Draw) -> Accepted {
     let mut accepted = Accepted::new();
     let take = |process: &TestProcess, accepted: &mut Accepted| {
-        let line = process.line_within(ROUND_DEADLINE)?;
+        let line = process.line_within(round_deadline())?;
         if let Some((_, words)) = line.split_once("accepted: ") {
             let (number, id) = words.split_once(' ').unwrap();
             accepted.push((number.parse().unwrap(), id.to_owned()));
