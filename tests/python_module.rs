@@ -23,7 +23,7 @@ fn the_python_module_does_all_that_it_says_and_ends_everything_with_its_session(
             _ => held += 1,
         }
     }
-    assert_eq!(held, 9, "claims that held");
+    assert_eq!(held, 10, "claims that held");
     broker.handle.stop(Duration::from_secs(1));
     assert_eq!(script.line(), "everything in hand ended");
     assert_eq!(script.exit_code(), Some(0));

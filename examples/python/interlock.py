@@ -34,7 +34,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 HELLO, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, PUBLISH, DELIVER, REQUEST, REPLY, REPLY_END = range(1, 10)
 CANCEL, CREDIT, PING, DENIED, GAP, SCHEMA, GOODBYE, ORIGIN, ACCEPTED, FRAGMENT = range(10, 20)
-SERVE, RETAINED = 1, 2  # flags of subscribe
+SERVE, RETAINED, PROBES = 1, 2, 4  # flags of subscribe
 RETAIN, ACKNOWLEDGE, PARTS = 1, 2, 4  # flags of a block
 DONE, FAILED, NO_RESPONDERS, STATUS_DENIED, TIMED_OUT, SERVER_GONE, CANCELLED, BUSY = range(8)
 OF_SUBSCRIPTION, OF_REQUEST, OF_TOPIC = range(3)  # scopes of credit
@@ -196,17 +196,24 @@ class Subscription:
         self._items, self._total, self._owed_bytes = queue.SimpleQueue(), 0, 0
 
     def get(self, timeout=None):
-        """The next item; raises `TimedOut` after `timeout` seconds, `SessionLost` at the end."""
-        try:
-            item, settle = self._items.get(timeout=timeout)
-        except queue.Empty:
-            raise TimedOut(f"nothing came for `{self.filter}` within {timeout} s") from None
-        if isinstance(item, BusError):
-            self._items.put((item, None))
-            raise item
-        if settle:
-            settle()
-        return item
+        """The next item; raises `TimedOut` after `timeout` seconds, `SessionLost` at the end.
+
+        Asking for it tells those who probe this subscription that everything before it was taken.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                item, settle = self._items.get(timeout=left)
+            except queue.Empty:
+                raise TimedOut(f"nothing came for `{self.filter}` within {timeout} s") from None
+            if isinstance(item, BusError):
+                self._items.put((item, None))
+                raise item
+            if settle:
+                settle()
+            if item is not None:
+                return item
 
     def __iter__(self):
         while True:
@@ -316,7 +323,7 @@ class Bus:
         """
         number = self._number()
         subscription = self._subscriptions[number] = Subscription(self, number, pattern)
-        flags = RETAINED if retained else 0
+        flags = PROBES | (RETAINED if retained else 0)
         self._subscribe(number, flags, OVERFLOW[overflow], (messages, size), pattern, group, timeout)
         return subscription
 
@@ -330,6 +337,16 @@ class Bus:
         number = self._number()
         self._handlers[number] = [handler, 0]
         self._subscribe(number, SERVE, OVERFLOW["drop_newest"], (0, 0), pattern, group, timeout)
+
+    def wait_for_subscribers(self, topic, count=1, *, timeout=60.0):
+        """Returns the names of those who get what is published on `topic`, once there are so many."""
+        answer = self.request("$sys/broker/receivers", {"topic": topic, "at_least": count}, timeout=timeout)
+        return [subscriber["peer"] for subscriber in answer.json()["subscribers"]]
+
+    def probe(self, topic, peer, *, timeout=60.0):
+        """Returns when `peer` has taken all that was published on `topic` before; `False` if it cannot tell."""
+        question = {"topic": topic, "peer": peer}
+        return self.request("$sys/broker/probe", question, timeout=timeout).json()["proof"] == "proven"
 
     def request(self, topic, payload=b"", *, timeout=60.0):
         """Asks, and returns the answer's last part; `None` if the answer is empty."""
@@ -555,6 +572,14 @@ class Bus:
 
     def _on_request(self, fields):
         number, subscription, window = fields.take("QII")
+        probed = self._subscriptions.get(subscription)
+        if probed:
+            # A request to a subscription is a probe: answered when what came before it has been taken.
+            def settle():
+                probed._consumed(0)
+                self._put(struct.pack("<BQB", REPLY_END, number, DONE) + _text8("") + _text16("") + b"\0\0", True)
+
+            return probed._items.put((None, settle))
         handler = self._handlers.get(subscription)
         deadline_ms, request = self._message(fields, Request, self, number, window)
         if handler is None:

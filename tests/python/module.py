@@ -54,6 +54,26 @@ def order_holds_over_many_credit_windows_and_fragments(alice, bob):
     mine.close()
 
 
+def a_probe_comes_back_when_everything_before_it_was_taken(alice, bob):
+    mine = bob.subscribe("room/#")
+    assert alice.wait_for_subscribers("room/a", timeout=DEADLINE) == ["bob"]
+    alice.publish("room/a", b"first")
+    raises(interlock.TimedOut, lambda: alice.probe("room/a", "bob", timeout=0.1))
+    assert mine.get(DEADLINE).payload == b"first"
+    proven = []
+    probing = threading.Thread(target=lambda: proven.append(alice.probe("room/a", "bob", timeout=DEADLINE)))
+    probing.start()
+    while probing.is_alive():
+        try:
+            assert not mine.get(0.05)
+        except interlock.TimedOut:
+            pass
+    probing.join()
+    assert proven == [True]
+    mine.close()
+    raises(interlock.NoResponders, lambda: [alice.probe("room/a", "nobody", timeout=DEADLINE)])
+
+
 def overlapping_subscriptions_each_get_the_message_and_credit_goes_on(alice, bob):
     first, second = bob.subscribe("room/+"), bob.subscribe("room/#")
     payload = bytes(100_000)
@@ -169,6 +189,7 @@ alice, bob = interlock.connect(sys.argv[2]), interlock.connect(sys.argv[3])
 for claim in (
     published_messages_come_with_origin_header_and_type,
     order_holds_over_many_credit_windows_and_fragments,
+    a_probe_comes_back_when_everything_before_it_was_taken,
     overlapping_subscriptions_each_get_the_message_and_credit_goes_on,
     what_a_slow_subscriber_lost_is_reported_with_the_count,
     a_message_on_a_held_topic_is_refused_as_full,
