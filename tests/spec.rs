@@ -39,3 +39,5 @@ mod startup_races;
 mod stock_sockets;
 /// Actors that fail: what their senders and requesters see.
 mod supervision;
+/// What a client leaves to be published when it dies.
+mod wills;

@@ -15,6 +15,7 @@ pub(crate) mod command;
 mod connection;
 mod control;
 pub mod denials;
+pub mod events;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 pub mod hub;

@@ -32,6 +32,7 @@ mod service;
 mod session;
 mod socket;
 mod subscription;
+mod will;
 
 pub use link::LinkState;
 pub use options::{Ack, ConnectOptions, PublishOptions, ServeOptions, SubscribeOptions};

@@ -131,6 +131,12 @@ pub const RETAINED_BYTES_MAX: usize = 64 << 20;
 /// Refusals the broker remembers for `bus auth`. The oldest is forgotten first.
 pub const REFUSALS_KEPT: usize = 1000;
 
+/// Events the broker remembers for `bus events`. The oldest is forgotten first.
+pub const EVENTS_KEPT: usize = 1000;
+
+/// Bytes of a will: prefix, topic, header and payload. A larger one is denied with `too_large`.
+pub const WILL_BYTES_MAX: usize = 64 << 10;
+
 /// Commands from attached clients that may wait for the broker thread. A full queue is `Full`, at once.
 pub const LOCAL_COMMANDS_MAX: usize = 65_536;
 

@@ -7,6 +7,7 @@ mod auth;
 mod bench;
 mod broker;
 mod decode;
+mod events;
 mod failure;
 mod gates;
 mod locate;
@@ -70,6 +71,8 @@ enum Verb {
     Gates,
     /// Lists connections that were refused, and why
     Auth,
+    /// Prints what the broker noticed: who came and went, refusals, slow subscribers, held topics
+    Events(events::Arguments),
     /// Prints the rows of the drop ledger that do not balance; there must be none
     Audit(audit::Arguments),
     /// Measures how long the broker takes to answer
@@ -140,6 +143,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Peers => peers::run(&client, output),
         Verb::Gates => gates::run(&client, output),
         Verb::Auth => auth::run(&client, output),
+        Verb::Events(verb) => events::run(verb, &client, output),
         Verb::Audit(verb) => audit::run(verb, &client, output),
         Verb::Ping(verb) => ping::run(verb, &client, arguments.timeout, output),
         Verb::Bench(_) | Verb::Broker(_) => Ok(Exit::Done),

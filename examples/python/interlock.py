@@ -34,6 +34,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 HELLO, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, PUBLISH, DELIVER, REQUEST, REPLY, REPLY_END = range(1, 10)
 CANCEL, CREDIT, PING, DENIED, GAP, SCHEMA, GOODBYE, ORIGIN, ACCEPTED, FRAGMENT = range(10, 20)
+WILL = 21
 SERVE, RETAINED, PROBES = 1, 2, 4  # flags of subscribe
 RETAIN, ACKNOWLEDGE, PARTS = 1, 2, 4  # flags of a block
 DONE, FAILED, NO_RESPONDERS, STATUS_DENIED, TIMED_OUT, SERVER_GONE, CANCELLED, BUSY = range(8)
@@ -312,6 +313,20 @@ class Bus:
         flags = ACKNOWLEDGE | (RETAIN if retain else 0)
         reference = self._publish(topic, payload, flags, timeout, answer)
         return self._answer(("publish", reference), answer, timeout, f"publish on `{topic}`")
+
+    def set_will(self, topic, payload, *, retain=False, timeout=WRITE_SECONDS):
+        """Leaves a message that the broker publishes if this session ends in any other way than by `close`."""
+        with self._lock:
+            self._sequence += 1
+            reference = self._sequence
+        answer = self._waiting["publish", reference] = queue.SimpleQueue()
+        flags = ACKNOWLEDGE | (RETAIN if retain else 0)
+        self._put(struct.pack("<BB", WILL, 1) + _block(flags, topic, payload, reference, 0))
+        self._answer(("publish", reference), answer, timeout, f"will on `{topic}`")
+
+    def clear_will(self):
+        """Takes the will back."""
+        self._put(struct.pack("<BB", WILL, 0))
 
     def subscribe(self, pattern, *, overflow="drop_newest", messages=0, size=0, group="", retained=False,
                   timeout=WRITE_SECONDS):

@@ -25,6 +25,7 @@ pub(super) fn answer(hub: &Hub, topic: &TopicName) -> Option<(Bytes, Bytes)> {
         "refusals" => {
             json!({ "counts": hub.refusals.counts(), "last": hub.refusals.last().collect::<Vec<_>>() })
         }
+        "events" => hub.events.as_json(),
         "denials" => json!(hub.denials.all()),
         "schemas" => schemas(hub),
         "gates" => hub.gates(),

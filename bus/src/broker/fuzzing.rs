@@ -54,7 +54,7 @@ fn check(hub: &Hub) {
 /// Sessions that the hub wants to end are closed, and opened anew.
 fn settle(hub: &mut Hub, sessions: &mut [(SessionId, &str, SessionKind)]) {
     for (ended, _) in hub.take_ending() {
-        hub.close(ended);
+        hub.close(ended, "lost", "");
         for (id, peer, kind) in sessions.iter_mut().filter(|(id, ..)| *id == ended) {
             *id = open(hub, peer, *kind);
         }
@@ -100,7 +100,7 @@ pub(crate) fn records(data: &[u8]) {
                 hub.tick(now_ms);
             }
             _ => {
-                hub.close(id);
+                hub.close(id, "lost", "");
                 sessions[at].0 = open(&mut hub, sessions[at].1, SessionKind::Native);
                 readers[at] = BatchReader::default();
             }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use super::{
     denials::Denials,
+    events::Events,
     ledger::{DropReason, Ledger, RowId, RowKey},
     readiness::Readiness,
     refusals::{RefusalEvent, Refusals},
@@ -46,12 +47,15 @@ mod request;
 mod route;
 mod security;
 mod session;
+mod slow;
 mod stock_input;
 mod subscribe;
+mod will;
 
 use route::{Route, Target};
 use session::{Lane, Matcher, Session};
 pub use session::{SessionCounts, SessionId, SessionInfo, SessionKind};
+use slow::Slow;
 
 /// What became of a publish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,6 +100,8 @@ pub struct Hub {
     spare_chunks: SpareChunks,
     /// Topics whose publishers are held, and the lanes they wait for.
     held: HashMap<TopicName, HashSet<(SessionId, u32)>>,
+    /// What was said of topics that are held now and then.
+    holds: HashMap<TopicName, hold::Holds>,
     dirty: Vec<SessionId>,
     ending: Vec<(SessionId, Ending)>,
     pub(super) started_ms: u64,
@@ -103,6 +109,11 @@ pub struct Hub {
     /// The broker itself, as the origin of its own messages.
     broker: PeerName,
     pub(super) security: security::Security,
+    pub(super) events: Events,
+    /// Lanes that have lost messages and have no room yet.
+    slow: Vec<(SessionId, u32)>,
+    /// Whether one of them was not spoken of yet.
+    slow_is_new: bool,
 }
 
 impl Hub {
@@ -128,12 +139,16 @@ impl Hub {
             sequence: 0,
             spare_chunks: SpareChunks::default(),
             held: HashMap::new(),
+            holds: HashMap::new(),
             dirty: Vec::new(),
             ending: Vec::new(),
             started_ms: now_ms,
             now_ms,
             broker: broker.clone(),
             security: security::Security::default(),
+            events: Events::default(),
+            slow: Vec::new(),
+            slow_is_new: false,
         };
         hub.origin(&broker);
         hub
@@ -169,22 +184,28 @@ impl Hub {
             last_route: None,
             requests_in_flight: 0,
             held: HashSet::new(),
+            will: None,
             is_dirty: false,
             is_ending: false,
         };
         if presence == SessionKind::StockSubscriber {
             let matcher = Matcher::Prefixes(BTreeSet::new());
             let queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, 0);
-            session.lanes.push(Lane { id: 1, matcher, serve: false, probes: false, group: None, queue });
+            session.lanes.push(Lane::new(1, matcher, queue));
         }
-        let peer = session.info.peer.clone();
+        let info = session.info.clone();
         self.sessions[index as usize] = Some(session);
-        self.publish_presence(&peer, presence, "connected");
+        self.publish_presence(&info, "connected", None);
         id
     }
 
-    /// Removes a session and settles everything it leaves behind.
-    pub fn close(&mut self, id: SessionId) {
+    /// Removes a session, for the reason in `code` and `text`, and settles everything it leaves behind: first what
+    /// waits for it, then its requests, then its will, then its presence.
+    pub fn close(&mut self, id: SessionId, code: &str, text: &str) {
+        // A session that was ending for another reason ends for that one: its goodbye, and not the end of its socket.
+        let ending =
+            self.ending.iter().position(|(ending, _)| *ending == id).map(|at| self.ending.remove(at).1);
+        let (code, text) = ending.as_ref().map_or((code, text), |ending| (ending.code, &ending.text));
         let Some(session) = self.session_mut(id) else { return };
         session.is_ending = true;
         for lane in &mut session.lanes.drain(..).collect::<Vec<_>>() {
@@ -196,13 +217,15 @@ impl Hub {
         for key in self.requests.matching(|request| request.requester == id) {
             self.cancel(key);
         }
+        self.route_generation += 1;
+        self.execute_will(id, code);
         let Some(session) = self.sessions[id.index as usize].take() else { return };
         self.generations[id.index as usize] = self.generations[id.index as usize].wrapping_add(1);
         self.free.push(id.index);
         self.route_generation += 1;
         self.readiness.gates.retain(|(owner, _), _| *owner != id);
         self.receivers_changed(id);
-        self.publish_presence(&session.info.peer, session.info.kind, "disconnected");
+        self.publish_presence(&session.info, "disconnected", Some((code, text)));
     }
 
     fn session(&self, id: SessionId) -> Option<&Session> {
@@ -261,6 +284,10 @@ impl Hub {
 
     /// Sessions that have something to send and were not named since.
     pub fn take_dirty(&mut self) -> Vec<SessionId> {
+        if std::mem::take(&mut self.slow_is_new) {
+            self.look_at_slow_lanes();
+        }
+        self.publish_pending();
         let dirty = std::mem::take(&mut self.dirty);
         for id in &dirty {
             if let Some(session) = self.session_mut(*id) {
@@ -338,10 +365,13 @@ impl Hub {
             Record::Ping { number, answer: false } => {
                 self.send_control(id, Record::Ping { number, answer: true });
             }
+            Record::Will { block } => self.on_will(id, block),
             Record::Schema { fingerprint, name, format, body } => {
                 self.on_schema(id, fingerprint, name, format, body);
             }
             Record::Goodbye { .. } => {
+                // At once: the socket may close before the session has ended in order.
+                session.will = None;
                 self.end(id, Ending { code: "closing", text: "the peer said goodbye".to_owned() })
             }
             // A broker's records from a client, or answers that need none.
@@ -410,9 +440,16 @@ impl Hub {
         }
     }
 
-    fn publish_presence(&mut self, peer: &PeerName, kind: SessionKind, state: &str) {
+    fn publish_presence(&mut self, info: &SessionInfo, state: &str, reason: Option<(&str, &str)>) {
+        let SessionInfo { peer, kind, address, .. } = info;
         let sessions = self.each_session().filter(|(_, session)| session.info.peer == *peer).count();
-        let event = serde_json::json!({ "peer": peer, "kind": kind, "state": state, "sessions": sessions });
+        let mut event = serde_json::json!({
+            "peer": peer, "kind": kind, "address": address, "state": state, "sessions": sessions,
+        });
+        if let Some((code, text)) = reason {
+            event["code"] = code.into();
+            event["text"] = text.into();
+        }
         self.publish_own(&format!("$peers/{peer}"), &event);
         self.presence_changed(peer);
     }
@@ -441,6 +478,8 @@ impl Hub {
         for event in self.denials.take_changed() {
             self.publish_own("$sys/denied", &event);
         }
+        self.look_at_holds();
+        self.look_at_slow_lanes();
     }
 
     /// Sets the clock without letting anything expire; cheap enough for every turn of the loop.

@@ -551,7 +551,7 @@ impl Pair {
             }
             Op::Reopen { at } => {
                 self.model.close(at);
-                self.hub.close(self.ids[at]);
+                self.hub.close(self.ids[at], "lost", "");
                 self.ids[at] = self.open(at);
                 self.open_model(at);
             }

@@ -95,12 +95,12 @@ pub(crate) struct Core {
     link: Arc<dyn Link>,
     name: OnceLock<PeerName>,
     server_name: PeerName,
-    state: Mutex<State>,
-    acknowledgements: Mutex<HashMap<u64, oneshot::Sender<Result<Ack, AckFailure>>>>,
+    pub(super) state: Mutex<State>,
+    pub(super) acknowledgements: Mutex<HashMap<u64, oneshot::Sender<Result<Ack, AckFailure>>>>,
     pub(crate) gate: Gate,
     link_state: watch::Sender<LinkState>,
     next_subscription: AtomicU32,
-    next_id: AtomicU64,
+    pub(super) next_id: AtomicU64,
 }
 
 /// Why an acknowledgement will not come.
@@ -111,10 +111,10 @@ pub(crate) enum AckFailure {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// Counts sessions; zero before the first.
     session: u32,
-    closed: Option<String>,
+    pub(super) closed: Option<String>,
     origins: HashMap<u32, PeerName>,
     subscriptions: HashMap<u32, Subscribed>,
     requests: HashMap<u64, InFlight>,
@@ -123,6 +123,8 @@ struct State {
     pings: HashMap<u64, (Instant, oneshot::Sender<Duration>)>,
     /// Registered again in each session.
     schemas: HashMap<u64, Record>,
+    /// Deposited in every session.
+    pub(super) will: Option<Record>,
 }
 
 #[derive(Debug)]
@@ -252,6 +254,9 @@ impl Core {
         }
         for schema in state.schemas.values() {
             self.link.send_control(schema.clone());
+        }
+        if let Some(will) = &state.will {
+            self.link.send_control(will.clone());
         }
         self.link_state.send_replace(LinkState::Ready);
         Ok(())
@@ -397,6 +402,7 @@ impl Core {
             | Record::Publish(_)
             | Record::Schema { .. }
             | Record::BrokerKey { .. }
+            | Record::Will { .. }
             | Record::Fragment { .. } => {}
         }
         Ok(())

@@ -220,6 +220,11 @@ pub enum Record {
         /// Until when the key of this session is accepted, Unix milliseconds; zero if it is not any more.
         old_until_ms: u64,
     },
+    /// What to publish for the client if it dies: a session that ends in any other way than by its goodbye.
+    Will {
+        /// The message; `None` takes back the one deposited before.
+        block: Option<Block>,
+    },
     /// A piece of a record above [`limits::RECORD_BYTES_MAX`]; pieces of one record stand in
     /// order, and only control records may come between.
     Fragment {
@@ -281,6 +286,7 @@ pub(super) mod kind {
     pub(in crate::native) const ACCEPTED: u8 = 18;
     pub(in crate::native) const FRAGMENT: u8 = 19;
     pub(in crate::native) const BROKER_KEY: u8 = 20;
+    pub(in crate::native) const WILL: u8 = 21;
 }
 
 impl Record {
@@ -288,7 +294,7 @@ impl Record {
     pub fn bytes_hint(&self) -> usize {
         const SMALL: usize = 64;
         match self {
-            Self::Publish(block) => 5 + block.bytes(),
+            Self::Publish(block) | Self::Will { block: Some(block) } => 6 + block.bytes(),
             Self::Deliver { subscriptions, block } => 6 + 4 * subscriptions.len() + block.bytes(),
             Self::Request { block, .. } => 5 + 16 + block.bytes(),
             Self::Reply { header, payload, .. } => 5 + 8 + 2 + header.len() + payload.len(),
@@ -442,6 +448,11 @@ impl Record {
                 out.extend_from_slice(key);
                 out.extend_from_slice(&old_until_ms.to_le_bytes());
             }
+            Self::Will { block } => {
+                out.push(kind::WILL);
+                out.push(u8::from(block.is_some()));
+                block.iter().for_each(|block| block.view().put(out));
+            }
             Self::Fragment { last, piece } => {
                 out.push(kind::FRAGMENT);
                 out.push(u8::from(*last));
@@ -483,6 +494,10 @@ impl Record {
             kind::SUBSCRIBED => Self::Subscribed { id: body.u32()?, from_sequence: body.u64()? },
             kind::UNSUBSCRIBE => Self::Unsubscribe { id: body.u32()? },
             kind::PUBLISH => Self::Publish(Block::take(&mut body)?),
+            kind::WILL => {
+                let is_kept = body.u8()? != 0;
+                Self::Will { block: is_kept.then(|| Block::take(&mut body)).transpose()? }
+            }
             kind::ACCEPTED => {
                 Self::Accepted { sequence: body.u64()?, subscribers: body.u32()?, dropped: body.u32()? }
             }
@@ -602,6 +617,8 @@ pub(crate) mod tests {
             Record::Goodbye { code: "closing".into(), text: "bye".into() },
             Record::Fragment { last: true, piece: Bytes::from_static(b"piece") },
             Record::BrokerKey { key: [0x4b; 32], old_until_ms: 18 },
+            Record::Will { block: Some(block()) },
+            Record::Will { block: None },
         ]
     }
 

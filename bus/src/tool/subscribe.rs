@@ -86,7 +86,7 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
 }
 
 /// The next event of any subscription, with its place; `None` once one of them has ended.
-async fn next_event(subscriptions: &mut [Subscription]) -> Option<(usize, Event)> {
+pub(super) async fn next_event(subscriptions: &mut [Subscription]) -> Option<(usize, Event)> {
     poll_fn(|context| {
         for (at, subscription) in subscriptions.iter_mut().enumerate() {
             if let Poll::Ready(event) = subscription.poll_next(context) {

@@ -387,3 +387,67 @@ fn times_are_numbers_with_a_unit() {
         assert!(duration(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn events_name_a_slow_subscriber_with_what_it_lost_and_the_topic_that_is_held() {
+    let fixture = fixture();
+    let all = "a/#".parse().unwrap();
+    // Credit is given when messages are taken, so these queues fill beyond the window.
+    let slow = SubscribeOptions { queue_messages_max: 1, ..SubscribeOptions::default() };
+    let mut slow = blocking::wait(fixture.client.subscribe(&all, slow)).unwrap();
+    let publish = |name: &str, count: usize| {
+        let publisher = fixture.broker.attach(&name.parse().unwrap()).unwrap();
+        let (payload, target) = (Payload::bytes(vec![0; 1 << 20]), topic("a/b"));
+        let acks = (0..count).map(|_| {
+            let published =
+                publisher.publish_acknowledged(&target, payload.clone(), PublishOptions::default());
+            blocking::wait(published)
+        });
+        acks.map_while(Result::ok).map(|ack| u64::from(ack.dropped)).sum::<u64>()
+    };
+    let lost = publish("operator", 10);
+    assert!(lost > 1, "{lost}");
+    while let Ok(event) = slow.next_blocking(std::time::Instant::now() + Duration::from_millis(300)) {
+        drop(event);
+    }
+    let rows = |kind: &str| -> Vec<serde_json::Value> {
+        let (exit, data, _) = fixture.bus(&["events", "--json", kind]);
+        assert_eq!(exit, Exit::Done);
+        data.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let events = loop {
+        let events = rows("$sys/slow");
+        if events.last().is_some_and(|row| row["event"]["state"] == "recovered") {
+            break events;
+        }
+        assert!(std::time::Instant::now() < deadline, "{events:?}");
+    };
+    let first = &events[0]["event"];
+    assert_eq!(
+        (&first["state"], &first["peer"], &first["filter"]),
+        (&"slow".into(), &"alice".into(), &"a/#".into())
+    );
+    let said: u64 = events[..events.len() - 1].iter().map(|row| row["event"]["lost"].as_u64().unwrap()).sum();
+    assert_eq!((said, &events.last().unwrap()["event"]["lost"]), (lost, &lost.into()), "{events:?}");
+    drop(slow);
+
+    let waiting = SubscribeOptions {
+        queue_messages_max: 1,
+        overflow: crate::native::Overflow::Wait,
+        ..Default::default()
+    };
+    let waiting = blocking::wait(fixture.client.subscribe(&all, waiting)).unwrap();
+    publish("operator", 10);
+    drop(waiting);
+    blocking::wait(fixture.client.ping()).unwrap();
+    let states = loop {
+        let states: Vec<_> = rows("$sys/held").iter().map(|row| row["event"]["state"].clone()).collect();
+        if states.len() > 1 || std::time::Instant::now() > deadline {
+            break states;
+        }
+    };
+    assert_eq!(states, ["held", "released"]);
+    let (_, data, _) = fixture.bus(&["events", "$peers/#", "--last", "3"]);
+    assert!(data.lines().count() == 3 && data.contains("code=closing"), "{data}");
+}

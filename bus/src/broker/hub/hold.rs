@@ -2,8 +2,56 @@
 
 use super::*;
 
+/// How often it is said whether a topic is held. Under load it is held and released many times a second.
+const REPEAT_MS: u64 = 1000;
+
+/// What was said of a topic that is held now and then.
+#[derive(Debug)]
+pub(super) struct Holds {
+    said_ms: u64,
+    waits_for: Option<PeerName>,
+    /// How often it was held since.
+    unsaid: u64,
+}
+
 impl Hub {
+    fn note_hold(&mut self, topic: &TopicName, target: &Target) {
+        if let Some(holds) = self.holds.get_mut(topic) {
+            holds.unsaid += 1;
+            return;
+        }
+        let waits_for = self.session(target.session).map(|session| session.info.peer.clone());
+        let event =
+            serde_json::json!({ "state": "held", "topic": topic, "waits_for": waits_for, "holds": 1 });
+        self.events.later("$sys/held", event);
+        self.holds.insert(topic.clone(), Holds { said_ms: self.now_ms, waits_for, unsaid: 0 });
+    }
+
+    /// Says whether the topics that were held still are, a second after it was said last.
+    pub(super) fn look_at_holds(&mut self) {
+        let (held, events, now_ms) = (&self.held, &mut self.events, self.now_ms);
+        self.holds.retain(|topic, holds| {
+            if now_ms < holds.said_ms + REPEAT_MS {
+                return true;
+            }
+            let is_held = held.contains_key(topic);
+            if !is_held || holds.unsaid > 0 {
+                let state = if is_held { "held" } else { "released" };
+                let (waits_for, unsaid) = (&holds.waits_for, holds.unsaid);
+                let event = serde_json::json!({
+                    "state": state, "topic": topic, "waits_for": waits_for, "holds": unsaid,
+                });
+                events.later("$sys/held", event);
+            }
+            (holds.said_ms, holds.unsaid) = (now_ms, 0);
+            is_held
+        });
+    }
+
     pub(super) fn hold(&mut self, topic: TopicName, target: &Target, publisher: SessionId) {
+        if !self.held.contains_key(&topic) {
+            self.note_hold(&topic, target);
+        }
         self.held.entry(topic.clone()).or_default().insert((target.session, target.lane));
         if let Some(session) = self.session_mut(publisher)
             && session.held.insert(topic.clone())

@@ -113,6 +113,7 @@ impl Hub {
             debug_assert!(false, "the broker's own topics are legal and its events are plain JSON");
             return;
         };
+        self.events.add(&topic, &payload.bytes, self.now_ms);
         let route = self.build_route(None, topic);
         let mut header = Vec::new();
         codec::put_header(&Header::for_payload(&payload), &mut header);
@@ -180,6 +181,11 @@ impl Hub {
         };
         let pushed = act(lane, &mut self.spare_chunks, &mut dropped);
         session.counts.dropped += dropped.len() as u64 + pushed.refused;
+        let lost = dropped.iter().filter(|(.., reason)| *reason == DropReason::SlowConsumer).count() as u64;
+        if lost + pushed.refused > 0 && lane.lose(lost + pushed.refused, self.now_ms) {
+            self.slow.push((target.session, target.lane));
+            self.slow_is_new = true;
+        }
         // First, because messages of a run can make room for later ones of the same run.
         if pushed.queued > 0 {
             self.ledger.queued(target.row, pushed.queued);

@@ -65,6 +65,14 @@ pub(in crate::broker) struct Lane {
     pub(in crate::broker) probes: bool,
     pub(in crate::broker) group: Option<String>,
     pub(in crate::broker) queue: SendQueue,
+    /// Set while it loses messages.
+    pub(super) slow: Option<Slow>,
+}
+
+impl Lane {
+    pub(super) fn new(id: u32, matcher: Matcher, queue: SendQueue) -> Self {
+        Self { id, matcher, serve: false, probes: false, group: None, queue, slow: None }
+    }
 }
 
 impl Lane {
@@ -143,6 +151,8 @@ pub(in crate::broker) struct Session {
     pub(super) requests_in_flight: usize,
     /// Topics this publisher is held on.
     pub(super) held: HashSet<TopicName>,
+    /// What is published if it dies.
+    pub(super) will: Option<Block>,
     pub(super) is_dirty: bool,
     pub(in crate::broker) is_ending: bool,
 }

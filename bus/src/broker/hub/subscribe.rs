@@ -48,13 +48,12 @@ impl Hub {
             return self.deny(id, operation, reference, "wait_not_permitted", &spec.filter, &text);
         }
         let form = if session.info.kind == SessionKind::Native { Form::Wire } else { Form::Values };
+        let queue = SendQueue::new(spec.overflow, form, spec.queue_messages_max, spec.queue_bytes_max);
         let lane = Lane {
-            id: spec.id,
-            matcher: Matcher::Filter(filter.clone()),
             serve: spec.serve,
             probes: spec.probes,
             group: (!spec.group.is_empty()).then_some(spec.group),
-            queue: SendQueue::new(spec.overflow, form, spec.queue_messages_max, spec.queue_bytes_max),
+            ..Lane::new(spec.id, Matcher::Filter(filter.clone()), queue)
         };
         if let Some(session) = self.session_mut(id) {
             session.lanes.push(lane);

@@ -8,7 +8,7 @@ impl Reactor {
         let Some(end) = self.ends.remove(&session) else { return };
         let slot = match end {
             End::Sink(sink) => {
-                self.hub.close(session);
+                self.hub.close(session, code, text);
                 return sink.on_closed(code, text);
             }
             End::Socket(slot) => slot,
@@ -18,7 +18,7 @@ impl Reactor {
             code,
             "session ended: {text}"
         );
-        self.hub.close(session);
+        self.hub.close(session, code, text);
         if let Some(Some(connection)) = self.connections.get_mut(slot) {
             if let Phase::Open { speech: Speech::Native { writer, .. }, .. } = &mut connection.phase {
                 let mut batch = Vec::new();
@@ -40,7 +40,7 @@ impl Reactor {
                 let peer = self.hub.info(session).map(|info| info.peer.clone());
                 tracing::debug!(peer = peer.as_ref().map(PeerName::as_str), code, "session ended: {text}");
                 self.ends.remove(&session);
-                self.hub.close(session);
+                self.hub.close(session, code, text);
             }
             Phase::Handshaking => self.refuse(slot, code, text, None, now),
             Phase::Closing | Phase::Lingering => {}
