@@ -11,7 +11,8 @@
 //! | `received` | from the wire's blocks to messages |
 //! | `link` | what the core needs of a link, and what it tells about it |
 //! | `attached` | the link into a broker in the same process |
-//! | `outgoing`, `remote`, `session`, `socket` | the link over a socket: queue, reconnecting, one session, the socket |
+//! | `outgoing`, `wire` | the link over a socket: what waits to be written, and the threads that read and write |
+//! | `remote`, `session`, `readers`, `socket` | the same: the client's own thread, one session, who reads it, the socket |
 
 mod attached;
 mod core;
@@ -24,6 +25,9 @@ mod link;
 mod link_tests;
 mod options;
 mod outgoing;
+#[cfg(test)]
+mod race_tests;
+mod readers;
 pub mod readiness;
 mod received;
 mod remote;
@@ -33,7 +37,9 @@ mod session;
 mod socket;
 mod subscription;
 mod will;
+mod wire;
 
+pub(crate) use self::core::Core;
 pub use link::LinkState;
 pub use options::{Ack, ConnectOptions, PublishOptions, ServeOptions, SubscribeOptions};
 pub use readiness::{GateOptions, GatedPublisher, WaitError};
@@ -52,7 +58,7 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use self::{
-    core::{AckFailure, Core, Handle},
+    core::{AckFailure, Handle},
     subscription::Consumer,
 };
 use crate::{

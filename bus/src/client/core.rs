@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::sync::{oneshot, watch};
 
 use super::{
@@ -101,6 +102,8 @@ pub(crate) struct Core {
     link_state: watch::Sender<LinkState>,
     next_subscription: AtomicU32,
     pub(super) next_id: AtomicU64,
+    /// Since when a consumer that waits owes credit.
+    credit_owed_since: Mutex<Option<Instant>>,
 }
 
 /// Why an acknowledgement will not come.
@@ -119,6 +122,8 @@ pub(super) struct State {
     subscriptions: HashMap<u32, Subscribed>,
     requests: HashMap<u64, InFlight>,
     deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// When the clocks will be looked at next; `None` before they were.
+    planned: Option<Instant>,
     served: HashMap<u64, (Arc<Served>, u32)>,
     pings: HashMap<u64, (Instant, oneshot::Sender<Duration>)>,
     /// Registered again in each session.
@@ -178,6 +183,7 @@ impl Core {
             link_state: watch::Sender::new(LinkState::Connecting),
             next_subscription: AtomicU32::new(1),
             next_id: AtomicU64::new(1),
+            credit_owed_since: Mutex::default(),
         })
     }
 
@@ -624,12 +630,18 @@ impl Core {
             return Err(RequestError::Disconnected);
         }
         state.requests.insert(id, request);
+        let mut is_early = false;
         if let Some(expires) = expires {
             state.deadlines.push(Reverse((expires, id)));
+            is_early = state.planned.is_some_and(|planned| expires < planned);
         }
         if state.deadlines.len() > 2 * state.requests.len() + 1024 {
             let State { deadlines, requests, .. } = &mut *state;
             deadlines.retain(|Reverse((_, id))| requests.contains_key(id));
+        }
+        drop(state);
+        if is_early {
+            self.link.plan_again();
         }
         Ok(())
     }
@@ -668,6 +680,37 @@ impl Core {
             self.link.send_cancel(id, request.place);
         }
         next
+    }
+
+    /// Takes note of when the clocks will be looked at next, and gives it back, or what has become due before.
+    /// A request that is due earlier has them looked at again.
+    pub(crate) fn plan(&self, next: Instant) -> Instant {
+        let mut state = lock(&self.state);
+        let next = state.deadlines.peek().map_or(next, |Reverse((expires, _))| next.min(*expires));
+        state.planned = Some(next);
+        next
+    }
+
+    // ---- credit ---------------------------------------------------------------------------
+
+    /// A consumer waits and has not credited what it consumed. The thread that waits sees to it.
+    pub(crate) fn owe_credit(&self) {
+        lock(&self.credit_owed_since).get_or_insert_with(Instant::now);
+    }
+
+    /// Since when credit is owed.
+    pub(crate) fn owes_credit_since(&self) -> Option<Instant> {
+        *lock(&self.credit_owed_since)
+    }
+
+    /// Puts the credit that is owed into the queue. The caller sees to it that it is written.
+    pub(crate) fn send_owed_credit(&self) {
+        if lock(&self.credit_owed_since).take().is_none() {
+            return;
+        }
+        let lanes: SmallVec<[Arc<Lane>; 4]> =
+            lock(&self.state).subscriptions.values().map(|subscribed| Arc::clone(&subscribed.lane)).collect();
+        lanes.iter().for_each(|lane| lane.flush_credit(self.link(), true));
     }
 
     // ---- the rest -------------------------------------------------------------------------

@@ -193,15 +193,21 @@ impl Lane {
         credit.consumed += 1;
         credit.bytes_since += bytes as u64;
         if credit.consumed - credit.sent >= CREDIT_MESSAGES || credit.bytes_since >= CREDIT_BYTES {
-            credit.send(self.id, link);
+            credit.send(self.id, link, false);
         }
     }
 
-    /// Sends the credit that is due. Called before the consumer waits.
-    pub(crate) fn flush_credit(&self, link: &dyn Link) {
+    /// Whether something was consumed and not credited.
+    pub(crate) fn owes_credit(&self) -> bool {
+        let credit = lock(&self.credit);
+        credit.consumed > credit.sent
+    }
+
+    /// Sends the credit that is due. Called before the consumer waits. See [`Link::send_credit`].
+    pub(crate) fn flush_credit(&self, link: &dyn Link, left: bool) {
         let mut credit = lock(&self.credit);
         if credit.consumed > credit.sent {
-            credit.send(self.id, link);
+            credit.send(self.id, link, left);
         }
     }
 
@@ -258,11 +264,10 @@ impl Drop for Filling<'_> {
 
 impl Credit {
     /// The lock is held meanwhile, so that totals never go out in the wrong order.
-    fn send(&mut self, id: u32, link: &dyn Link) {
+    fn send(&mut self, id: u32, link: &dyn Link, left: bool) {
         self.sent = self.consumed;
         self.bytes_since = 0;
-        link.send_control(Record::Credit {
-            scope: CreditScope::Subscription { id, messages: self.consumed },
-        });
+        let scope = CreditScope::Subscription { id, messages: self.consumed };
+        link.send_credit(Record::Credit { scope }, left);
     }
 }

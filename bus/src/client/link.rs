@@ -1,11 +1,15 @@
 //! What a client needs of its way to the broker. Two exist: a socket, and the queue into a broker in
 //! the same process.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use tokio::sync::Notify;
 
-use crate::native::{PublishParts, Record};
+use super::core::Core;
+use crate::{
+    blocking::Waiter,
+    native::{PublishParts, Record},
+};
 
 /// Where a client stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub(crate) enum LinkError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place(pub(crate) u64);
 
-/// A way to the broker. Nothing here blocks.
+/// A way to the broker. Nothing here blocks, except [`Link::wait`].
 ///
 /// | lane | bound | order |
 /// |---|---|---|
@@ -62,6 +66,13 @@ pub(crate) trait Link: Send + Sync + fmt::Debug {
     /// Takes a control record.
     fn send_control(&self, record: Record);
 
+    /// Takes a credit record. It is in no hurry: this thread does not write it, and if it is `left`, it
+    /// lies until the next record or until [`Link::wait`], which follows at once.
+    fn send_credit(&self, record: Record, left: bool) {
+        let _ = left;
+        self.send_control(record);
+    }
+
     /// Takes a cancel; it follows the request at `place`.
     fn send_cancel(&self, id: u64, place: Place);
 
@@ -73,4 +84,20 @@ pub(crate) trait Link: Send + Sync + fmt::Debug {
 
     /// Takes nothing more, sends what is queued, says goodbye.
     fn begin_close(&self);
+
+    /// Has what lies in the queue written.
+    fn flush(&self) {}
+
+    /// Has the clocks looked at again: something is due earlier than was planned.
+    fn plan_again(&self) {}
+
+    /// Lets a thread that has nothing else to do move records both ways until `waiter` is notified or the
+    /// deadline has come; `false`, at once, if the link does not need it.
+    fn wait(&self, core: &Core, waiter: &Waiter, deadline: Option<Instant>) -> bool {
+        let _ = (core, waiter, deadline);
+        false
+    }
+
+    /// This thread will not come back to [`Link::wait`] soon.
+    fn end_wait(&self) {}
 }

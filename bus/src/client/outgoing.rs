@@ -1,21 +1,36 @@
-//! What waits for the socket: encoded batches, bounded, filled by callers and emptied by the client's thread.
+//! What waits for the socket: encoded batches, bounded, filled by callers and emptied by whoever has the
+//! duty to write.
 //!
-//! Batch when busy, never wait: the thread takes the front batch whenever the socket has room. While
-//! the socket is busy, records gather in the last batch up to [`limits::BATCH_BYTES`].
+//! Batch when busy, never wait: a record that finds everything idle is written by the thread that brings
+//! it. While somebody writes or reads, and shortly after, records gather in the last batch up to
+//! [`limits::BATCH_BYTES`] and are written by the one who is at it, or by the client's thread.
+//!
+//! | duty | who writes | next |
+//! |---|---|---|
+//! | `Free` | nobody | the next record's thread takes it, or assigns it if the link is busy; a reader looks when it ends |
+//! | `Assigned` | the client's thread, which has been woken; or who is sooner, before it waits | taken |
+//! | `Taken` | one thread, which lets go only when it has seen the queue empty | free, blocked, assigned |
+//! | `Blocked` | nobody: the socket is full | the client's thread takes it when the socket has room |
+//!
+//! All of this changes under the one lock of the queue, so no record is left lying.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
 
 use super::{
+    core::Core,
     lane::lock,
     link::{Link, LinkError, Place},
 };
 use crate::{
+    blocking::Waiter,
     limits,
     native::{BatchWriter, Block, PublishParts, Record, batch::put_publish},
 };
@@ -26,24 +41,46 @@ const SPARE_BUFFERS: usize = 8;
 /// Bytes that records take in their batch beyond what they announce.
 const FRAMING_BYTES: usize = 4;
 
-/// Wakes the thread that empties the queue.
-pub(crate) trait Wake: Send + Sync {
-    fn wake(&self);
+/// How long after a write the link counts as busy: what comes then shares a box, written by the client's
+/// thread. About what it takes to write one; a sender that is slower than this never waits for another thread.
+const BUSY_AFTER_WRITE: Duration = Duration::from_micros(20);
+
+/// The same after several records came in at once: their answers belong into one box.
+const BUSY_AFTER_BURST: Duration = Duration::from_micros(50);
+
+thread_local! {
+    /// The queue whose link this thread has just waited on in [`crate::blocking`], and will again.
+    static RETURNS_TO: Cell<usize> = const { Cell::new(0) };
 }
 
-impl Wake for mio::Waker {
-    fn wake(&self) {
-        if let Err(error) = mio::Waker::wake(self) {
-            tracing::error!(%error, "the client's thread cannot be woken");
-        }
-    }
+/// What empties the queue.
+pub(crate) trait Hands: Send + Sync {
+    /// Wakes the client's thread.
+    fn wake(&self);
+
+    /// Writes on this thread, which has the duty. Must not wait for another thread.
+    fn write(&self, outgoing: &Outgoing);
+
+    /// Reads and writes on this thread, which has nothing else to do, until `waiter` is notified or
+    /// the deadline has come. `false` if it cannot, because another thread reads or there is no session.
+    fn wait(&self, outgoing: &Outgoing, core: &Core, waiter: &Waiter, deadline: Option<Instant>) -> bool;
 }
 
 /// The queue of a remote link.
 pub(crate) struct Outgoing {
     queue: Mutex<Queue>,
-    waker: Arc<dyn Wake>,
+    hands: Arc<dyn Hands>,
     space: Notify,
+}
+
+/// Who empties the queue: see the table at the top.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Duty {
+    Free,
+    #[default]
+    Assigned,
+    Taken,
+    Blocked,
 }
 
 #[derive(Debug, Default)]
@@ -51,8 +88,16 @@ struct Queue {
     /// Whether a session takes records.
     open: bool,
     closing: bool,
-    /// The thread waits and must be woken.
-    sleeping: bool,
+    duty: Duty,
+    /// Whether any thread may have the duty, not only the client's own: the handshake is over.
+    shared: bool,
+    /// Threads that read: one has the session, another may wait for it. They look at the queue when they end.
+    readers: u32,
+    /// Until when the link counts as busy.
+    busy_until: Option<Instant>,
+    /// Whether the client's thread looks every millisecond, so that a thread that comes and goes may keep
+    /// reading and writing to itself meanwhile.
+    ticking: bool,
     /// Somebody was told that the queue is full.
     space_wanted: bool,
     control_overflowed: bool,
@@ -97,14 +142,14 @@ impl fmt::Debug for Outgoing {
 }
 
 impl Outgoing {
-    pub(crate) fn new(waker: Arc<dyn Wake>) -> Self {
-        Self { queue: Mutex::default(), waker, space: Notify::new() }
+    pub(crate) fn new(hands: Arc<dyn Hands>) -> Self {
+        Self { queue: Mutex::default(), hands, space: Notify::new() }
     }
 
-    /// Takes the next box's worth: the front batch of each lane, control first.
+    /// Takes the next box's worth: the front batch of each lane, control first. Who asks has the duty; it
+    /// is let go with [`Demand::Nothing`].
     pub(crate) fn take(&self, control: &mut Batch, messages: &mut Batch) -> Result<(), Demand> {
         let mut queue = lock(&self.queue);
-        queue.sleeping = false;
         if queue.control_overflowed {
             return Err(Demand::Overflowed);
         }
@@ -125,6 +170,10 @@ impl Outgoing {
         }
         let nothing = control.bytes.is_empty() && messages.bytes.is_empty();
         let closing = queue.closing;
+        if nothing && !closing {
+            queue.duty = Duty::Free;
+            queue.busy_until = Some(Instant::now() + BUSY_AFTER_WRITE);
+        }
         drop(queue);
         if told {
             self.space.notify_waiters();
@@ -136,11 +185,97 @@ impl Outgoing {
         }
     }
 
-    /// Says that the thread is about to wait; `false` if there is something to do first.
-    pub(crate) fn sleep(&self) -> bool {
+    /// Takes the duty if nobody is at it and there is something to do. The client's thread asks whenever
+    /// it was woken: nothing stays assigned to it that it does not know of.
+    pub(crate) fn claim(&self) -> bool {
         let mut queue = lock(&self.queue);
-        queue.sleeping = queue.control.is_empty() && queue.messages.is_empty() && !queue.closing;
-        queue.sleeping
+        if queue.readers == 0 && queue.claim() {
+            return true;
+        }
+        if queue.duty == Duty::Assigned {
+            // Nothing is left to do, or a reader looks when it ends.
+            queue.duty = Duty::Free;
+        }
+        false
+    }
+
+    /// The socket takes no more. Said by who has the duty.
+    pub(crate) fn block(&self) {
+        lock(&self.queue).duty = Duty::Blocked;
+    }
+
+    /// The socket has room: takes the duty if it was blocked.
+    pub(crate) fn unblock(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        let was_blocked = queue.duty == Duty::Blocked;
+        if was_blocked {
+            queue.duty = Duty::Taken;
+        }
+        was_blocked
+    }
+
+    /// Leaves the duty to the client's thread. Said by who has it.
+    pub(crate) fn leave_to_thread(&self) {
+        lock(&self.queue).duty = Duty::Assigned;
+        self.hands.wake();
+    }
+
+    /// Leaves the duty to whoever has the session now: a reader looks when it ends, otherwise the
+    /// client's thread is woken. Said by who has it.
+    pub(crate) fn leave_to_holder(&self) {
+        let mut queue = lock(&self.queue);
+        if queue.readers > 0 {
+            queue.duty = Duty::Free;
+            return;
+        }
+        drop(queue);
+        self.leave_to_thread();
+    }
+
+    /// The client's thread looks every millisecond: see `readers.rs`.
+    pub(crate) fn begin_ticking(&self) {
+        lock(&self.queue).ticking = true;
+    }
+
+    /// It does so no more. `true`: something was left to it meanwhile.
+    pub(crate) fn end_ticking(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        std::mem::take(&mut queue.ticking) && queue.is_filled() && queue.duty == Duty::Free
+    }
+
+    /// This thread has come to the end of its wait and will be back for more, or (`false`) will not.
+    pub(crate) fn set_returning(&self, returning: bool) {
+        RETURNS_TO.set(if returning { std::ptr::from_ref(self).addr() } else { 0 });
+    }
+
+    /// Says that this thread, which has the session, is going to read.
+    pub(crate) fn begin_reading(&self) {
+        lock(&self.queue).readers += 1;
+    }
+
+    /// Says that it has read so many records, and whether the session has output of its own. `true`: it now has
+    /// the duty.
+    pub(crate) fn end_reading(&self, records: usize, has_output: bool) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.readers -= 1;
+        if records > 1 {
+            queue.busy_until = Some(Instant::now() + BUSY_AFTER_BURST);
+        }
+        if has_output && matches!(queue.duty, Duty::Free | Duty::Assigned) {
+            queue.duty = Duty::Taken;
+            return true;
+        }
+        queue.shared && queue.claim()
+    }
+
+    /// Whether something waits to be written.
+    pub(crate) fn is_filled(&self) -> bool {
+        lock(&self.queue).is_filled()
+    }
+
+    /// From now on any thread may write and read (`true`), or only the client's own.
+    pub(crate) fn share(&self, shared: bool) {
+        lock(&self.queue).shared = shared;
     }
 
     /// Whether the client was closed by its owner.
@@ -153,6 +288,12 @@ impl Outgoing {
         let mut queue = lock(&self.queue);
         let unsent = queue.messages.iter().map(|batch| batch.publishes).sum();
         queue.open = false;
+        queue.shared = false;
+        queue.ticking = false;
+        // A thread that has the duty finds no session and leaves it to ours.
+        if queue.duty != Duty::Taken {
+            queue.duty = Duty::Assigned;
+        }
         queue.control_overflowed = false;
         queue.front += queue.messages.len() as u64;
         queue.control.clear();
@@ -163,24 +304,50 @@ impl Outgoing {
         unsent
     }
 
-    /// Adds a record to the messages and wakes the thread.
+    /// Adds a record to the messages and sees to it that it is written.
     fn push_message(&self, record: &Record) -> Place {
         let mut queue = lock(&self.queue);
         let place = queue.put_message(record);
-        self.wake(queue);
+        self.dispatch(queue);
         place
     }
 
-    fn wake(&self, mut queue: std::sync::MutexGuard<'_, Queue>) {
-        let sleeping = std::mem::take(&mut queue.sleeping);
-        drop(queue);
-        if sleeping {
-            self.waker.wake();
+    /// Sees to it that what is in the queue is written.
+    fn dispatch(&self, mut queue: MutexGuard<'_, Queue>) {
+        if queue.duty != Duty::Free || queue.readers > 0 {
+            return;
+        }
+        let is_idle = || queue.busy_until.is_none_or(|until| until <= Instant::now());
+        let is_full = || queue.messages_bytes >= limits::BATCH_BYTES;
+        let returns = queue.ticking && RETURNS_TO.get() == std::ptr::from_ref(self).addr();
+        if queue.shared && (is_idle() || (returns && is_full())) {
+            queue.duty = Duty::Taken;
+            drop(queue);
+            self.hands.write(self);
+        } else if returns {
+            // It writes before it waits again. If it does not, the next tick finds what it left.
+        } else {
+            queue.duty = Duty::Assigned;
+            drop(queue);
+            self.hands.wake();
         }
     }
 }
 
 impl Queue {
+    fn is_filled(&self) -> bool {
+        !self.control.is_empty() || !self.messages.is_empty() || self.control_overflowed
+    }
+
+    fn claim(&mut self) -> bool {
+        let is_claimed =
+            matches!(self.duty, Duty::Free | Duty::Assigned) && (self.is_filled() || self.closing);
+        if is_claimed {
+            self.duty = Duty::Taken;
+        }
+        is_claimed
+    }
+
     fn recycle(&mut self, mut buffer: Vec<u8>) {
         let is_of_use = (1..=2 * limits::BATCH_BYTES).contains(&buffer.capacity());
         if self.spare.len() < SPARE_BUFFERS && is_of_use {
@@ -286,7 +453,7 @@ impl Link for Outgoing {
         queue.messages.back_mut().expect("the publish was put into it").publishes += 1;
         queue.sequence = sequence;
         numbered(sequence);
-        self.wake(queue);
+        self.dispatch(queue);
         Ok(())
     }
 
@@ -300,7 +467,7 @@ impl Link for Outgoing {
             return Err((LinkError::Full, record));
         }
         let place = queue.put_message(&record);
-        self.wake(queue);
+        self.dispatch(queue);
         Ok(place)
     }
 
@@ -314,7 +481,20 @@ impl Link for Outgoing {
         let mut queue = lock(&self.queue);
         if queue.open {
             queue.put_control(&record);
-            self.wake(queue);
+            self.dispatch(queue);
+        }
+    }
+
+    fn send_credit(&self, record: Record, left: bool) {
+        let mut queue = lock(&self.queue);
+        if !queue.open {
+            return;
+        }
+        queue.put_control(&record);
+        if !left && queue.duty == Duty::Free && queue.readers == 0 {
+            queue.duty = Duty::Assigned;
+            drop(queue);
+            self.hands.wake();
         }
     }
 
@@ -329,7 +509,7 @@ impl Link for Outgoing {
         } else {
             queue.put_message(&record);
         }
-        self.wake(queue);
+        self.dispatch(queue);
     }
 
     fn space(&self) -> &Notify {
@@ -344,8 +524,31 @@ impl Link for Outgoing {
         let mut queue = lock(&self.queue);
         queue.open = false;
         queue.closing = true;
-        queue.sleeping = true;
-        self.wake(queue);
+        drop(queue);
+        self.hands.wake();
+    }
+
+    fn flush(&self) {
+        let queue = lock(&self.queue);
+        if queue.is_filled() {
+            self.dispatch(queue);
+        }
+    }
+
+    fn plan_again(&self) {
+        self.hands.wake();
+    }
+
+    fn wait(&self, core: &Core, waiter: &Waiter, deadline: Option<Instant>) -> bool {
+        self.hands.wait(self, core, waiter, deadline)
+    }
+
+    fn end_wait(&self) {
+        self.set_returning(false);
+        // Whether it was left to this thread or not: another one that is at it has the duty.
+        if self.claim() {
+            self.hands.write(self);
+        }
     }
 }
 
@@ -361,15 +564,23 @@ mod tests {
     #[derive(Default)]
     struct Wakes(AtomicUsize);
 
-    impl Wake for Wakes {
+    impl Hands for Wakes {
         fn wake(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn write(&self, _outgoing: &Outgoing) {
+            unreachable!("the link of these tests is not shared");
+        }
+
+        fn wait(&self, _: &Outgoing, _: &Core, _: &Waiter, _: Option<Instant>) -> bool {
+            false
         }
     }
 
     fn open() -> (Outgoing, Arc<Wakes>) {
         let wakes = Arc::new(Wakes::default());
-        let outgoing = Outgoing::new(Arc::clone(&wakes) as Arc<dyn Wake>);
+        let outgoing = Outgoing::new(Arc::clone(&wakes) as Arc<dyn Hands>);
         outgoing.begin_session();
         (outgoing, wakes)
     }
@@ -421,12 +632,12 @@ mod tests {
     #[test]
     fn a_sleeping_thread_is_woken_once() {
         let (outgoing, wakes) = open();
-        assert!(outgoing.sleep());
+        assert!(!outgoing.claim());
         for _ in 0..3 {
             publish(&outgoing, &Bytes::new()).unwrap();
         }
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
-        assert!(!outgoing.sleep(), "there is something to send");
+        assert!(outgoing.claim(), "there is something to send");
     }
 
     #[test]

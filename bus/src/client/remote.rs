@@ -1,7 +1,8 @@
 //! The client's thread: makes the first session or says why not, and later ones when a session is lost.
 
 use std::{
-    sync::Arc,
+    io,
+    sync::{Arc, MutexGuard},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -13,12 +14,14 @@ use super::{
     core::{Core, SessionEnd},
     link::Link,
     options::ConnectOptions,
-    outgoing::Outgoing,
-    session::{End, SOCKET, Session, WAKER, Workbench},
+    outgoing::{Hands, Outgoing},
+    readers::TICK,
+    session::{End, SOCKET, Session, WAKER, Written},
     socket::{self, Address, Socket},
+    wire::{self, Wire},
 };
 use crate::{
-    crypto,
+    crypto::{self, PublicKey},
     endpoint::Endpoint,
     error::ConnectError,
     keys::Credentials,
@@ -26,8 +29,8 @@ use crate::{
     zmtp::{ClientConfig, Engine, Metadata, Refusal, SocketType, X_INTERLOCK, ZmtpError},
 };
 
-/// Bytes taken from the socket at once.
-const SCRATCH_BYTES: usize = 64 << 10;
+/// Boxes sealed and written before the socket is read again.
+const WRITE_TURN_BATCHES: usize = 8;
 /// Waits between attempts: the first, and the longest, with jitter down to half.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// The same after an ERROR in clear text, which may be forged but is probably true.
@@ -40,7 +43,9 @@ type Started = (Arc<Core>, JoinHandle<()>, oneshot::Receiver<Result<(), ConnectE
 pub(super) fn start(options: ConnectOptions) -> Result<Started, ConnectError> {
     let poll = Poll::new().map_err(ConnectError::Thread)?;
     let waker = Waker::new(poll.registry(), WAKER).map_err(ConnectError::Thread)?;
-    let outgoing = Arc::new(Outgoing::new(Arc::new(waker)));
+    let registry = poll.registry().try_clone().map_err(ConnectError::Thread)?;
+    let wire = Arc::new(Wire::new(registry, waker));
+    let outgoing = Arc::new(Outgoing::new(Arc::clone(&wire) as Arc<dyn Hands>));
     let core = Core::new(Arc::clone(&outgoing) as Arc<dyn Link>);
     let (outcome, answer) = oneshot::channel();
     let name = format!("bus-{}", options.credentials.name);
@@ -50,10 +55,9 @@ pub(super) fn start(options: ConnectOptions) -> Result<Started, ConnectError> {
         .spawn(move || {
             let _last_words = LastWords(Arc::clone(&thread_core));
             let events = Events::with_capacity(8);
-            let scratch = vec![0; SCRATCH_BYTES];
             let credentials = options.credentials.clone();
             let bench =
-                Workbench { core: &thread_core, outgoing: &outgoing, poll, events, scratch, credentials };
+                Workbench { core: &thread_core, outgoing: &outgoing, wire: &wire, poll, events, credentials };
             Remote { options: &options, bench }.run(outcome);
         })
         .map_err(ConnectError::Thread)?;
@@ -66,6 +70,170 @@ struct LastWords(Arc<Core>);
 impl Drop for LastWords {
     fn drop(&mut self) {
         self.0.session_closed("the client's thread has ended");
+    }
+}
+
+/// What the client's thread has for all its sessions.
+struct Workbench<'a> {
+    core: &'a Core,
+    outgoing: &'a Outgoing,
+    wire: &'a Wire,
+    poll: Poll,
+    events: Events,
+    /// Who the client is, and the broker's key; a session may bring a new one.
+    credentials: Credentials,
+}
+
+impl Workbench<'_> {
+    /// Waits for an event, a wake or the time. An interrupted wait is taken up again by its caller.
+    fn wait(&mut self, timeout: Duration) -> Result<(), End> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(End::Io(error)),
+            Err(_) => {
+                self.events.clear();
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Goes on until the broker has said hello.
+    fn open(&mut self, session: &mut Session, deadline: Instant) -> Result<(), End> {
+        self.core.begin_session();
+        while !session.is_open() {
+            if self.outgoing.is_closing() {
+                return Err(End::Closed);
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(End::TimedOut);
+            }
+            let wake_at = session.check_clocks(self.core, self.outgoing, now)?.min(deadline);
+            let must_not_wait = session.has_input();
+            self.wait(if must_not_wait { Duration::ZERO } else { wake_at - now })?;
+            for event in self.events.iter().filter(|event| event.token() == SOCKET) {
+                session.on_socket_event(event);
+            }
+            session.advance(self.core)?;
+        }
+        if let Some(key) = session.take_new_broker_key() {
+            self.learn_broker_key(key);
+        }
+        Ok(())
+    }
+
+    /// Takes over a new key of the broker for the connections to come, and keeps it if there is a file.
+    fn learn_broker_key(&mut self, key: PublicKey) {
+        if self.credentials.broker == key {
+            return;
+        }
+        let peer = self.credentials.name.clone();
+        match self.credentials.learn_broker_key(key) {
+            Ok(true) => {
+                tracing::info!(%peer, broker_key = %key, "the broker has a new key; it is in the credentials file now")
+            }
+            Ok(false) => {
+                tracing::info!(%peer, broker_key = %key, "the broker has a new key; it is kept in memory only")
+            }
+            Err(error) => tracing::warn!(
+                %peer, broker_key = %key, %error,
+                "the broker has a new key; it is kept in memory only, put it into the credentials file as `broker_key`"
+            ),
+        }
+    }
+
+    /// Shares the session and goes on until it ends.
+    fn run(&mut self, session: Session) -> End {
+        self.wire.install(session, self.outgoing);
+        let mut has_duty = false;
+        let end = loop {
+            if let Err(end) = self.turn(&mut has_duty) {
+                break end;
+            }
+        };
+        if has_duty {
+            self.outgoing.leave_to_thread();
+        }
+        let mut session = self.wire.remove(self.outgoing);
+        let was_closing = session.as_ref().is_some_and(Session::is_closing);
+        if let Some(key) = session.as_mut().and_then(Session::take_new_broker_key) {
+            self.learn_broker_key(key);
+        }
+        match end {
+            End::PeerClosed | End::Said(SessionEnd::Goodbye { .. }) if was_closing => End::Closed,
+            end if was_closing => {
+                tracing::debug!(%end, "the link broke while it was being closed");
+                End::Closed
+            }
+            end => end,
+        }
+    }
+
+    /// Writes what is there, waits for one event, reads what has come. Other threads use the session
+    /// meanwhile: nothing of it is remembered here except the duty to write.
+    fn turn(&mut self, has_duty: &mut bool) -> Result<(), End> {
+        let registry = self.wire.registry();
+        *has_duty = *has_duty || self.outgoing.claim();
+        let now = Instant::now();
+        let (wake_at, must_not_wait, new_key) = {
+            let mut guard = self.wire.session();
+            let session = own(&mut guard)?;
+            if session.is_closing() {
+                session.go_on_closing(registry)?;
+            } else if *has_duty {
+                match session.write(self.outgoing, registry, WRITE_TURN_BATCHES)? {
+                    Written::All | Written::Blocked => *has_duty = false,
+                    Written::More => {}
+                    Written::Close => {
+                        session.begin_closing()?;
+                        session.go_on_closing(registry)?;
+                    }
+                }
+            }
+            if session.readers.is_ticking() && session.readers.tick(now) {
+                session.set_read_by_thread(registry, true);
+            }
+            let mut wake_at = session.check_clocks(self.core, self.outgoing, now)?;
+            let was_left = match session.readers.is_ticking() {
+                true => {
+                    wake_at = wake_at.min(now + TICK);
+                    false
+                }
+                false => self.outgoing.end_ticking(),
+            };
+            let must_not_wait = was_left || session.has_input() || (*has_duty && !session.is_closing());
+            (wake_at, must_not_wait, session.take_new_broker_key())
+        };
+        if let Some(key) = new_key {
+            self.learn_broker_key(key);
+        }
+        let wake_at = self.core.plan(wake_at);
+        let timeout = if must_not_wait { Duration::ZERO } else { wake_at.saturating_duration_since(now) };
+        self.wait(timeout)?;
+        let mut guard = self.wire.session();
+        let session = own(&mut guard)?;
+        for event in self.events.iter().filter(|event| event.token() == SOCKET) {
+            session.on_socket_event(event);
+            *has_duty |= event.is_writable() && self.outgoing.unblock();
+        }
+        if session.has_input() {
+            let (read, took_duty) = wire::read(session, self.outgoing, self.core);
+            *has_duty |= took_duty;
+            read?;
+            if session.has_new_broker_key() {
+                Hands::wake(self.wire);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The session this thread has shared, unless another one has found that it is over.
+fn own<'a>(guard: &'a mut MutexGuard<'_, Option<Session>>) -> Result<&'a mut Session, End> {
+    let session = guard.as_mut().expect("shared by this thread, which alone takes it back");
+    match session.take_end() {
+        Some(end) => Err(end),
+        None => Ok(session),
     }
 }
 
@@ -87,8 +255,7 @@ impl Remote<'_> {
         };
         let _ = outcome.send(Ok(()));
         loop {
-            let end = session.run(&mut self.bench);
-            drop(session);
+            let end = self.bench.run(session);
             let unsent = self.bench.outgoing.end_session();
             if let Some(reason) = definite(&end) {
                 if unsent > 0 {
@@ -235,7 +402,7 @@ impl Remote<'_> {
             .map_err(|source| (ConnectError::Unreachable { endpoint: endpoint.clone(), source }, false))?;
         let mut session = Session::new(socket, Engine::client(client_config(&self.bench.credentials)));
         let deadline = deadline.min(started + limits::HANDSHAKE_TIMEOUT);
-        session.open(&mut self.bench, deadline).map_err(|end| {
+        self.bench.open(&mut session, deadline).map_err(|end| {
             // Undoes what the hello may have set in motion before the session failed.
             self.bench.outgoing.end_session();
             let refused = matches!(end, End::PeerError { .. } | End::Said(SessionEnd::Goodbye { .. }));

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::{core::Handle, lane::lock};
 use crate::{
-    codec,
+    blocking, codec,
     envelope::Message,
     error::RequestError,
     limits,
@@ -124,7 +124,10 @@ impl ReplyStream {
             return Poll::Ready(None);
         }
         match self.queue.poll_next(context) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                blocking::awaits(&self.handle.core);
+                Poll::Pending
+            }
             Poll::Ready(Ok((header, payload))) => {
                 self.parts += 1;
                 self.give_credit();

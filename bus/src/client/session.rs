@@ -1,22 +1,23 @@
-//! One session over a socket: handshake, hello, then batches both ways until it ends.
+//! One session over a socket: handshake, hello, then batches both ways until it ends. It never waits.
 
 use std::{
     fmt, io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
-use mio::{Events, Poll, Token};
+use mio::{Registry, Token, event::Event};
 
 use super::{
     core::{Core, SessionEnd},
     link::Link,
     outgoing::{Batch, Demand, Outgoing},
+    readers::Readers,
     socket::Socket,
 };
 use crate::{
     crypto::PublicKey,
-    keys::Credentials,
     limits,
     native::{BatchReader, BatchWriter, Record, RecordError},
     zmtp::{Command, Engine, EngineEvent, FrameFlags, ZmtpError},
@@ -29,45 +30,12 @@ pub(super) const WAKER: Token = Token(1);
 
 /// How long the broker may take to hear a goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Boxes sealed and written before the socket is read again.
-const WRITE_TURN_BATCHES: usize = 8;
+/// Bytes taken from the socket at once.
+const SCRATCH_BYTES: usize = 64 << 10;
 /// An output buffer above this is not kept when it is empty.
 const OUTPUT_BYTES_KEPT: usize = 4 * limits::WRITE_BUFFER_BYTES;
 /// The number of pings that only look for a sign of life.
 const PING_NUMBER: u64 = u64::MAX;
-
-/// What the client's thread has for all its sessions.
-pub(super) struct Workbench<'a> {
-    pub(super) core: &'a Core,
-    pub(super) outgoing: &'a Outgoing,
-    pub(super) poll: Poll,
-    pub(super) events: Events,
-    pub(super) scratch: Vec<u8>,
-    /// Who the client is, and the broker's key; a session may bring a new one.
-    pub(super) credentials: Credentials,
-}
-
-impl Workbench<'_> {
-    /// Takes over a new key of the broker for the connections to come, and keeps it if there is a file.
-    fn learn_broker_key(&mut self, key: PublicKey) {
-        if self.credentials.broker == key {
-            return;
-        }
-        let peer = self.credentials.name.clone();
-        match self.credentials.learn_broker_key(key) {
-            Ok(true) => {
-                tracing::info!(%peer, broker_key = %key, "the broker has a new key; it is in the credentials file now")
-            }
-            Ok(false) => {
-                tracing::info!(%peer, broker_key = %key, "the broker has a new key; it is kept in memory only")
-            }
-            Err(error) => tracing::warn!(
-                %peer, broker_key = %key, %error,
-                "the broker has a new key; it is kept in memory only, put it into the credentials file as `broker_key`"
-            ),
-        }
-    }
-}
 
 /// Why a session ended or did not begin.
 #[derive(Debug)]
@@ -146,22 +114,43 @@ enum Stage {
     },
 }
 
+/// How far a write has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// All there was. The duty is let go.
+    All,
+    /// The socket takes no more; the client's own thread will hear when it does. The duty is blocked.
+    Blocked,
+    /// As much as one turn may. The duty stays with the caller.
+    More,
+    /// All there was, and the goodbye is due. The duty stays with the caller.
+    Close,
+}
+
 /// One session.
 pub(super) struct Session {
-    socket: Socket,
+    socket: Arc<Socket>,
     engine: Engine,
     stage: Stage,
+    /// Why it cannot go on, said by a thread that is not the client's own.
+    end: Option<End>,
     /// Bytes of the engine's output that are written.
     written: usize,
     input: BytesMut,
+    scratch: Vec<u8>,
     reader: BatchReader,
     records: Vec<Record>,
-    /// What the batch in hand says.
+    /// A key of the broker that it has told, until the client's own thread takes it.
     new_broker_key: Option<PublicKey>,
     control: Batch,
     messages: Batch,
     readable: bool,
+    /// The peer has closed its side: the socket is read until it says so.
+    read_closed: bool,
     writable: bool,
+    /// What the client's own thread is woken for: reading, and writing.
+    interest: (bool, bool),
+    pub(super) readers: Readers,
     heard_at: Instant,
     pinged_at: Option<Instant>,
     frame_since: Option<Instant>,
@@ -172,18 +161,23 @@ impl Session {
     pub(super) fn new(socket: Socket, engine: Engine) -> Self {
         let now = Instant::now();
         Self {
-            socket,
+            socket: Arc::new(socket),
             engine,
             stage: Stage::Connecting,
+            end: None,
             written: 0,
             input: BytesMut::new(),
+            scratch: vec![0; SCRATCH_BYTES],
             reader: BatchReader::default(),
             records: Vec::new(),
             new_broker_key: None,
             control: Batch::default(),
             messages: Batch::default(),
             readable: false,
+            read_closed: false,
             writable: false,
+            interest: (true, true),
+            readers: Readers::default(),
             heard_at: now,
             pinged_at: None,
             frame_since: None,
@@ -206,81 +200,107 @@ impl Session {
         self.stage != Stage::Connecting
     }
 
-    /// Goes on until the broker has said hello.
-    pub(super) fn open(&mut self, bench: &mut Workbench<'_>, deadline: Instant) -> Result<(), End> {
-        bench.core.begin_session();
-        while self.stage != Stage::Open {
-            if bench.outgoing.is_closing() {
-                return Err(End::Closed);
-            }
-            self.turn(bench, Some(deadline))?;
-        }
-        Ok(())
+    /// Whether the broker has said hello.
+    pub(super) fn is_open(&self) -> bool {
+        self.stage == Stage::Open
     }
 
-    /// Goes on until the session ends.
-    pub(super) fn run(&mut self, bench: &mut Workbench<'_>) -> End {
-        loop {
-            if let Err(end) = self.turn(bench, None) {
-                return match (self.stage, end) {
-                    (Stage::Closing { .. }, End::PeerClosed | End::Said(SessionEnd::Goodbye { .. })) => {
-                        End::Closed
-                    }
-                    (Stage::Closing { .. }, end) => {
-                        tracing::debug!(%end, "the link broke while it was being closed");
-                        End::Closed
-                    }
-                    (_, end) => end,
-                };
-            }
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing { .. })
+    }
+
+    /// Notes that it cannot go on. The first reason stays.
+    pub(super) fn set_end(&mut self, end: End) {
+        self.end.get_or_insert(end);
+    }
+
+    pub(super) fn has_end(&self) -> bool {
+        self.end.is_some()
+    }
+
+    pub(super) fn take_end(&mut self) -> Option<End> {
+        self.end.take()
+    }
+
+    pub(super) fn has_new_broker_key(&self) -> bool {
+        self.new_broker_key.is_some()
+    }
+
+    pub(super) fn take_new_broker_key(&mut self) -> Option<PublicKey> {
+        self.new_broker_key.take()
+    }
+
+    pub(super) fn socket(&self) -> Arc<Socket> {
+        Arc::clone(&self.socket)
+    }
+
+    pub(super) fn shut_down(&self) {
+        self.socket.shut_down();
+    }
+
+    /// Whether the client's own thread has something to read. A socket that a waiting thread reads tells it anew.
+    pub(super) fn has_input(&self) -> bool {
+        self.readable && self.interest.0
+    }
+
+    /// Whether something is sealed and not written.
+    pub(super) fn has_output(&mut self) -> bool {
+        self.unsent() > 0
+    }
+
+    pub(super) fn set_readable(&mut self) {
+        self.readable = true;
+    }
+
+    /// Takes note of an event of the socket.
+    pub(super) fn on_socket_event(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.read_closed |= event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_error();
+    }
+
+    /// Has the client's own thread be woken for what comes, which tells it of what is there, or not.
+    pub(super) fn set_read_by_thread(&mut self, registry: &Registry, reads: bool) {
+        if self.interest.0 != reads {
+            self.readable = false;
+            self.set_interest(registry, (reads, self.interest.1));
         }
     }
 
-    /// Writes what is there, waits for one event, reads what has come.
-    fn turn(&mut self, bench: &mut Workbench<'_>, deadline: Option<Instant>) -> Result<(), End> {
-        if self.stage != Stage::Connecting {
-            self.write(bench)?;
+    fn set_interest(&mut self, registry: &Registry, interest: (bool, bool)) {
+        if self.interest == interest {
+            return;
         }
-        let now = Instant::now();
-        let mut wake_at = self.check_clocks(bench, now)?;
-        if let Some(deadline) = deadline {
-            if now >= deadline {
-                return Err(End::TimedOut);
-            }
-            wake_at = wake_at.min(deadline);
+        self.interest = interest;
+        if let Err(error) = self.socket.set_interest(registry, SOCKET, interest) {
+            self.set_end(End::Io(error));
         }
-        // What is left although the socket would take or give more is for the next turn.
-        let may_write = self.writable && self.unsent() > 0 && self.stage != Stage::Connecting;
-        let may_seal = self.unsent() == 0 && self.stage == Stage::Open && !bench.outgoing.sleep();
-        let must_not_wait = self.readable || may_write || may_seal;
-        let timeout = if must_not_wait { Duration::ZERO } else { wake_at.saturating_duration_since(now) };
-        self.wait(bench, timeout)?;
+    }
+
+    /// One step of connecting, handshake and hello, after an event.
+    pub(super) fn advance(&mut self, core: &Core) -> Result<(), End> {
         if self.stage == Stage::Connecting && self.writable {
             match self.socket.connected().map_err(End::Io)? {
                 true => self.stage = Stage::Handshake,
                 false => self.writable = false,
             }
         }
-        if self.readable && self.stage != Stage::Connecting {
-            self.read(bench)?;
+        if self.stage == Stage::Connecting {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Duration) -> Result<(), End> {
-        match bench.poll.poll(&mut bench.events, Some(timeout)) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(End::Io(error)),
-            _ => {}
+        if self.readable {
+            self.read(core)?;
         }
-        for event in bench.events.iter().filter(|event| event.token() == SOCKET) {
-            self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-            self.writable |= event.is_writable() || event.is_error();
-        }
-        Ok(())
+        self.flush()
     }
 
     /// Notices what should have happened by now. Returns when to look again.
-    fn check_clocks(&mut self, bench: &Workbench<'_>, now: Instant) -> Result<Instant, End> {
+    pub(super) fn check_clocks(
+        &mut self,
+        core: &Core,
+        outgoing: &Outgoing,
+        now: Instant,
+    ) -> Result<Instant, End> {
         let mut wake_at = now + limits::PING_INTERVAL;
         if let Some(since) = self.frame_since {
             if now >= since + limits::READ_TIMEOUT {
@@ -301,18 +321,18 @@ impl Session {
             wake_at = wake_at.min(until);
         }
         if self.stage == Stage::Open {
-            wake_at = wake_at.min(self.check_life(bench, now)?);
-            wake_at = bench.core.expire(now).map_or(wake_at, |expires| wake_at.min(expires));
+            wake_at = wake_at.min(self.check_life(outgoing, now)?);
+            wake_at = core.expire(now).map_or(wake_at, |expires| wake_at.min(expires));
         }
         Ok(wake_at)
     }
 
-    fn check_life(&mut self, bench: &Workbench<'_>, now: Instant) -> Result<Instant, End> {
+    fn check_life(&mut self, outgoing: &Outgoing, now: Instant) -> Result<Instant, End> {
         match self.pinged_at {
             Some(pinged_at) if now >= pinged_at + limits::PING_TIMEOUT => Err(End::Silent),
             Some(pinged_at) => Ok(pinged_at + limits::PING_TIMEOUT),
             None if now >= self.heard_at + limits::PING_INTERVAL => {
-                bench.outgoing.send_control(Record::Ping { number: PING_NUMBER, answer: false });
+                outgoing.send_control(Record::Ping { number: PING_NUMBER, answer: false });
                 self.pinged_at = Some(now);
                 Ok(now + limits::PING_TIMEOUT)
             }
@@ -326,34 +346,63 @@ impl Session {
         self.engine.output().len() - self.written
     }
 
-    /// Writes the output and seals further batches while the socket takes them.
-    fn write(&mut self, bench: &mut Workbench<'_>) -> Result<(), End> {
-        for _ in 0..WRITE_TURN_BATCHES {
-            self.flush()?;
-            if self.unsent() > 0 {
-                return Ok(());
+    /// Writes the output and seals further batches, at most so many, while the socket takes them. The
+    /// caller has the duty to write; the result says what became of it.
+    pub(super) fn write(
+        &mut self,
+        outgoing: &Outgoing,
+        registry: &Registry,
+        batches_max: usize,
+    ) -> Result<Written, End> {
+        for _ in 0..batches_max {
+            if !self.flush_or_block(outgoing, registry)? {
+                return Ok(Written::Blocked);
             }
-            match self.stage {
-                Stage::Open => {}
-                Stage::Closing { until, said: false } => {
-                    // The broker may have closed its end first: then there is nobody to finish for.
-                    let _ = self.socket.finish();
-                    self.stage = Stage::Closing { until, said: true };
-                    return Ok(());
-                }
-                _ => return Ok(()),
-            }
-            match bench.outgoing.take(&mut self.control, &mut self.messages) {
+            match outgoing.take(&mut self.control, &mut self.messages) {
                 Ok(()) => self.seal_batches()?,
-                Err(Demand::Nothing) => return Ok(()),
+                Err(Demand::Nothing) => return Ok(Written::All),
                 Err(Demand::Overflowed) => return Err(End::Overflowed),
-                Err(Demand::Close) => {
-                    self.seal_record(&Record::Goodbye { code: "closing".to_owned(), text: String::new() })?;
-                    self.stage = Stage::Closing { until: Instant::now() + CLOSE_TIMEOUT, said: false };
-                }
+                Err(Demand::Close) => return Ok(Written::Close),
             }
         }
+        match self.flush_or_block(outgoing, registry)? {
+            true => Ok(Written::More),
+            false => Ok(Written::Blocked),
+        }
+    }
+
+    /// Says goodbye behind all that was written.
+    pub(super) fn begin_closing(&mut self) -> Result<(), End> {
+        self.seal_record(&Record::Goodbye { code: "closing".to_owned(), text: String::new() })?;
+        self.stage = Stage::Closing { until: Instant::now() + CLOSE_TIMEOUT, said: false };
         Ok(())
+    }
+
+    /// Writes the goodbye, and then says that nothing follows.
+    pub(super) fn go_on_closing(&mut self, registry: &Registry) -> Result<(), End> {
+        let Stage::Closing { until, said: false } = self.stage else { return Ok(()) };
+        self.flush()?;
+        let is_written = self.unsent() == 0;
+        self.set_interest(registry, (self.interest.0, !is_written));
+        if is_written {
+            // The broker may have closed its end first: then there is nobody to finish for.
+            let _ = self.socket.finish();
+            self.stage = Stage::Closing { until, said: true };
+        }
+        Ok(())
+    }
+
+    /// Whether the socket has taken all. If not, the duty is blocked until it tells the client's own thread.
+    fn flush_or_block(&mut self, outgoing: &Outgoing, registry: &Registry) -> Result<bool, End> {
+        // Whoever comes here while it is blocked tries.
+        self.writable = true;
+        self.flush()?;
+        let is_written = self.unsent() == 0;
+        if !is_written {
+            outgoing.block();
+        }
+        self.set_interest(registry, (self.interest.0, !is_written));
+        Ok(is_written)
     }
 
     fn flush(&mut self) -> Result<(), End> {
@@ -398,18 +447,21 @@ impl Session {
 
     // ---- in ---------------------------------------------------------------------------------
 
-    fn read(&mut self, bench: &mut Workbench<'_>) -> Result<(), End> {
+    /// Reads what is there, up to a limit, and hands it over. Returns the number of records.
+    pub(super) fn read(&mut self, core: &Core) -> Result<usize, End> {
         let mut taken = 0;
         let mut ended = false;
         while self.readable && taken < limits::READ_TURN_BYTES {
-            match self.socket.read(&mut bench.scratch) {
+            match self.socket.read(&mut self.scratch) {
                 Ok(0) => {
                     ended = true;
                     break;
                 }
                 Ok(bytes) => {
-                    self.input.extend_from_slice(&bench.scratch[..bytes]);
+                    self.input.extend_from_slice(&self.scratch[..bytes]);
                     taken += bytes;
+                    // It gave all it had, and will tell of more.
+                    self.readable = bytes == self.scratch.len() || self.read_closed;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -423,18 +475,16 @@ impl Session {
         while let Some(event) = self.engine.poll(&mut self.input)? {
             self.frame_since = None;
             self.on_event(event)?;
-            if let Some(key) = self.new_broker_key.take() {
-                bench.learn_broker_key(key);
-            }
         }
         self.frame_since = match self.engine.missing(&self.input) {
             0 => None,
             _ => self.frame_since.or(Some(self.heard_at)),
         };
-        self.hand_over(bench)?;
+        let records = self.records.len();
+        self.hand_over(core)?;
         match ended {
             true => Err(self.engine.end_of_stream(&self.input).map_or(End::PeerClosed, End::Zmtp)),
-            false => Ok(()),
+            false => Ok(records),
         }
     }
 
@@ -478,7 +528,7 @@ impl Session {
     }
 
     /// Gives the records to the core, all of one turn at once.
-    fn hand_over(&mut self, bench: &Workbench<'_>) -> Result<(), End> {
+    fn hand_over(&mut self, core: &Core) -> Result<(), End> {
         let Some(first) = self.records.first() else { return Ok(()) };
         if self.stage == Stage::Hello {
             match first {
@@ -487,7 +537,7 @@ impl Session {
                 _ => return Err(protocol("its first record is not hello")),
             }
         }
-        bench.core.on_records(&mut self.records).map_err(End::Said)
+        core.on_records(&mut self.records).map_err(End::Said)
     }
 }
 

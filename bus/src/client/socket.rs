@@ -3,10 +3,11 @@
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, ToSocketAddrs},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::PathBuf,
 };
 
-use mio::{Interest, Registry, Token, event::Source, net};
+use mio::{Interest, Registry, Token, net, unix::SourceFd};
 
 use crate::endpoint::Endpoint;
 
@@ -46,13 +47,35 @@ macro_rules! either {
 impl Socket {
     /// Begins to connect. [`Socket::connected`] says how it went, once the socket is writable.
     pub(super) fn open(address: &Address, registry: &Registry, token: Token) -> io::Result<Self> {
-        let mut socket = match address {
+        let socket = match address {
             Address::Tcp(address) => Self::Tcp(net::TcpStream::connect(*address)?),
             Address::Ipc(path) => Self::Ipc(net::UnixStream::connect(path)?),
         };
         let interests = Interest::READABLE | Interest::WRITABLE;
-        either!(&mut socket, stream => stream.register(registry, token, interests))?;
+        let descriptor = socket.as_fd().as_raw_fd();
+        registry.register(&mut SourceFd(&descriptor), token, interests)?;
         Ok(socket)
+    }
+
+    /// Changes what the client's own thread is woken for. What is so already wakes it at once.
+    pub(super) fn set_interest(
+        &self,
+        registry: &Registry,
+        token: Token,
+        (reads, writes): (bool, bool),
+    ) -> io::Result<()> {
+        let interests = match (reads, writes) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (true, false) => Interest::READABLE,
+            (false, true) => Interest::WRITABLE,
+            // Nobody sends urgent data; the connection's end is told all the same.
+            (false, false) => Interest::PRIORITY,
+        };
+        registry.reregister(&mut SourceFd(&self.as_fd().as_raw_fd()), token, interests)
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        either!(self, stream => stream.as_fd())
     }
 
     /// Whether the connection stands: `false` while it is being made.
@@ -71,16 +94,22 @@ impl Socket {
         }
     }
 
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        either!(self, stream => stream.read(buffer))
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        either!(self, stream => (&mut &*stream).read(buffer))
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        either!(self, stream => stream.write(bytes))
+    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        either!(self, stream => (&mut &*stream).write(bytes))
     }
 
     /// Says that nothing more will be written.
-    pub(super) fn finish(&mut self) -> io::Result<()> {
+    pub(super) fn finish(&self) -> io::Result<()> {
         either!(self, stream => stream.shutdown(Shutdown::Write))
+    }
+
+    /// Ends it for all who hold it: the descriptor stays theirs until they let go.
+    pub(super) fn shut_down(&self) {
+        // It may be over already.
+        let _ = either!(self, stream => stream.shutdown(Shutdown::Both));
     }
 }

@@ -148,11 +148,18 @@ impl Consumer {
         }
     }
 
-    /// Before waiting: the ledger must show all of what was consumed.
+    /// Before waiting: the ledger must show all of what was consumed, at once or as soon as the thread that
+    /// waits has seen that nothing more comes.
     fn flush_credit(&mut self) {
-        let link = self.handle.core.link();
-        self.lane.flush_credit(link);
-        self.owed.drain(..).for_each(|lane| lane.flush_credit(link));
+        let core = &self.handle.core;
+        if blocking::awaits(core) {
+            if !self.owed.is_empty() || self.lane.owes_credit() {
+                core.owe_credit();
+            }
+        } else {
+            self.lane.flush_credit(core.link(), false);
+            self.owed.drain(..).for_each(|lane| lane.flush_credit(core.link(), false));
+        }
     }
 
     pub(super) fn settle(&mut self, ticket: super::lane::Ticket, bytes: usize) {
@@ -177,7 +184,9 @@ impl Drop for Consumer {
                 Item::Gap { .. } => {}
             }
         }
-        self.flush_credit();
+        let link = self.handle.core.link();
+        self.lane.flush_credit(link, true);
+        self.owed.drain(..).for_each(|lane| lane.flush_credit(link, true));
         self.handle.core.unsubscribe(self.lane.id);
     }
 }
