@@ -100,6 +100,9 @@ pub enum ConnectError {
         /// What is wrong.
         problem: String,
     },
+    /// The known-answer test failed: no service with broken cryptography.
+    #[error("the cryptography does not work on this machine: {0}")]
+    Crypto(#[source] crate::crypto::CryptoError),
     /// The system gave no thread, socket or poll.
     #[error("the client's thread cannot start: {0}")]
     Thread(#[source] std::io::Error),

@@ -110,7 +110,7 @@ impl From<&ConnectError> for Exit {
             | ConnectError::Refused { .. } => Self::Denied,
             ConnectError::ProtocolMismatch { .. } | ConnectError::NotInterlock { .. } => Self::Version,
             ConnectError::BadCredentials { .. } => Self::Misuse,
-            ConnectError::Thread(_) | ConnectError::ThreadLost => Self::Failed,
+            ConnectError::Thread(_) | ConnectError::ThreadLost | ConnectError::Crypto(_) => Self::Failed,
         }
     }
 }

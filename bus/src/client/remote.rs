@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, MutexGuard},
+    sync::{Arc, MutexGuard, OnceLock},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -21,7 +21,7 @@ use super::{
     wire::{self, Wire},
 };
 use crate::{
-    crypto::{self, PublicKey},
+    crypto::{self, CryptoError, PublicKey},
     endpoint::Endpoint,
     error::ConnectError,
     keys::Credentials,
@@ -41,6 +41,8 @@ type Started = (Arc<Core>, JoinHandle<()>, oneshot::Receiver<Result<(), ConnectE
 
 /// Starts the thread. The receiver gets the outcome of the first session.
 pub(super) fn start(options: ConnectOptions) -> Result<Started, ConnectError> {
+    static CRYPTO_WORKS: OnceLock<Result<(), CryptoError>> = OnceLock::new();
+    CRYPTO_WORKS.get_or_init(crypto::self_test).clone().map_err(ConnectError::Crypto)?;
     let poll = Poll::new().map_err(ConnectError::Thread)?;
     let waker = Waker::new(poll.registry(), WAKER).map_err(ConnectError::Thread)?;
     let registry = poll.registry().try_clone().map_err(ConnectError::Thread)?;
