@@ -96,6 +96,10 @@ pub struct Hub {
     /// Grows with every change that can alter a route.
     route_generation: u64,
     pub(super) sequence: u64,
+    /// Filters and prefixes that may match the bus's own topics.
+    reserved_matchers: usize,
+    /// How many sessions each peer has.
+    peer_sessions: HashMap<PeerName, usize>,
     /// Memory of send queues that are empty again.
     spare_chunks: SpareChunks,
     /// Topics whose publishers are held, and the lanes they wait for.
@@ -137,6 +141,8 @@ impl Hub {
             origin_index: HashMap::new(),
             route_generation: 1,
             sequence: 0,
+            reserved_matchers: 0,
+            peer_sessions: HashMap::new(),
             spare_chunks: SpareChunks::default(),
             held: HashMap::new(),
             holds: HashMap::new(),
@@ -195,6 +201,7 @@ impl Hub {
         }
         let info = session.info.clone();
         self.sessions[index as usize] = Some(session);
+        *self.peer_sessions.entry(info.peer.clone()).or_default() += 1;
         self.publish_presence(&info, "connected", None);
         id
     }
@@ -220,6 +227,12 @@ impl Hub {
         self.route_generation += 1;
         self.execute_will(id, code);
         let Some(session) = self.sessions[id.index as usize].take() else { return };
+        if let Some(sessions) = self.peer_sessions.get_mut(&session.info.peer) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                self.peer_sessions.remove(&session.info.peer);
+            }
+        }
         self.generations[id.index as usize] = self.generations[id.index as usize].wrapping_add(1);
         self.free.push(id.index);
         self.route_generation += 1;
@@ -442,7 +455,7 @@ impl Hub {
 
     fn publish_presence(&mut self, info: &SessionInfo, state: &str, reason: Option<(&str, &str)>) {
         let SessionInfo { peer, kind, address, .. } = info;
-        let sessions = self.each_session().filter(|(_, session)| session.info.peer == *peer).count();
+        let sessions = self.peer_sessions.get(peer).copied().unwrap_or(0);
         let mut event = serde_json::json!({
             "peer": peer, "kind": kind, "address": address, "state": state, "sessions": sessions,
         });

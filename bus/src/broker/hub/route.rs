@@ -73,7 +73,11 @@ impl Hub {
         let mut targets = Vec::new();
         let mut groups: HashMap<(String, String), Vec<Target>> = HashMap::new();
         let (mut denied, mut denied_stock) = (Vec::new(), Vec::new());
-        let sessions: Vec<SessionId> = self.each_session().map(|(id, _)| id).collect();
+        // Most of the bus's own events have nobody who asks for them: then there is nothing to look for.
+        let sessions: Vec<SessionId> = match topic.is_reserved() && self.reserved_matchers == 0 {
+            true => Vec::new(),
+            false => self.each_session().map(|(id, _)| id).collect(),
+        };
         for session_id in sessions {
             let Some(session) = self.session(session_id) else { continue };
             let matching = || session.lanes.iter().filter(|lane| !lane.serve && lane.matcher.matches(&topic));

@@ -100,6 +100,14 @@ impl Matcher {
         }
     }
 
+    /// How many filters or prefixes may match topics that begin with `$`. No other does.
+    pub(super) fn reserved(&self) -> usize {
+        match self {
+            Self::Filter(filter) => usize::from(filter.as_str().starts_with('$')),
+            Self::Prefixes(prefixes) => prefixes.iter().filter(|prefix| prefix.starts_with(b"$")).count(),
+        }
+    }
+
     /// The matcher as the tool prints it.
     pub(in crate::broker) fn describe(&self) -> String {
         match self {

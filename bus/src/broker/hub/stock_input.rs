@@ -27,13 +27,20 @@ impl Hub {
         let Some(Lane { matcher: Matcher::Prefixes(prefixes), .. }) = session.lanes.first_mut() else {
             return;
         };
-        if !add {
-            prefixes.remove(&prefix);
-        } else if prefixes.len() < limits::SUBSCRIPTIONS_PER_SESSION_MAX {
-            prefixes.insert(prefix);
-        } else {
-            let text = format!("a session has at most {} prefixes", limits::SUBSCRIPTIONS_PER_SESSION_MAX);
-            return self.end(id, Ending { code: "too_many", text });
+        let is_reserved = prefix.starts_with(b"$");
+        let changed = match add {
+            false => prefixes.remove(&prefix),
+            true if prefixes.len() < limits::SUBSCRIPTIONS_PER_SESSION_MAX => prefixes.insert(prefix),
+            true => {
+                let text =
+                    format!("a session has at most {} prefixes", limits::SUBSCRIPTIONS_PER_SESSION_MAX);
+                return self.end(id, Ending { code: "too_many", text });
+            }
+        };
+        match add {
+            _ if !changed || !is_reserved => {}
+            true => self.reserved_matchers += 1,
+            false => self.reserved_matchers -= 1,
         }
         self.route_generation += 1;
         self.receivers_changed(id);

@@ -56,7 +56,9 @@ impl Hub {
             ..Lane::new(spec.id, Matcher::Filter(filter.clone()), queue)
         };
         if let Some(session) = self.session_mut(id) {
+            let reserved = lane.matcher.reserved();
             session.lanes.push(lane);
+            self.reserved_matchers += reserved;
         }
         self.route_generation += 1;
         self.send_control(id, Record::Subscribed { id: spec.id, from_sequence: self.sequence + 1 });
@@ -106,6 +108,7 @@ impl Hub {
     }
 
     pub(super) fn settle_lane(&mut self, id: SessionId, lane: &mut Lane, reason: DropReason) {
+        self.reserved_matchers -= lane.matcher.reserved();
         let ledger = &mut self.ledger;
         lane.queue.abandon(|row, messages| ledger.dropped_from_queue(row, messages, reason));
         self.release_held(id, lane.id);
