@@ -135,7 +135,7 @@ impl SendQueue {
             return refused;
         }
         if self.form == Form::Wire && entry.request.is_none() && bytes <= CHUNKED_BLOCK_BYTES_MAX {
-            self.append(&entry.subscriptions, &entry.block.view(), entry.row, spare);
+            self.append_run(&entry.subscriptions, entry.row, std::iter::once(entry.block.view()), spare);
         } else {
             self.messages += 1;
             self.bytes += bytes;
@@ -158,16 +158,20 @@ impl SendQueue {
         let mut pushed = PushedRun::default();
         let (count, bytes) =
             blocks.clone().fold((0, 0), |(count, bytes), block| (count + 1, bytes + block.bytes()));
-        let fits = self.messages + count <= self.messages_max && self.bytes + bytes <= self.bytes_max;
-        for block in blocks {
-            match if fits { None } else { self.make_room(block.bytes(), spare, dropped) } {
-                None => {
-                    self.append(subscriptions, &block, row, spare);
-                    pushed.queued += 1;
-                }
-                Some(refused) => {
-                    pushed.refused += 1;
-                    pushed.disconnect |= refused == Pushed::Disconnect;
+        if self.messages + count <= self.messages_max && self.bytes + bytes <= self.bytes_max {
+            self.append_run(subscriptions, row, blocks, spare);
+            pushed.queued = count as u64;
+        } else {
+            for block in blocks {
+                match self.make_room(block.bytes(), spare, dropped) {
+                    None => {
+                        self.append_run(subscriptions, row, std::iter::once(block), spare);
+                        pushed.queued += 1;
+                    }
+                    Some(refused) => {
+                        pushed.refused += 1;
+                        pushed.disconnect |= refused == Pushed::Disconnect;
+                    }
                 }
             }
         }
@@ -183,16 +187,33 @@ impl SendQueue {
         self.form
     }
 
-    fn append(&mut self, subscriptions: &[u32], block: &BlockView<'_>, row: RowId, spare: &mut SpareChunks) {
-        let bytes = block.bytes();
-        if !matches!(self.items.back(), Some(Item::Chunk(chunk)) if chunk.has_room_for(bytes)) {
-            self.items.push_back(Item::Chunk(spare.take()));
+    /// Appends blocks in wire form, to as many chunks as it takes.
+    fn append_run<'a>(
+        &mut self,
+        subscriptions: &[u32],
+        row: RowId,
+        mut blocks: impl Iterator<Item = BlockView<'a>>,
+        spare: &mut SpareChunks,
+    ) {
+        let mut next = blocks.next();
+        while let Some(first) = next {
+            if !matches!(self.items.back(), Some(Item::Chunk(chunk)) if chunk.has_room_for(first.bytes())) {
+                self.items.push_back(Item::Chunk(spare.take()));
+            }
+            let Some(Item::Chunk(chunk)) = self.items.back_mut() else { unreachable!("it was just added") };
+            let mut run = Run { row, messages: 0, bytes: 0 };
+            while let Some(block) = next
+                && (run.messages == 0 || chunk.has_room_for(block.bytes()))
+            {
+                chunk.put(subscriptions, &block);
+                run.messages += 1;
+                run.bytes += block.bytes() as u64;
+                next = blocks.next();
+            }
+            chunk.count(run);
+            self.messages += run.messages as usize;
+            self.bytes += run.bytes as usize;
         }
-        let Some(Item::Chunk(chunk)) = self.items.back_mut() else { unreachable!("it was just added") };
-        chunk.put(subscriptions, block);
-        chunk.count(Run { row, messages: 1, bytes: bytes as u64 });
-        self.messages += 1;
-        self.bytes += bytes;
     }
 
     /// Makes room for a block of `bytes` as the policy says, or says why there is none.

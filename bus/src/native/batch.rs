@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::{
-    block::{BlockView, PublishParts},
+    block::{Block, BlockView, PublishParts},
     large::LargeBuffer,
     record::{Record, RecordError, kind},
 };
@@ -80,10 +80,21 @@ pub fn put_deliver(subscriptions: &[u32], block: &BlockView<'_>, out: &mut Vec<u
     let subscriptions = &subscriptions[..subscriptions.len().min(u8::MAX.into())];
     let length = 2 + 4 * subscriptions.len() + block.bytes();
     out.reserve(4 + length);
-    out.extend_from_slice(&(length as u32).to_le_bytes());
-    out.extend_from_slice(&[kind::DELIVER, subscriptions.len() as u8]);
-    subscriptions.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
-    block.put(out);
+    let [l0, l1, l2, l3] = (length as u32).to_le_bytes();
+    let start = [l0, l1, l2, l3, kind::DELIVER, subscriptions.len() as u8];
+    if let [subscription] = subscriptions {
+        // Nearly all of them: what stands before the topic in one piece.
+        let mut head = [0; 10 + Block::PREFIX_BYTES];
+        head[..6].copy_from_slice(&start);
+        head[6..10].copy_from_slice(&subscription.to_le_bytes());
+        head[10..].copy_from_slice(&block.prefix());
+        out.extend_from_slice(&head);
+    } else {
+        out.extend_from_slice(&start);
+        subscriptions.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        out.extend_from_slice(&block.prefix());
+    }
+    block.put_behind_prefix(out);
 }
 
 /// The block of a `deliver` record.
@@ -227,7 +238,6 @@ pub enum Incoming<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::Block;
 
     fn all(reader: &mut BatchReader, batch: Vec<u8>) -> Vec<Record> {
         reader.begin(batch.into());

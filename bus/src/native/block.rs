@@ -260,7 +260,7 @@ impl<'a> BlockView<'a> {
     }
 
     /// What stands in front of the topic.
-    fn prefix(&self) -> [u8; Block::PREFIX_BYTES] {
+    pub(super) fn prefix(&self) -> [u8; Block::PREFIX_BYTES] {
         let mut prefix = [0; Block::PREFIX_BYTES];
         (prefix[0], prefix[1]) = (self.flags, self.topic_bytes);
         prefix[2..4].copy_from_slice(&self.header_bytes.to_le_bytes());
@@ -273,6 +273,11 @@ impl<'a> BlockView<'a> {
     /// Appends the block.
     pub fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.prefix());
+        self.put_behind_prefix(out);
+    }
+
+    /// Appends topic, header and payload.
+    pub(super) fn put_behind_prefix(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.content);
         if !self.apart.is_empty() {
             out.extend_from_slice(self.apart);
