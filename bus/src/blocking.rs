@@ -141,7 +141,7 @@ impl Drop for Turn {
         let inner = AWAITED.try_with(|awaited| awaited.replace(self.outer.take()));
         // Used and dropped here, where nothing is borrowed: a client may close with it.
         if let Ok(Some(Awaited { core: Some(core), .. })) = inner {
-            core.link().end_wait();
+            core.link().end_wait(&core);
         }
         // What woke the outer call meanwhile was taken by this one.
         self.waiter.notify();

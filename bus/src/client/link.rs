@@ -98,6 +98,8 @@ pub(crate) trait Link: Send + Sync + fmt::Debug {
         false
     }
 
-    /// This thread will not come back to [`Link::wait`] soon.
-    fn end_wait(&self) {}
+    /// This thread may not come back to [`Link::wait`] soon: what it left is written, and the credit it owes.
+    fn end_wait(&self, core: &Core) {
+        core.send_owed_credit();
+    }
 }

@@ -543,8 +543,12 @@ impl Link for Outgoing {
         self.hands.wait(self, core, waiter, deadline)
     }
 
-    fn end_wait(&self) {
+    fn end_wait(&self, core: &Core) {
         self.set_returning(false);
+        // While the client's thread ticks, it sees to it: a thread may come back for each message.
+        if !lock(&self.queue).ticking {
+            core.send_owed_credit();
+        }
         // Whether it was left to this thread or not: another one that is at it has the duty.
         if self.claim() {
             self.hands.write(self);

@@ -18,7 +18,7 @@ use super::{
     readers::TICK,
     session::{End, SOCKET, Session, WAKER, Written},
     socket::{self, Address, Socket},
-    wire::{self, Wire},
+    wire::{self, CREDIT_PAUSE, Wire},
 };
 use crate::{
     crypto::{self, CryptoError, PublicKey},
@@ -175,6 +175,9 @@ impl Workbench<'_> {
     /// meanwhile: nothing of it is remembered here except the duty to write.
     fn turn(&mut self, has_duty: &mut bool) -> Result<(), End> {
         let registry = self.wire.registry();
+        if self.core.owes_credit_since().is_some_and(|since| since.elapsed() >= CREDIT_PAUSE) {
+            self.core.send_owed_credit();
+        }
         *has_duty = *has_duty || self.outgoing.claim();
         let now = Instant::now();
         let (wake_at, must_not_wait, new_key) = {
@@ -203,6 +206,9 @@ impl Workbench<'_> {
                 }
                 false => self.outgoing.end_ticking(),
             };
+            if let Some(since) = self.core.owes_credit_since() {
+                wake_at = wake_at.min(since + CREDIT_PAUSE);
+            }
             let must_not_wait = was_left || session.has_input() || (*has_duty && !session.is_closing());
             (wake_at, must_not_wait, session.take_new_broker_key())
         };

@@ -35,7 +35,7 @@ use crate::blocking::{WaitEnd, Waiter};
 
 /// How long what was consumed may go uncredited while its consumer waits for more: less is a box for
 /// every message of a quiet publisher.
-const CREDIT_PAUSE: Duration = Duration::from_millis(1);
+pub(super) const CREDIT_PAUSE: Duration = Duration::from_millis(1);
 
 /// Boxes that a thread writes for others before it leaves the rest to the client's own.
 const BORROWED_TURN_BATCHES: usize = 4;
