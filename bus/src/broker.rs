@@ -18,6 +18,7 @@ pub mod denials;
 pub mod events;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub mod history;
 pub mod hub;
 mod key_store_watch;
 pub mod ledger;

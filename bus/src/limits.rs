@@ -125,6 +125,16 @@ pub const LEDGER_ROWS_MAX: usize = 16_384;
 /// Topics with statistics of their own. Those beyond share the row `(other)`.
 pub const TOPICS_TRACKED_MAX: usize = 16_384;
 
+/// Seconds of the past whose traffic is kept for every topic.
+pub const HISTORY_SECONDS: u64 = 3600;
+
+/// Bytes that these seconds may take. Beyond, the oldest are forgotten, for all topics alike: it is an hour of some 290
+/// topics that never rest, or of many more that do.
+pub const HISTORY_BYTES: usize = 16 << 20;
+
+/// Rows of one answer about the past. The newest are given.
+pub const HISTORY_ROWS_ANSWERED_MAX: usize = 20_000;
+
 /// Retained values of a broker, in bytes. A value that does not fit is refused with `retained_full`.
 pub const RETAINED_BYTES_MAX: usize = 64 << 20;
 

@@ -15,6 +15,7 @@ pub mod output;
 mod peers;
 mod ping;
 mod publish;
+mod rate;
 mod request;
 mod subscribe;
 mod table;
@@ -65,6 +66,8 @@ enum Verb {
     Request(request::Arguments),
     /// Lists topics: how much flows, who publishes, who subscribes, who serves
     Topics,
+    /// Shows how much flowed when: rates of the last seconds, up to an hour
+    Hz(rate::Arguments),
     /// Lists who is connected
     Peers,
     /// Lists publishers that wait for their consumers: for whom, and what they hold
@@ -140,6 +143,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         },
         Verb::Request(verb) => request::run(verb, &client, output),
         Verb::Topics => topics::run(&client, output),
+        Verb::Hz(verb) => rate::run(verb, &client, output),
         Verb::Peers => peers::run(&client, output),
         Verb::Gates => gates::run(&client, output),
         Verb::Auth => auth::run(&client, output),
@@ -154,9 +158,23 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
 
 /// Asks the broker about itself.
 fn ask_broker(client: &Client, what: &str) -> Result<serde_json::Value, Failure> {
+    ask(client, what, Payload::default())
+}
+
+/// Asks the broker about something in particular.
+fn ask_broker_about(
+    client: &Client,
+    what: &str,
+    question: &serde_json::Value,
+) -> Result<serde_json::Value, Failure> {
+    let payload = Payload::json(question).map_err(|error| Failure::new(Exit::Failed, error))?;
+    ask(client, what, payload)
+}
+
+fn ask(client: &Client, what: &str, question: Payload) -> Result<serde_json::Value, Failure> {
     const DEADLINE: Duration = Duration::from_secs(10);
     let topic: TopicName = format!("$sys/broker/{what}").parse()?;
-    let message = blocking::wait(client.request(&topic, Payload::default(), DEADLINE))?;
+    let message = blocking::wait(client.request(&topic, question, DEADLINE))?;
     message.decode().map_err(|error| Failure::new(Exit::Version, format!("the broker's answer: {error}")))
 }
 

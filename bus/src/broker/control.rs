@@ -6,19 +6,21 @@ use serde_json::{Value, json};
 use super::{
     hub::Hub,
     ledger::{DROP_REASONS, RowKey},
+    statistics::RATE_SECONDS,
 };
 use crate::{
     codec,
     envelope::{Header, Payload},
     limits,
-    topic::TopicName,
+    topic::{TopicFilter, TopicName},
 };
 
 /// Header and payload of the answer, or `None` if the topic is not the broker's.
-pub(super) fn answer(hub: &Hub, topic: &TopicName) -> Option<(Bytes, Bytes)> {
+pub(super) fn answer(hub: &Hub, topic: &TopicName, question: &[u8]) -> Option<(Bytes, Bytes)> {
     let value = match topic.as_str().strip_prefix("$sys/broker/")? {
         "info" => info(hub),
         "topics" => topics(hub),
+        "history" => history(hub, question),
         "peers" => peers(hub),
         "subscriptions" => subscriptions(hub),
         "ledger" => ledger(hub),
@@ -63,7 +65,8 @@ fn info(hub: &Hub) -> Value {
 }
 
 fn topics(hub: &Hub) -> Value {
-    let rows = hub.statistics.topics().iter().map(|statistics| {
+    let rates = hub.statistics.rates(hub.now_ms);
+    let rows = hub.statistics.topics().iter().zip(rates).map(|(statistics, rates)| {
         let receivers = |serve: bool| -> Vec<String> {
             let Some(topic) = &statistics.topic else { return Vec::new() };
             let mut names: Vec<String> = hub
@@ -77,7 +80,13 @@ fn topics(hub: &Hub) -> Value {
             names.dedup();
             names
         };
-        let (messages_per_second, bytes_per_second) = statistics.rates(hub.now_ms);
+        let over = |rates: [f64; RATE_SECONDS.len()]| -> serde_json::Map<String, Value> {
+            RATE_SECONDS
+                .iter()
+                .zip(rates)
+                .map(|(seconds, rate)| (format!("{seconds}s"), rate.into()))
+                .collect()
+        };
         json!({
             "topic": statistics.topic.as_ref().map_or("(other)", TopicName::as_str),
             "messages": statistics.messages,
@@ -85,8 +94,8 @@ fn topics(hub: &Hub) -> Value {
             "requests": statistics.requests,
             "denied": statistics.denied,
             "largest": statistics.largest,
-            "messages_per_second": messages_per_second,
-            "bytes_per_second": bytes_per_second,
+            "messages_per_second": over(rates.messages),
+            "bytes_per_second": over(rates.bytes),
             "last_seen_ms": statistics.last_seen_ms,
             "publishers": statistics.publishers,
             "subscribers": receivers(false),
@@ -94,6 +103,44 @@ fn topics(hub: &Hub) -> Value {
         })
     });
     Value::Array(rows.collect())
+}
+
+/// The past of topics, second by second. The question may hold `topic`, a filter, and `seconds`, how far back.
+fn history(hub: &Hub, question: &[u8]) -> Value {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Question {
+        topic: Option<TopicFilter>,
+        seconds: Option<u64>,
+    }
+    let question: Question = match question {
+        [] => Question::default(),
+        text => match serde_json::from_slice(text) {
+            Ok(question) => question,
+            Err(error) => return json!({ "error": format!("the question cannot be read: {error}") }),
+        },
+    };
+    let now = hub.now_ms / 1000;
+    let seconds = question.seconds.unwrap_or(limits::HISTORY_SECONDS);
+    let topics = hub.statistics.topics();
+    let is_meant = |topic: usize| match (&question.topic, &topics[topic].topic) {
+        (Some(filter), Some(topic)) => filter.matches(topic),
+        (Some(_), None) => false,
+        (None, _) => true,
+    };
+    let mut rows: Vec<_> =
+        hub.statistics.since(now.saturating_sub(seconds)).filter(|(topic, _)| is_meant(*topic)).collect();
+    rows.sort_by_key(|(topic, bucket)| (bucket.second, *topic));
+    let left_out = rows.len().saturating_sub(limits::HISTORY_ROWS_ANSWERED_MAX);
+    let rows = rows.iter().skip(left_out).map(|(topic, bucket)| {
+        json!({
+            "topic": topics[*topic].topic.as_ref().map_or("(other)", TopicName::as_str),
+            "second": bucket.second,
+            "messages": bucket.messages,
+            "bytes": bucket.bytes,
+        })
+    });
+    json!({ "now": now, "rows": rows.collect::<Vec<_>>(), "left_out": left_out })
 }
 
 fn peers(hub: &Hub) -> Value {

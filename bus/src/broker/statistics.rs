@@ -1,14 +1,13 @@
 //! Always-on statistics per topic, bounded in memory. The tool reads them; it never has to
 //! subscribe in order to measure.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
+use super::history::{Bucket, History};
 use crate::{limits, peer::PeerName, topic::TopicName};
 
-/// One-second buckets kept per topic: rates are averages over the last ones.
-const BUCKETS_KEPT: usize = 60;
-/// Seconds a rate is averaged over.
-pub const RATE_SECONDS: u64 = 10;
+/// Whole seconds that rates are averaged over.
+pub const RATE_SECONDS: [u64; 3] = [1, 10, 60];
 /// Publishers named per topic; more are counted and not named.
 const PUBLISHERS_NAMED: usize = 32;
 
@@ -63,8 +62,29 @@ pub struct TopicStatistics {
     pub last_seen_ms: u64,
     /// Who published it.
     pub publishers: BTreeSet<PeerName>,
-    /// Second, messages, bytes; sparse, oldest first.
-    buckets: VecDeque<(u64, u32, u64)>,
+    /// The second it was last counted in; those before are in the history.
+    present: Bucket,
+}
+
+/// Messages and bytes a second, averaged over each of [`RATE_SECONDS`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Messages a second.
+    pub messages: [f64; RATE_SECONDS.len()],
+    /// Payload bytes a second.
+    pub bytes: [f64; RATE_SECONDS.len()],
+}
+
+impl Rates {
+    /// Counts a bucket into the averages of the whole seconds before `second`.
+    fn add(&mut self, bucket: Bucket, second: u64) {
+        for (index, over) in RATE_SECONDS.into_iter().enumerate() {
+            if bucket.second < second && bucket.second + over >= second {
+                self.messages[index] += f64::from(bucket.messages) / over as f64;
+                self.bytes[index] += bucket.bytes as f64 / over as f64;
+            }
+        }
+    }
 }
 
 impl TopicStatistics {
@@ -78,17 +98,8 @@ impl TopicStatistics {
             largest: 0,
             last_seen_ms: 0,
             publishers: BTreeSet::new(),
-            buckets: VecDeque::new(),
+            present: Bucket::default(),
         }
-    }
-
-    /// Messages and bytes a second, averaged over the [`RATE_SECONDS`] whole seconds before `now_ms`.
-    pub fn rates(&self, now_ms: u64) -> (f64, f64) {
-        let second = now_ms / 1000;
-        let recent = self.buckets.iter().filter(|(at, ..)| *at < second && *at + RATE_SECONDS >= second);
-        let (messages, bytes) =
-            recent.fold((0, 0), |sum, (_, messages, bytes)| (sum.0 + u64::from(*messages), sum.1 + bytes));
-        (messages as f64 / RATE_SECONDS as f64, bytes as f64 / RATE_SECONDS as f64)
     }
 }
 
@@ -98,6 +109,7 @@ pub struct Statistics {
     topics: Vec<TopicStatistics>,
     index: HashMap<TopicName, TopicId>,
     others: Option<TopicId>,
+    history: History,
 }
 
 impl Statistics {
@@ -126,18 +138,14 @@ impl Statistics {
         topic.largest = topic.largest.max(sizes.largest);
         topic.last_seen_ms = now_ms;
         let second = now_ms / 1000;
-        match topic.buckets.back_mut() {
-            Some((at, messages, bytes)) if *at == second => {
-                *messages = messages.saturating_add(sizes.messages as u32);
-                *bytes += sizes.bytes;
-            }
-            _ => {
-                if topic.buckets.len() == BUCKETS_KEPT {
-                    topic.buckets.pop_front();
-                }
-                topic.buckets.push_back((second, sizes.messages as u32, sizes.bytes));
+        if topic.present.second != second {
+            let over = std::mem::replace(&mut topic.present, Bucket { second, ..Bucket::default() });
+            if over.messages > 0 {
+                self.history.add(id.0, over);
             }
         }
+        topic.present.messages = topic.present.messages.saturating_add(sizes.messages as u32);
+        topic.present.bytes += sizes.bytes;
     }
 
     /// Marks the message just counted as a request.
@@ -158,6 +166,24 @@ impl Statistics {
         }
     }
 
+    /// The rates of all topics, in the order of [`Statistics::topics`].
+    pub fn rates(&self, now_ms: u64) -> Vec<Rates> {
+        let second = now_ms / 1000;
+        let mut rates = vec![Rates::default(); self.topics.len()];
+        for (topic, bucket) in self.since(second.saturating_sub(RATE_SECONDS[RATE_SECONDS.len() - 1])) {
+            rates[topic].add(bucket, second);
+        }
+        rates
+    }
+
+    /// What each topic did from a second on: its place in [`Statistics::topics`], and a second. Of one topic the
+    /// oldest comes first; the present second, which is not over, is among them.
+    pub fn since(&self, second: u64) -> impl Iterator<Item = (usize, Bucket)> {
+        let present = self.topics.iter().map(|topic| topic.present).enumerate();
+        let over = self.history.since(second).map(|(topic, bucket)| (topic as usize, bucket));
+        over.chain(present.filter(move |(_, bucket)| bucket.messages > 0 && bucket.second >= second))
+    }
+
     /// All topics.
     pub fn topics(&self) -> &[TopicStatistics] {
         &self.topics
@@ -175,9 +201,28 @@ mod tests {
         for millisecond in 0..20_000 {
             statistics.count(id, Sizes::one(10), 1_000_000 + millisecond);
         }
-        let (messages, bytes) = statistics.topics()[0].rates(1_020_000);
-        assert_eq!((messages, bytes), (1000.0, 10_000.0));
-        assert_eq!(statistics.topics()[0].rates(1_100_000).0, 0.0);
+        let rates = statistics.rates(1_020_000)[0];
+        assert_eq!(rates.messages[..2], [1000.0, 1000.0]);
+        assert!((rates.messages[2] - 20_000.0 / 60.0).abs() < 1e-6, "{rates:?}");
+        assert_eq!(rates.bytes[1], 10_000.0);
+        assert_eq!(statistics.rates(1_100_000)[0], Rates::default());
+    }
+
+    #[test]
+    fn an_hour_of_seconds_can_be_read_back_with_the_present_one() {
+        let mut statistics = Statistics::default();
+        let [one, other] = ["a", "b"].map(|topic| statistics.topic(&topic.parse().unwrap()));
+        for second in 0..2 * limits::HISTORY_SECONDS {
+            statistics.count(one, Sizes::one(second as usize), second * 1000 + 999);
+        }
+        statistics.count(other, Sizes::one(7), 5_000);
+        let now = 2 * limits::HISTORY_SECONDS - 1;
+        let kept: Vec<_> =
+            statistics.since(0).filter(|(topic, _)| *topic == 0).map(|(_, bucket)| bucket).collect();
+        assert_eq!(kept.len() as u64, limits::HISTORY_SECONDS + 1);
+        assert!(kept.windows(2).all(|pair| pair[0].second + 1 == pair[1].second));
+        assert_eq!(kept.last(), Some(&Bucket { second: now, messages: 1, bytes: now }));
+        assert_eq!(statistics.since(now).count(), 1);
     }
 
     #[test]

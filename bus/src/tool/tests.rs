@@ -389,6 +389,31 @@ fn times_are_numbers_with_a_unit() {
 }
 
 #[test]
+fn hz_knows_the_past_without_having_been_there() {
+    let fixture = fixture();
+    for _ in 0..30 {
+        fixture.client.publish(&topic("a/b"), Payload::bytes(vec![0; 100])).unwrap();
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    // The second in which they came must be over.
+    let row = loop {
+        let (exit, data, _) = fixture.bus(&["hz", "a/+", "--json"]);
+        if exit == Exit::Done && data.contains("\"messages\":30") {
+            break serde_json::from_str::<serde_json::Value>(data.trim()).unwrap();
+        }
+        assert!(std::time::Instant::now() < deadline, "{exit:?} {data}");
+    };
+    assert_eq!(
+        (&row["topic"], &row["bytes"], &row["mean_size"]),
+        (&"a/b".into(), &3000.into(), &100.0.into())
+    );
+    let (_, series, _) = fixture.bus(&["hz", "a/#", "--series"]);
+    assert!(series.contains("SECOND") && series.lines().count() >= 2, "{series}");
+    let (exit, _, said) = fixture.bus(&["hz", "nothing/#"]);
+    assert_eq!((exit, said.contains("nothing flowed on `nothing/#`")), (Exit::Failed, true), "{said}");
+}
+
+#[test]
 fn events_name_a_slow_subscriber_with_what_it_lost_and_the_topic_that_is_held() {
     let fixture = fixture();
     let all = "a/#".parse().unwrap();

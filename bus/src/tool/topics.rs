@@ -6,9 +6,9 @@ use crate::{client::Client, exit::Exit};
 const COLUMNS: &[table::Column] = &[
     ("TOPIC", |row| table::text(&row["topic"])),
     ("MESSAGES", |row| table::text(&row["messages"])),
-    ("MSG/S", |row| table::rate(&row["messages_per_second"])),
+    ("MSG/S", |row| table::rate(&row["messages_per_second"]["10s"])),
     ("BYTES", |row| table::bytes(&row["bytes"])),
-    ("B/S", |row| table::bytes(&row["bytes_per_second"])),
+    ("B/S", |row| table::bytes(&row["bytes_per_second"]["10s"])),
     ("DENIED", |row| table::text(&row["denied"])),
     ("AGE", |row| table::age(&row["last_seen_ms"])),
     ("PUBLISHERS", |row| table::names(&row["publishers"])),

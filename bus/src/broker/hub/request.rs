@@ -45,7 +45,7 @@ impl Hub {
                 format!("{unread_bytes} bytes of answers wait for this session; read them first");
             return self.end_for(id, request, Status::Busy, "", &explanation, None);
         }
-        if let Some(answer) = crate::broker::control::answer(self, &topic) {
+        if let Some(answer) = crate::broker::control::answer(self, &topic, &block.payload()) {
             return self.end_for(id, request, Status::Done, "", "", Some(answer));
         }
         if in_flight >= limits::REQUESTS_PER_SESSION_MAX {

@@ -1,0 +1,114 @@
+//! `bus hz`: how much flowed when, from the broker's own statistics. It subscribes to nothing.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{Failure, Output, ask_broker_about, table};
+use crate::{client::Client, exit::Exit, topic::TopicFilter};
+
+/// What `bus hz` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Topics: `+` is one level, `#` the rest
+    #[arg(default_value = "#")]
+    filter: TopicFilter,
+    /// How far back, up to an hour, for example 30s, 10m
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
+    since: Duration,
+    /// Print each second of each topic instead of one line for each
+    #[arg(long)]
+    series: bool,
+}
+
+const SERIES: &[table::Column] = &[
+    ("SECOND", |row| table::time(&json!(row["second"].as_u64().unwrap_or_default() * 1000))),
+    ("TOPIC", |row| table::text(&row["topic"])),
+    ("MSG/S", |row| table::text(&row["messages"])),
+    ("B/S", |row| table::bytes(&row["bytes"])),
+];
+
+const SUMMARY: &[table::Column] = &[
+    ("TOPIC", |row| table::text(&row["topic"])),
+    ("MESSAGES", |row| table::text(&row["messages"])),
+    ("MSG/S", |row| table::rate(&row["messages_per_second"])),
+    ("MIN", |row| table::text(&row["least"])),
+    ("MAX", |row| table::text(&row["most"])),
+    ("BYTES", |row| table::bytes(&row["bytes"])),
+    ("B/S", |row| table::bytes(&row["bytes_per_second"])),
+    ("SIZE", |row| table::bytes(&row["mean_size"])),
+    ("SILENT", |row| format!("{}s", table::text(&row["silent_seconds"]))),
+];
+
+pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
+    let seconds = arguments.since.as_secs().max(1);
+    let answer =
+        ask_broker_about(client, "history", &json!({ "topic": arguments.filter, "seconds": seconds }))?;
+    if let Some(error) = answer["error"].as_str() {
+        return Err(Failure::new(Exit::Failed, error));
+    }
+    // The present second is not over, so it has no rate yet.
+    let now = answer["now"].as_u64().unwrap_or_default();
+    let is_over = |row: &&Value| row["second"].as_u64().is_some_and(|second| second < now);
+    let rows: Vec<Value> = answer["rows"].as_array().into_iter().flatten().filter(is_over).cloned().collect();
+    if let Some(left_out) = answer["left_out"].as_u64().filter(|left_out| *left_out > 0) {
+        output.note(&format!("{left_out} older rows are left out; name fewer topics or a shorter time"));
+    }
+    if rows.is_empty() {
+        output.note(&format!("nothing flowed on `{}` within {seconds} s", arguments.filter));
+        return Ok(Exit::Failed);
+    }
+    match arguments.series {
+        true => table::print(&rows, SERIES, output)?,
+        false => table::print(&summary(&rows, seconds), SUMMARY, output)?,
+    }
+    Ok(Exit::Done)
+}
+
+/// One row for each topic. A second without a message counts as zero.
+fn summary(rows: &[Value], seconds: u64) -> Vec<Value> {
+    let mut topics: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+    for row in rows {
+        let number = |field: &str| row[field].as_u64().unwrap_or_default();
+        let topic = row["topic"].as_str().unwrap_or_default();
+        topics.entry(topic).or_default().push((number("messages"), number("bytes")));
+    }
+    let summary = topics.into_iter().map(|(topic, buckets)| {
+        let (messages, bytes) = buckets.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let silent = seconds.saturating_sub(buckets.len() as u64);
+        let least = buckets.iter().map(|(messages, _)| *messages).min().filter(|_| silent == 0);
+        json!({
+            "topic": topic,
+            "messages": messages,
+            "bytes": bytes,
+            "messages_per_second": messages as f64 / seconds as f64,
+            "bytes_per_second": bytes as f64 / seconds as f64,
+            "least": least.unwrap_or_default(),
+            "most": buckets.iter().map(|(messages, _)| *messages).max(),
+            "mean_size": bytes as f64 / messages.max(1) as f64,
+            "silent_seconds": silent,
+        })
+    });
+    summary.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_without_a_message_counts_as_zero() {
+        let row = |second, messages| json!({ "topic": "a", "second": second, "messages": messages, "bytes": 10 * messages });
+        let busy = summary(&[row(1, 4), row(2, 2)], 2);
+        assert_eq!(
+            (&busy[0]["least"], &busy[0]["most"], &busy[0]["silent_seconds"]),
+            (&json!(2), &json!(4), &json!(0))
+        );
+        let idle = &summary(&[row(1, 4), row(2, 2)], 10)[0];
+        assert_eq!(
+            (&idle["least"], &idle["messages_per_second"], &idle["silent_seconds"]),
+            (&json!(0), &json!(0.6), &json!(8))
+        );
+        assert_eq!(idle["mean_size"], 10.0);
+    }
+}
