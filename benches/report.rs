@@ -85,9 +85,11 @@ impl Report {
         let commit = output("git", &["rev-parse", "--short", "HEAD"]) + dirty;
         let date = output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]);
         let mut words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-        // Where the report is kept changes no number.
-        if let Some(at) = words.iter().position(|word| word == "--record") {
-            words.drain(at..(at + 2).min(words.len()));
+        // Where the report is kept and which build of `cost` this is change no number.
+        for name in ["--record", "--build"] {
+            if let Some(at) = words.iter().position(|word| word == name) {
+                words.drain(at..(at + 2).min(words.len()));
+            }
         }
         if !words.is_empty() {
             words.insert(0, " --".to_owned());
