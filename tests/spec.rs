@@ -8,6 +8,7 @@
 mod broker_process;
 mod harness;
 mod raw_peer;
+mod wire_proxy;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
@@ -23,14 +24,20 @@ mod key_rotation;
 mod main_job;
 /// Memory of the broker under a flood, and after a very large message.
 mod memory;
+/// Somebody on the path who holds no key: what each manipulation comes to, on both sides.
+mod man_in_the_middle;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
+/// A capture of the wire: what anybody on the path can read.
+mod nothing_readable;
 /// The Python module that people copy.
 mod python_module;
 /// Waiting for subscribers, probes, publishers that wait for their consumers.
 mod readiness;
 /// Edits of `authorized.toml` while the broker runs: at once, as a whole, and felt by nobody else.
 mod registry_edits;
+/// Keys stay out of what is shown, said and dumped.
+mod secrets;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.
 mod socket_table;
 /// Ten thousand ways to start broker, consumer and publisher at once, and to kill one of them meanwhile.

@@ -18,6 +18,11 @@ pub use store::KeyStore;
 
 use std::path::PathBuf;
 
+use nix::sys::{
+    prctl,
+    resource::{Resource, setrlimit},
+};
+
 use crate::{endpoint::EndpointError, peer::PeerName, topic::TopicError};
 
 /// Why keys could not be read or written. Every message names the file and the way out; none
@@ -83,4 +88,12 @@ pub enum KeyError {
     /// An endpoint.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+}
+
+/// Keeps the memory of this process, and the keys in it, out of core dumps and away from the debuggers of
+/// others of the same user. For programs, at their start: a library does not change its process unasked.
+pub fn keep_memory_private() {
+    // Without these a dump may be written; nothing else depends on them.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let _ = prctl::set_dumpable(false);
 }

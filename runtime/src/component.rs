@@ -62,6 +62,7 @@ pub(crate) fn run(component: &str, output: &mut Output) -> Result<Exit, CliError
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok())
         .ok_or_else(|| misuse(&format!("`{SETTINGS_VARIABLE}` does not hold settings")))?;
+    interlock_bus::keys::keep_memory_private();
     let credentials = inherited_credentials()?;
     let model = model_config(&settings.model)?;
     let logs = telemetry::start(MODEL, &settings.log_level, "off")

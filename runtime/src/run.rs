@@ -49,6 +49,7 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     crate::component::model_config(&loaded.config.model)?;
 
     interlock_bus::broker::raise_open_files_limit();
+    interlock_bus::keys::keep_memory_private();
 
     // The lock says that we are alone.
     data_dir.create()?;

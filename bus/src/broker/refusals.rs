@@ -1,4 +1,5 @@
-//! Connections that never became sessions: the last ones, and how many of each kind.
+//! Connections that never became sessions, and sessions whose stream was damaged: the last ones, and how
+//! many of each kind.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,7 +15,8 @@ pub struct RefusalEvent {
     /// Where it came from.
     pub address: String,
     /// Why, for programs: `wrong_server_key`, `unknown_key`, `revoked_key`, `no_rights`,
-    /// `not_curve`, `socket_type`, `version`, `handshake_timeout`, `malformed`, ...
+    /// `not_curve`, `socket_type`, `version`, `handshake_timeout`, `malformed`, ...; of open sessions
+    /// `frame_changed`, `frame_repeated`, `frame_lost`, `frame_cut`, `frame_malformed`.
     pub code: String,
     /// Why, for people.
     pub text: String,

@@ -53,6 +53,7 @@ pub(super) fn run(
     signals.thread_block().map_err(of_system("cannot block signals"))?;
 
     crate::broker::raise_open_files_limit();
+    crate::keys::keep_memory_private();
     let broker = Broker::start(BrokerConfig::from_key_store(&store, endpoints)?).map_err(failure)?;
     let operator: PeerName = "operator".parse().map_err(|error| Failure::new(Exit::Misuse, error))?;
     store.ensure(&operator, &everything()?, broker.endpoints())?;

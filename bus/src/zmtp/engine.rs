@@ -401,7 +401,7 @@ impl Engine {
     }
 
     /// The longest body that may come now.
-    fn frame_limit(&self) -> usize {
+    pub(super) fn frame_limit(&self) -> usize {
         match &self.state {
             State::Hello(..) | State::Refusing(_) => HELLO_BYTES,
             State::Initiate(config, _) => INITIATE_BYTES.saturating_add(config.metadata_bytes_max),

@@ -126,6 +126,23 @@ fn frame(body: &'static [u8], more: bool, command: bool) -> Result<EngineEvent, 
     Ok(EngineEvent::Frame { body: Bytes::from_static(body), more, command })
 }
 
+#[test]
+fn a_length_that_lies_allocates_nothing() {
+    // Both announce as much as is allowed and send one byte of it.
+    let mut server = Wire::new(client_config(), server_config()).server;
+    let mut input = BytesMut::from(&super::greeting::encode(false)[..]);
+    input.extend_from_slice(&[4, 200, 5]);
+    assert_eq!(server.poll(&mut input), Ok(None));
+    assert!(input.capacity() < 1024 && server.output().capacity() < 1024, "{}", input.capacity());
+    let mut wire = Wire::ready();
+    let announced = (wire.server.frame_limit() as u64).to_be_bytes();
+    let mut input = BytesMut::from(&[&[2][..], &announced, &[7]].concat()[..]);
+    let before = input.capacity();
+    assert_eq!(wire.server.poll(&mut input), Ok(None));
+    assert_eq!(input.capacity(), before);
+    assert!(wire.server.missing(&input) > 1 << 20);
+}
+
 fn authenticated(server_key_index: usize) -> Result<EngineEvent, ZmtpError> {
     let ClientConfig { keys, metadata, .. } = client_config();
     let server_key = server_config().keys[server_key_index].public;

@@ -105,6 +105,16 @@ pub enum ZmtpError {
         /// The greatest seen before it.
         last: u64,
     },
+    /// A nonce of an open session that is not the next one: something on the path took frames away.
+    #[error(
+        "nonce {nonce} does not follow the last one, {last}: frames were lost on the way, or nonces changed"
+    )]
+    NonceSkipped {
+        /// The offending nonce.
+        nonce: u64,
+        /// The one before it.
+        last: u64,
+    },
     /// All 2^64 nonces are used up; connect again.
     #[error("this connection has used all its nonces; connect again")]
     NoncesUsedUp,

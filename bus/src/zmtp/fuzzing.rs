@@ -150,6 +150,9 @@ pub(crate) fn frames(data: &[u8]) {
         if counter <= last {
             return assert_eq!(events, Err(ZmtpError::NonceNotIncreasing { nonce: counter, last }));
         }
+        if counter != last + 1 {
+            return assert_eq!(events, Err(ZmtpError::NonceSkipped { nonce: counter, last }));
+        }
         last = counter;
         let (more, command) = (flags & 1 != 0, flags & 2 != 0);
         if flags & !3 != 0 || (more && command) {
@@ -162,9 +165,6 @@ pub(crate) fn frames(data: &[u8]) {
             if !matches!(read, Command::Unknown { .. }) {
                 assert_eq!(Command::parse(&written), Ok(read));
             }
-        }
-        if last == u64::MAX {
-            return;
         }
     }
 }

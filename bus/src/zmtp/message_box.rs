@@ -155,7 +155,7 @@ impl MessageBox {
             return Err(ZmtpError::Unexpected { name, stage: super::Stage::Session });
         }
         let counter = u64::from_be_bytes(*nonce);
-        self.received.check(counter)?;
+        self.received.check_next(counter)?;
         let nonce = short_nonce(self.side.receives(), counter);
         self.key
             .open_in_place(&nonce, mac, content)
@@ -236,10 +236,19 @@ mod tests {
         let (mut client, mut server) = pair();
         let first = sealed(&mut client, FrameFlags::LAST, &[b"1"]);
         let second = sealed(&mut client, FrameFlags::LAST, &[b"2"]);
+        server.open(first.clone()).unwrap();
         server.open(second.clone()).unwrap();
         for (frame, nonce) in [(second, 2), (first, 1)] {
             assert_eq!(server.open(frame), Err(ZmtpError::NonceNotIncreasing { nonce, last: 2 }));
         }
+    }
+
+    #[test]
+    fn a_frame_whose_predecessor_was_taken_away_is_refused() {
+        let (mut client, mut server) = pair();
+        let _lost = sealed(&mut client, FrameFlags::LAST, &[b"1"]);
+        let second = sealed(&mut client, FrameFlags::LAST, &[b"2"]);
+        assert_eq!(server.open(second), Err(ZmtpError::NonceSkipped { nonce: 2, last: 0 }));
     }
 
     #[test]

@@ -48,6 +48,27 @@ impl Reactor {
         self.drop_connection(slot);
     }
 
+    /// Counts and shows a session whose stream is not what its peer sent: a faulty peer, or somebody on the
+    /// path.
+    pub(super) fn name_broken_session(&mut self, slot: usize, session: SessionId, error: &ZmtpError) {
+        let Some(Some(connection)) = self.connections.get(slot) else { return };
+        let code = match error {
+            ZmtpError::NonceNotIncreasing { .. } => "frame_repeated",
+            ZmtpError::NonceSkipped { .. } => "frame_lost",
+            ZmtpError::BoxRefused { .. } => "frame_changed",
+            ZmtpError::ClosedInsideFrame => "frame_cut",
+            _ => "frame_malformed",
+        };
+        let (address, text) = (connection.address.clone(), error.to_string());
+        let info = self.hub.info(session);
+        let peer = info.map(|info| info.peer.to_string());
+        let key = info.and_then(|info| info.key).map(|key| key.to_string());
+        if self.refusal_log.admits() {
+            tracing::warn!(%address, code, peer, "session broken: {text}");
+        }
+        self.hub.refused(RefusalEvent { at_ms: now_ms(), address, code: code.to_owned(), text, key, peer });
+    }
+
     /// Lets the last bytes out, then closes the socket.
     pub(super) fn finish(&mut self, slot: usize, now: Instant) {
         let Some(Some(connection)) = self.connections.get_mut(slot) else { return };

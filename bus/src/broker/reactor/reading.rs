@@ -273,6 +273,11 @@ impl Reactor {
                 self.refuse(slot, "closed_in_handshake", &error.to_string(), None, now);
                 self.drop_connection(slot);
             }
+            (Phase::Open { session, .. }, Some(error)) => {
+                let session = *session;
+                self.name_broken_session(slot, session, &error);
+                self.lose(slot, "lost", &error.to_string(), now);
+            }
             (_, Some(error)) => self.lose(slot, "lost", &error.to_string(), now),
             (_, None) => self.lose(slot, "closed", "the peer closed the connection", now),
         }
@@ -280,7 +285,9 @@ impl Reactor {
 
     fn on_zmtp_error(&mut self, slot: usize, error: &ZmtpError, now: Instant) {
         let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
-        if matches!(connection.phase, Phase::Open { .. }) {
+        if let Phase::Open { session, .. } = &connection.phase {
+            let session = *session;
+            self.name_broken_session(slot, session, error);
             return self.lose(slot, "protocol", &error.to_string(), now);
         }
         let code = match error {

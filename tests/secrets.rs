@@ -1,0 +1,97 @@
+use std::{collections::HashSet, process::Command};
+
+use interlock_bus::{
+    BrokerConfig, ConnectOptions, Credentials, KeyStore, Permissions, crypto::KeyPair, zmtp,
+};
+
+use crate::harness::{
+    DEADLINE, TestProcess,
+    runtime::{TestRuntime, tool},
+};
+
+/// Whether `text` shows twelve characters of a secret.
+fn shows(text: &str, secret: &KeyPair) -> bool {
+    let z85 = secret.secret.expose_z85();
+    let windows = (0..z85.len() - 12).map(|at| z85[at..at + 12].to_owned());
+    windows.into_iter().any(|window| text.contains(&window))
+}
+
+#[test]
+fn no_type_that_holds_a_key_shows_it_by_debug() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+    let permissions = Permissions::from_lists(&["a"], &[], &[], &[]).unwrap();
+    let endpoints = vec!["tcp://127.0.0.1:1".parse().unwrap()];
+    let issued = store.issue(&"member".parse().unwrap(), &permissions, &endpoints, None).unwrap();
+    store.rotate_broker_keys(DEADLINE).unwrap();
+    let config = BrokerConfig::from_key_store(&store, endpoints).unwrap();
+    let metadata = zmtp::Metadata::new(&zmtp::SocketType::Dealer);
+    let client = zmtp::ClientConfig::new(issued.keys.clone(), issued.broker, metadata);
+    let server = zmtp::ServerConfig::new(config.keys.pairs());
+    let mut engine = zmtp::Engine::client(client.clone());
+    engine.output().clear();
+    let shown = [
+        format!("{issued:?}"),
+        format!("{:?}", ConnectOptions::new(issued.clone())),
+        format!("{store:?} {config:?}"),
+        format!("{client:?} {server:?} {engine:?}"),
+        format!("{:?} {:?}", zmtp::Engine::server(server.clone().into()), config.keys),
+    ];
+    let mut secrets = config.keys.pairs();
+    secrets.push(issued.keys);
+    for text in shown {
+        assert!(text.len() > 10 && secrets.iter().all(|secret| !shows(&text, secret)), "{text}");
+        // A derived `Debug` would print the bytes of a key as a list of numbers.
+        assert!(!text.split(", ").any(|word| word.parse::<u8>().is_ok()), "{text}");
+    }
+}
+
+#[test]
+fn the_output_of_a_whole_run_holds_no_secret_and_its_processes_leave_no_core() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = TestRuntime::start();
+    let mut issue = tool("interlock");
+    issue.arg("--data-dir").arg(runtime.data()).args(["keys", "issue", "guest", "--publish", "a"]);
+    assert!(issue.output().unwrap().status.success());
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", runtime.process.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+
+    // Everything that is said, at the highest level, while clients come, are refused, and keys change.
+    let guest = Credentials::load(&runtime.data().join("keys/guest.toml")).unwrap();
+    let mut said = Vec::new();
+    let mut run = |program: &str, arguments: &[&str]| {
+        let mut command: Command = tool(program);
+        command.arg("--data-dir").arg(runtime.data()).args(arguments).env("RUST_LOG", "trace");
+        let output = command.output().unwrap();
+        said.extend([output.stdout, output.stderr].concat());
+    };
+    run("bus", &["peers", "--json"]);
+    run("interlock", &["keys", "list"]);
+    run("interlock", &["keys", "rotate-broker"]);
+    run("interlock", &["keys", "revoke", "guest"]);
+    let stranger = Credentials { keys: KeyPair::generate(), file: None, ..guest.clone() };
+    let file = directory.path().join("stranger.toml");
+    stranger.save(&file).unwrap();
+    assert_eq!(
+        TestProcess::python("stock.py", &["refused", file.to_str().unwrap(), "SUB"]).json()["value"],
+        400
+    );
+    run("bus", &["auth"]);
+    run("bus", &["audit"]);
+    run("interlock", &["logs", "--limit", "1000"]);
+    let mut secrets = KeyStore::open(&runtime.data().join("keys")).unwrap().broker_keys().unwrap().pairs();
+    let names: HashSet<_> = std::fs::read_dir(runtime.data().join("keys"))
+        .unwrap()
+        .flatten()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|entry| entry.path())
+        .collect();
+    secrets.extend(names.iter().filter_map(|path| Credentials::load(path).ok()).map(|held| held.keys));
+    secrets.extend([stranger.keys, guest.keys]);
+    assert!(secrets.len() > 8, "{} secrets", secrets.len());
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.len() > 500, "{said}");
+    assert!(secrets.iter().all(|secret| !shows(&said, secret)), "a secret was said");
+}
