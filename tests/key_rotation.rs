@@ -187,7 +187,8 @@ fn the_runtime_and_its_processes_outlive_a_rotation_and_a_restart_of_the_broker(
     });
     let mut command = tool("interlock");
     command.arg("--data-dir").arg(runtime.data()).args(["restart", "broker"]);
-    assert!(command.output().unwrap().status.success());
+    // Its answer travels through the broker that it ends, and may be lost with it.
+    command.output().unwrap();
     eventually("the model service to return with the new key", || {
         let rows = session_keys();
         rows.iter().any(|row| row["peer"] == "model" && row["broker_key"] == "current").then_some(())

@@ -68,6 +68,7 @@ impl Stage {
             id: 1,
             serve: false,
             retained: false,
+            probes: false,
             overflow: Overflow::DropNewest,
             queue_messages_max: 0,
             queue_bytes_max: 0,

@@ -22,10 +22,10 @@ mod hostile_input;
 mod key_rotation;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
-/// Memory of the broker under a flood, and after a very large message.
-mod memory;
 /// Somebody on the path who holds no key: what each manipulation comes to, on both sides.
 mod man_in_the_middle;
+/// Memory of the broker under a flood, and after a very large message.
+mod memory;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
 /// A capture of the wire: what anybody on the path can read.
