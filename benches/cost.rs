@@ -23,8 +23,11 @@ const PARTS: [(&str, &[&str]); 6] = [
     ("ledger", &["bus/src/broker/ledger.rs"]),
     ("statistics", &["bus/src/broker/statistics.rs"]),
     ("encryption", &["bus/src/crypto.rs"]),
-    ("records to bytes and back", &["bus/src/native/record.rs", "bus/src/native/batch.rs"]),
-    ("send queue", &["bus/src/broker/send_queue.rs"]),
+    (
+        "records to bytes and back",
+        &["bus/src/native/record.rs", "bus/src/native/batch.rs", "bus/src/native/block.rs"],
+    ),
+    ("send queue", &["bus/src/broker/send_queue.rs", "bus/src/broker/send_queue/chunk.rs"]),
 ];
 /// How many of them are the ones that could be left out.
 const ACCOUNTING: usize = 3;

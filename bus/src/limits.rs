@@ -45,7 +45,7 @@ pub const HOLD_BYTES: usize = 1 << 20;
 
 /// Bytes sent to one subscription and not yet credited. Beyond, messages stay in the send queue,
 /// where the overflow policy can see them.
-pub const CREDIT_WINDOW_BYTES: u64 = 4 << 20;
+pub const CREDIT_WINDOW_BYTES: u64 = 1 << 20;
 
 /// Bytes of control records (answers, pings, gaps) waiting for one session. A peer that makes
 /// the broker answer and never reads is disconnected with `control_queue_full`.

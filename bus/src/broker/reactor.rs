@@ -11,6 +11,7 @@
 //! | `reading` | bytes to records and stock messages |
 //! | `writing` | records to bytes |
 //! | `ending` | last words, and what a connection leaves behind |
+//! | `pace` | whether to look again or to sleep |
 //! | `clocks` | deadlines, pings, edits of the registry |
 
 use std::{
@@ -53,10 +54,12 @@ pub(super) mod accepting;
 mod clocks;
 mod ending;
 mod handshake;
+mod pace;
 mod reading;
 mod writing;
 
 use accepting::Capacity;
+use pace::{LOOK_MAX, Pace};
 
 /// The token of the command queue's waker.
 pub(super) const WAKER: Token = Token(usize::MAX);
@@ -131,6 +134,7 @@ pub(super) struct Reactor {
     /// Set when goodbye has been said: how long peers are given to read it.
     farewell_until: Option<Instant>,
     last_tick: Instant,
+    pace: Pace,
 }
 
 impl Reactor {
@@ -178,6 +182,7 @@ impl Reactor {
             stop_at: None,
             farewell_until: None,
             last_tick: now,
+            pace: Pace::default(),
         }
     }
 
@@ -221,7 +226,22 @@ impl Reactor {
         if may_accept || !self.readable.is_empty() || !self.commands.about_to_sleep() {
             timeout = Duration::ZERO;
         }
-        let waited = self.poll.poll(events, Some(timeout));
+        let began = Instant::now();
+        let mut waited = Ok(());
+        events.clear();
+        if !timeout.is_zero() && self.pace.is_quick() {
+            while waited.is_ok() && events.is_empty() && began.elapsed() < LOOK_MAX {
+                // Whoever has work goes first.
+                std::thread::yield_now();
+                waited = self.poll.poll(events, Some(Duration::ZERO));
+            }
+        }
+        if waited.is_ok() && events.is_empty() {
+            waited = self.poll.poll(events, Some(timeout));
+        }
+        if !timeout.is_zero() {
+            self.pace.waited(began.elapsed());
+        }
         self.commands.awake();
         match waited {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
