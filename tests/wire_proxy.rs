@@ -30,6 +30,9 @@ pub(crate) enum Passed {
 /// Called for every piece: the greeting is number 0 of its way, frames follow.
 pub(crate) type Tamper = dyn FnMut(Way, usize, Vec<u8>) -> Passed + Send;
 
+/// Called for every connection.
+type MakeTamper = dyn FnMut() -> Box<Tamper> + Send;
+
 /// All bytes of one way and connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorded {
@@ -79,7 +82,7 @@ pub(crate) struct WireProxy {
     pub(crate) endpoint: Endpoint,
     recorded: Arc<Mutex<Vec<Recorded>>>,
     /// Made anew for every connection.
-    tamper: Arc<Mutex<Box<dyn FnMut() -> Box<Tamper> + Send>>>,
+    tamper: Arc<Mutex<Box<MakeTamper>>>,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -88,8 +91,7 @@ impl WireProxy {
     pub(crate) fn start(target: &Endpoint) -> Self {
         let (recorded, target) = (Arc::new(Mutex::new(Vec::new())), target.clone());
         let honest = || -> Box<Tamper> { Box::new(|_, _, piece| Passed::Pieces(vec![piece])) };
-        let tamper: Arc<Mutex<Box<dyn FnMut() -> Box<Tamper> + Send>>> =
-            Arc::new(Mutex::new(Box::new(honest)));
+        let tamper: Arc<Mutex<Box<MakeTamper>>> = Arc::new(Mutex::new(Box::new(honest)));
         let serve = {
             let (recorded, tamper, target) = (Arc::clone(&recorded), Arc::clone(&tamper), target.clone());
             move |client: Stream| {

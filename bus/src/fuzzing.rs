@@ -97,7 +97,22 @@ pub(crate) fn own(bytes: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, path::Path};
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
+    /// Names the input at fault.
+    struct OnPanic(&'static str, PathBuf);
+
+    impl Drop for OnPanic {
+        #[allow(clippy::print_stderr, reason = "says which of thousands of files it was")]
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("target `{}`, input `{}`", self.0, self.1.display());
+            }
+        }
+    }
 
     #[test]
     fn every_input_of_the_corpus_passes_its_target() {
@@ -107,10 +122,8 @@ mod tests {
             assert!(!inputs.is_empty(), "no corpus for `{name}`");
             for input in inputs {
                 let data = fs::read(input.path()).unwrap();
-                if let Err(panic) = std::panic::catch_unwind(|| target(&data)) {
-                    eprintln!("target `{name}`, input `{}`", input.path().display());
-                    std::panic::resume_unwind(panic);
-                }
+                let _seen = OnPanic(name, input.path());
+                target(&data);
             }
         }
     }
