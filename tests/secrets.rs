@@ -44,7 +44,7 @@ fn no_type_that_holds_a_key_shows_it_by_debug() {
         // A derived `Debug` would print the bytes of a key as a list of numbers.
         let is_number = |word: &&str| word.trim_matches(['[', ']']).parse::<u8>().is_ok();
         let words: Vec<&str> = text.split(", ").collect();
-        assert!(!words.windows(16).any(|words| words.iter().all(|word| is_number(word))), "{text}");
+        assert!(!words.windows(16).any(|words| words.iter().all(is_number)), "{text}");
     }
 }
 
