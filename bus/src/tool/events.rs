@@ -56,13 +56,16 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     }
     // What came between the subscription and the answer stands in both.
     let known_until = past.last().and_then(|row| row["at_ms"].as_u64()).unwrap_or_default();
-    while arguments.follow {
+    if !arguments.follow {
+        return Ok(Exit::Done);
+    }
+    loop {
         let next = super::subscribe::next_event(&mut subscriptions);
         let event = match arguments.wait {
             None => blocking::wait(next),
             Some(wait) => match blocking::wait_until(next, Instant::now() + wait) {
                 Some(event) => event,
-                None => break,
+                None => return Ok(Exit::Done),
             },
         };
         match event {
@@ -84,7 +87,6 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
             None => return Err(Failure::new(Exit::Denied, client.closed_reason().unwrap_or_default())),
         }
     }
-    Ok(Exit::Done)
 }
 
 fn print(row: &Value, output: &mut Output) -> Result<(), Failure> {
