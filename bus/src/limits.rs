@@ -153,6 +153,11 @@ pub const LOCAL_COMMANDS_MAX: usize = 65_536;
 /// Bytes a client holds for the broker before `publish` answers `Full`.
 pub const OUTGOING_BYTES: usize = 8 << 20;
 
+/// Bytes that one publisher can have on its way when it is told to hold: [`OUTGOING_BYTES`] in its queue, the rest in the
+/// sockets. A queue with the policy `wait` takes so much beyond its bound for each publisher it holds; a publisher
+/// that goes on all the same is then refused, and the subscriber gets a gap.
+pub const OVERRUN_BYTES: usize = 2 * OUTGOING_BYTES;
+
 /// How long `Client::connect` waits for `Ready` unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -102,6 +102,8 @@ pub struct SendQueue {
     sent: u64,
     /// Messages lost since the last gap was reported.
     lost: u64,
+    /// Publishers that were held since it last had room: what each has on its way is still taken.
+    held_publishers: usize,
 }
 
 impl SendQueue {
@@ -122,7 +124,23 @@ impl SendQueue {
             credited: 0,
             sent: 0,
             lost: 0,
+            held_publishers: 0,
         }
+    }
+
+    /// A publisher was told to hold: what it has on its way will come.
+    pub fn expect_overrun(&mut self) {
+        self.held_publishers += 1;
+    }
+
+    /// Held publishers were released.
+    pub fn forget_overruns(&mut self) {
+        self.held_publishers = 0;
+    }
+
+    /// Whether more has come than publishers that obey can have had on their way when they were held.
+    fn is_overrun(&self) -> bool {
+        self.bytes >= self.bytes_max + self.held_publishers.max(1) * limits::OVERRUN_BYTES
     }
 
     /// Takes a message or says why not; whatever had to make room is pushed onto `dropped`.
@@ -235,10 +253,8 @@ impl SendQueue {
                 }
                 None
             }
-            // A held publisher may have messages on their way; they are taken up to twice the bound.
-            Overflow::Wait if self.bytes < 2 * self.bytes_max && self.messages < 2 * self.messages_max => {
-                None
-            }
+            // Whatever its own bounds are: what held publishers have on their way must not be lost.
+            Overflow::Wait if !self.is_overrun() => None,
             Overflow::Disconnect => Some(Pushed::Disconnect),
             Overflow::DropNewest | Overflow::LatestOnly | Overflow::Wait => {
                 self.lost += 1;
@@ -503,11 +519,26 @@ mod tests {
     }
 
     #[test]
-    fn wait_says_when_the_publisher_must_be_held_and_gives_up_at_twice_the_bound() {
+    fn wait_says_when_the_publisher_must_be_held_and_loses_nothing_of_what_is_on_its_way() {
         for form in FORMS {
             let (_, outcomes, _) = pushed(Overflow::Wait, form, &["a", "a", "a", "a", "a"]);
-            use Pushed::{Queued, QueuedAndFull, Refused};
-            assert_eq!(outcomes, [Queued, QueuedAndFull, QueuedAndFull, QueuedAndFull, Refused]);
+            use Pushed::{Queued, QueuedAndFull};
+            assert_eq!(outcomes, [Queued, QueuedAndFull, QueuedAndFull, QueuedAndFull, QueuedAndFull]);
+        }
+    }
+
+    #[test]
+    fn wait_takes_as_much_as_the_publishers_it_holds_can_have_on_their_way_and_no_more() {
+        let payload = vec![0; 256 << 10];
+        for publishers in [1, 3] {
+            let mut queue = SendQueue::new(Overflow::Wait, Form::Wire, 2, 1 << 20);
+            (0..publishers).for_each(|_| queue.expect_overrun());
+            let mut taken = 0;
+            while push(&mut queue, entry_of("a", &payload)) != Pushed::Refused {
+                taken += payload.len();
+            }
+            let bound = (1 << 20) + publishers * limits::OVERRUN_BYTES;
+            assert!((bound - payload.len()..=bound + payload.len()).contains(&taken), "{taken} of {bound}");
         }
     }
 
@@ -523,7 +554,7 @@ mod tests {
         while push(&mut queue, entry_of("a", &payload)) == Pushed::QueuedAndFull {
             taken += payload.len();
         }
-        assert!(taken >= 2 * limits::SEND_QUEUE_BYTES - (1 << 20), "{taken} bytes");
+        assert!(taken >= limits::SEND_QUEUE_BYTES + limits::OVERRUN_BYTES - (1 << 20), "{taken} bytes");
     }
 
     #[test]

@@ -56,9 +56,17 @@ impl Hub {
         if let Some(session) = self.session_mut(publisher)
             && session.held.insert(topic.clone())
         {
+            let is_first = session.held.len() == 1;
             let scope = CreditScope::Topic { topic: topic.to_string(), granted: false };
             self.send_control(publisher, Record::Credit { scope });
+            if is_first && let Some(lane) = self.lane_mut(target.session, target.lane) {
+                lane.queue.expect_overrun();
+            }
         }
+    }
+
+    fn lane_mut(&mut self, id: SessionId, lane: u32) -> Option<&mut Lane> {
+        self.session_mut(id)?.lanes.iter_mut().find(|candidate| candidate.id == lane)
     }
 
     /// Whether a session is held on any topic. Stock publishers know no credit: their socket is
@@ -81,6 +89,9 @@ impl Hub {
     }
 
     pub(super) fn release_held(&mut self, id: SessionId, lane: u32) {
+        if let Some(lane) = self.lane_mut(id, lane) {
+            lane.queue.forget_overruns();
+        }
         let mut released = Vec::new();
         self.held.retain(|topic, waiting_for| {
             waiting_for.remove(&(id, lane));
