@@ -287,7 +287,13 @@ impl Hub {
         for id in ids {
             let Some(session) = self.session_mut(id) else { continue };
             match judge(&session.info) {
-                Ok(permissions) => session.info.permissions = permissions,
+                Ok(permissions) if *permissions == *session.info.permissions => {
+                    session.info.permissions = permissions;
+                }
+                Ok(permissions) => {
+                    session.info.permissions = permissions;
+                    self.withhold(id);
+                }
                 Err(ending) => self.end(id, ending),
             }
         }

@@ -106,8 +106,11 @@ pub struct Ledger {
 impl Ledger {
     /// The row of this key, made if it is new.
     pub fn row(&mut self, key: RowKey) -> RowId {
-        if let Some(row) = self.index.get(&key) {
-            return *row;
+        // Whoever asks for several rows must not lose the first by asking for the last.
+        self.clock += 1;
+        if let Some(row) = self.index.get(&key).copied() {
+            self.rows[row.0 as usize].touched = self.clock;
+            return row;
         }
         let row = Row { key: key.clone(), counts: Counts::default(), touched: self.clock };
         let id = if self.rows.len() < limits::LEDGER_ROWS_MAX {
@@ -172,6 +175,13 @@ impl Ledger {
         let counts = self.counts(row);
         counts.queued -= messages;
         counts.dropped[reason as usize] += messages;
+    }
+
+    /// `messages` that were queued may not be received any more.
+    pub fn denied_from_queue(&mut self, row: RowId, messages: u64) {
+        let counts = self.counts(row);
+        counts.queued -= messages;
+        counts.denied += messages;
     }
 
     /// `messages` were published and dropped at once.

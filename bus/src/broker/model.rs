@@ -1,7 +1,10 @@
 //! The broker as SEMANTICS.md says it, in the plainest form: lists, scans, no caches. Random
 //! operations are done to it and to the hub, and both must agree on every delivery and on the ledger.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
@@ -41,6 +44,49 @@ struct ModelLane {
     sent: Vec<(String, String)>,
     credited: usize,
     lost: u64,
+    /// The same for other subscriptions that were to share the message.
+    lost_beside: Vec<(u32, u64)>,
+}
+
+impl ModelLane {
+    fn lose_beside(&mut self, queued: &Queued) {
+        for other in &queued.subscriptions[1..] {
+            match self.lost_beside.iter_mut().find(|(id, _)| id == other) {
+                Some((_, count)) => *count += 1,
+                None => self.lost_beside.push((*other, 1)),
+            }
+        }
+    }
+
+    fn take_losses(&mut self) -> Vec<(u32, u64)> {
+        let mut lost = std::mem::take(&mut self.lost_beside);
+        lost.extend(Some((self.id, std::mem::take(&mut self.lost))).filter(|(_, count)| *count > 0));
+        lost
+    }
+
+    /// What a message does that is not queued: whether it is, and what leaves the queue for it.
+    fn take(&mut self, queued: &Queued) -> (bool, Vec<(Queued, DropReason)>) {
+        let mut gone: Vec<(Queued, DropReason)> = Vec::new();
+        if self.overflow == Overflow::LatestOnly && queued.request.is_none() {
+            let (replaced, kept): (Vec<Queued>, _) =
+                self.queue.drain(..).partition(|old| old.topic == queued.topic);
+            self.queue = kept.into();
+            replaced.iter().for_each(|old| self.lose_beside(old));
+            gone.extend(replaced.into_iter().map(|old| (old, DropReason::Replaced)));
+        }
+        if !self.queue.is_empty() && self.queue.len() >= self.messages_max {
+            self.lost += 1;
+            if self.overflow != Overflow::DropOldest {
+                self.lose_beside(queued);
+                return (false, gone);
+            }
+            let oldest = self.queue.pop_front().unwrap();
+            self.lose_beside(&oldest);
+            gone.push((oldest, DropReason::SlowConsumer));
+        }
+        self.queue.push_back(queued.clone());
+        (true, gone)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -112,6 +158,7 @@ impl Model {
             sent: Vec::new(),
             credited: 0,
             lost: 0,
+            lost_beside: Vec::new(),
         });
     }
 
@@ -162,28 +209,7 @@ impl Model {
         let session = self.sessions[at].as_mut().unwrap();
         let subscriber = session.peer.clone();
         let lane = session.lanes.iter_mut().find(|candidate| candidate.id == lane).unwrap();
-        let mut gone: Vec<(Queued, DropReason)> = Vec::new();
-        if lane.overflow == Overflow::LatestOnly && queued.request.is_none() {
-            let (replaced, kept) = lane.queue.drain(..).partition(|old| old.topic == queued.topic);
-            lane.queue = kept;
-            gone.extend(
-                Vec::from_iter::<VecDeque<Queued>>(replaced)
-                    .into_iter()
-                    .map(|old| (old, DropReason::Replaced)),
-            );
-        }
-        let mut accepted = true;
-        if !lane.queue.is_empty() && lane.queue.len() >= lane.messages_max {
-            lane.lost += 1;
-            if lane.overflow == Overflow::DropOldest {
-                gone.push((lane.queue.pop_front().unwrap(), DropReason::SlowConsumer));
-            } else {
-                accepted = false;
-            }
-        }
-        if accepted {
-            lane.queue.push_back(queued.clone());
-        }
+        let (accepted, gone) = lane.take(&queued);
         for (old, reason) in gone {
             let row = self.row(&old.publisher, &old.topic, Some(&subscriber));
             row.queued -= 1;
@@ -281,7 +307,15 @@ impl Model {
         let lane = session.lanes.remove(position);
         session.next_lane = 0;
         let peer = session.peer.clone();
+        let mut lane = lane;
+        for (subscription, count) in std::mem::take(&mut lane.lost_beside) {
+            session.control.push_back(Sent::Gap { subscription, count });
+        }
+        let (shared, own) = lane.queue.drain(..).partition(|queued| queued.subscriptions.len() > 1);
+        lane.queue = own;
         self.settle(&peer, &lane, DropReason::Unsubscribed);
+        let shared: VecDeque<Queued> = shared;
+        shared.into_iter().for_each(|queued| self.hand_over(at, queued));
         let keys: Vec<u64> = self
             .requests
             .iter()
@@ -290,6 +324,53 @@ impl Model {
             .collect();
         for key in keys {
             self.end(key, Status::ServerGone);
+        }
+    }
+
+    /// A shared message whose first subscription has ended.
+    fn hand_over(&mut self, at: usize, mut queued: Queued) {
+        let session = self.sessions[at].as_mut().unwrap();
+        let subscriber = session.peer.clone();
+        queued.subscriptions.retain(|id| session.lanes.iter().any(|lane| lane.id == *id));
+        let heir = queued.subscriptions.first().copied();
+        let mut gone = match session.lanes.iter_mut().find(|lane| Some(lane.id) == heir) {
+            None => vec![(queued, DropReason::Unsubscribed)],
+            Some(lane) => {
+                let (accepted, mut gone) = lane.take(&queued);
+                gone.extend((!accepted).then_some((queued, DropReason::SlowConsumer)));
+                gone
+            }
+        };
+        for (old, reason) in gone.drain(..) {
+            let row = self.row(&old.publisher, &old.topic, Some(&subscriber));
+            row.queued -= 1;
+            row.dropped[reason as usize] += 1;
+        }
+    }
+
+    /// New rights: what waits and may not be received any more is not sent.
+    fn edit(&mut self, at: usize, permissions: Permissions) {
+        let Some(session) = &mut self.sessions[at] else { return };
+        let (subscriber, mut withheld) = (session.peer.clone(), Vec::new());
+        for lane in &mut session.lanes {
+            let right = if lane.serve { Right::Serve } else { Right::Subscribe };
+            let may = |queued: &Queued| permissions.permit(right, &queued.topic.parse().unwrap());
+            let (kept, out): (Vec<Queued>, Vec<Queued>) = lane.queue.drain(..).partition(may);
+            lane.queue = kept.into();
+            withheld.extend(out);
+            if lane.queue.is_empty() {
+                let gaps = lane.take_losses().into_iter();
+                session.control.extend(gaps.map(|(subscription, count)| Sent::Gap { subscription, count }));
+            }
+        }
+        session.permissions = permissions;
+        for old in withheld {
+            let row = self.row(&old.publisher, &old.topic, Some(&subscriber));
+            row.queued -= 1;
+            row.denied += 1;
+            if let Some(key) = old.request {
+                self.end(key, Status::ServerGone);
+            }
         }
     }
 
@@ -352,12 +433,15 @@ impl Model {
                 None => Sent::Deliver { subscriptions: queued.subscriptions, number },
                 Some(_) => Sent::Request { number },
             };
-            let lost = std::mem::take(&mut lane.lost);
-            if lost > 0 {
-                session.replies.push_front(sent);
-                return Some(Sent::Gap { subscription: lane.id, count: lost });
+            let lost = lane.take_losses();
+            if lost.is_empty() {
+                return Some(sent);
             }
-            return Some(sent);
+            session.replies.push_front(sent);
+            for (subscription, count) in lost {
+                session.control.push_back(Sent::Gap { subscription, count });
+            }
+            return session.control.pop_front();
         }
         None
     }
@@ -377,6 +461,7 @@ enum Op {
     TakeBatch { at: usize },
     Credit { at: usize, id: u32, total: u64 },
     Reopen { at: usize },
+    Edit { at: usize, rights: usize },
 }
 
 const SESSIONS: usize = 4;
@@ -402,7 +487,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (at.clone(), 1..6usize).prop_map(|(at, count)| Op::Take { at, count }),
         3 => at.clone().prop_map(|at| Op::TakeBatch { at }),
         2 => (at.clone(), id, 0..8u64).prop_map(|(at, id, total)| Op::Credit { at, id, total }),
-        1 => at.prop_map(|at| Op::Reopen { at }),
+        1 => at.clone().prop_map(|at| Op::Reopen { at }),
+        1 => (at, 0..SESSIONS).prop_map(|(at, rights)| Op::Edit { at, rights }),
     ]
 }
 
@@ -554,6 +640,14 @@ impl Pair {
                 self.hub.close(self.ids[at], "lost", "");
                 self.ids[at] = self.open(at);
                 self.open_model(at);
+            }
+            Op::Edit { at, rights } => {
+                self.model.edit(at, permissions(rights));
+                let peer = format!("peer{at}");
+                self.hub.reauthorise(|info| match info.peer.as_str() == peer {
+                    true => Ok(permissions(rights).into()),
+                    false => Ok(Arc::clone(&info.permissions)),
+                });
             }
         }
     }

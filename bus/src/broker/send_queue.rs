@@ -104,6 +104,8 @@ pub struct SendQueue {
     lost: u64,
     /// Publishers that were held since it last had room: what each has on its way is still taken.
     held_publishers: usize,
+    /// The same for other subscriptions that were to share them.
+    lost_beside: Vec<(u32, u64)>,
 }
 
 impl SendQueue {
@@ -125,6 +127,7 @@ impl SendQueue {
             sent: 0,
             lost: 0,
             held_publishers: 0,
+            lost_beside: Vec::new(),
         }
     }
 
@@ -149,9 +152,15 @@ impl SendQueue {
             self.replace(&entry, dropped);
         }
         let bytes = entry.block.bytes();
-        if let Some(refused) = self.make_room(bytes, spare, dropped) {
+        if let Some(refused) = self.make_room(bytes, &entry.subscriptions, spare, dropped) {
             return refused;
         }
+        self.add(entry, spare);
+        if self.must_hold() { Pushed::QueuedAndFull } else { Pushed::Queued }
+    }
+
+    fn add(&mut self, entry: Entry, spare: &mut SpareChunks) {
+        let bytes = entry.block.bytes();
         if self.form == Form::Wire && entry.request.is_none() && bytes <= CHUNKED_BLOCK_BYTES_MAX {
             self.append_run(&entry.subscriptions, entry.row, std::iter::once(entry.block.view()), spare);
         } else {
@@ -159,7 +168,6 @@ impl SendQueue {
             self.bytes += bytes;
             self.items.push_back(Item::Entry(entry));
         }
-        if self.must_hold() { Pushed::QueuedAndFull } else { Pushed::Queued }
     }
 
     /// Takes messages of one publisher and topic as [`SendQueue::push`] would take each of them. `blocks`
@@ -181,7 +189,7 @@ impl SendQueue {
             pushed.queued = count as u64;
         } else {
             for block in blocks {
-                match self.make_room(block.bytes(), spare, dropped) {
+                match self.make_room(block.bytes(), subscriptions, spare, dropped) {
                     None => {
                         self.append_run(subscriptions, row, std::iter::once(block), spare);
                         pushed.queued += 1;
@@ -193,7 +201,7 @@ impl SendQueue {
                 }
             }
         }
-        pushed.full = pushed.queued > 0 && self.must_hold();
+        pushed.full = self.must_hold();
         pushed
     }
 
@@ -238,6 +246,7 @@ impl SendQueue {
     fn make_room(
         &mut self,
         bytes: usize,
+        subscriptions: &[u32],
         spare: &mut SpareChunks,
         dropped: &mut Vec<Dropped>,
     ) -> Option<Pushed> {
@@ -258,6 +267,7 @@ impl SendQueue {
             Overflow::Disconnect => Some(Pushed::Disconnect),
             Overflow::DropNewest | Overflow::LatestOnly | Overflow::Wait => {
                 self.lost += 1;
+                note_beside(&mut self.lost_beside, subscriptions);
                 Some(Pushed::Refused)
             }
         }
@@ -269,7 +279,7 @@ impl SendQueue {
 
     /// Whether publishers must be held: well before the queue is full, so that what waits stays in the
     /// processor's cache.
-    fn must_hold(&self) -> bool {
+    pub fn must_hold(&self) -> bool {
         self.overflow == Overflow::Wait
             && (self.messages >= self.messages_max || self.bytes > self.hold_bytes())
     }
@@ -281,11 +291,13 @@ impl SendQueue {
     fn drop_front(&mut self, spare: &mut SpareChunks) -> Option<Dropped> {
         let dropped = match self.items.front_mut()? {
             Item::Chunk(chunk) => {
+                note_beside(&mut self.lost_beside, &chunk.front_subscriptions());
                 let run = chunk.drop_front()?;
                 self.bytes -= run.bytes as usize;
                 (run.row, None, DropReason::SlowConsumer)
             }
             Item::Entry(entry) => {
+                note_beside(&mut self.lost_beside, &entry.subscriptions);
                 self.bytes -= entry.block.bytes();
                 (entry.row, entry.request, DropReason::SlowConsumer)
             }
@@ -307,16 +319,42 @@ impl SendQueue {
 
     /// Drops the queued messages of the same topic.
     fn replace(&mut self, newer: &Entry, dropped: &mut Vec<Dropped>) {
-        let (bytes, messages) = (&mut self.bytes, &mut self.messages);
+        let (bytes, messages, beside) = (&mut self.bytes, &mut self.messages, &mut self.lost_beside);
         self.items.retain(|item| match item {
             Item::Entry(entry) if entry.block.topic() == newer.block.topic() => {
                 *bytes -= entry.block.bytes();
                 *messages -= 1;
+                note_beside(beside, &entry.subscriptions);
                 dropped.push((entry.row, entry.request, DropReason::Replaced));
                 false
             }
             _ => true,
         });
+    }
+
+    /// Takes out what other subscriptions share and was not sent yet.
+    pub fn take_shared(&mut self, spare: &mut SpareChunks) -> Vec<Entry> {
+        self.take_out(spare, |entry| entry.subscriptions.len() > 1)
+    }
+
+    /// Takes out what `goes` says yes to and was not sent yet.
+    pub fn take_out(&mut self, spare: &mut SpareChunks, goes: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let (mut out, mut kept) = (Vec::new(), Vec::new());
+        let mut sort = |entry: Entry| if goes(&entry) { out.push(entry) } else { kept.push(entry) };
+        for item in self.items.drain(..) {
+            match item {
+                Item::Entry(entry) => sort(entry),
+                Item::Chunk(mut chunk) => {
+                    while let Some((Record::Deliver { subscriptions, block }, run)) = chunk.pop() {
+                        sort(Entry { subscriptions, request: None, block, row: run.row });
+                    }
+                    spare.give(chunk);
+                }
+            }
+        }
+        (self.messages, self.bytes) = (0, 0);
+        kept.into_iter().for_each(|entry| self.add(entry, spare));
+        out
     }
 
     /// Takes back a request that was not sent yet, as if it had been dropped.
@@ -431,6 +469,24 @@ impl SendQueue {
         (self.messages, self.bytes, self.in_flight_bytes) = (0, 0, 0);
     }
 
+    /// How many messages were lost since the last call that other subscriptions of the session were to
+    /// share, by subscription: this queue's policy is not theirs, so they are told of replaced ones too.
+    pub fn take_lost_beside(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.lost_beside)
+    }
+
+    /// Both, with this queue's own under `id`.
+    pub fn take_losses(&mut self, id: u32) -> Vec<(u32, u64)> {
+        let mut lost = self.take_lost_beside();
+        lost.extend(Some((id, self.take_lost())).filter(|(_, count)| *count > 0));
+        lost
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
     /// How many messages were lost since the last call.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
@@ -454,6 +510,16 @@ impl SendQueue {
     /// Bytes waiting, and sent but not credited.
     pub fn depth_bytes(&self) -> u64 {
         self.bytes as u64 + self.in_flight_bytes
+    }
+}
+
+/// Counts a lost message for those that were to share it with its queue's own subscription, the first.
+fn note_beside(lost: &mut Vec<(u32, u64)>, subscriptions: &[u32]) {
+    for subscription in subscriptions.iter().skip(1) {
+        match lost.iter_mut().find(|(known, _)| known == subscription) {
+            Some((_, count)) => *count += 1,
+            None => lost.push((*subscription, 1)),
+        }
     }
 }
 

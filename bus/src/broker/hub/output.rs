@@ -56,7 +56,7 @@ impl Hub {
         if !lane.queue.pop_view(&mut self.spare_chunks, act) {
             return false;
         }
-        lane.queue.take_lost();
+        lane.queue.take_losses(lane.id);
         session.counts.delivered += 1;
         let subscription = lane.id;
         self.release_held_by(id, subscription);
@@ -73,8 +73,8 @@ impl Hub {
         if !lane.queue.has_records_next() {
             return false;
         }
-        let (subscription, count) = (lane.id, lane.queue.take_lost());
-        if count > 0 {
+        let subscription = lane.id;
+        for (subscription, count) in lane.queue.take_losses(subscription) {
             writer.put_control(&gap(subscription, count), out);
         }
         session.counts.delivered += lane.queue.take_records(out, &mut self.spare_chunks);
@@ -98,22 +98,25 @@ impl Hub {
                 Record::Request { id: key.0, subscription, window: limits::REPLY_WINDOW, block: entry.block }
             }
         };
-        let lost = lane.queue.take_lost();
+        let lost = lane.queue.take_losses(subscription);
         let is_native = matches!(session.info.kind, SessionKind::Native | SessionKind::Local);
         self.release_held_by(id, subscription);
-        if lost == 0 || !is_native {
+        if lost.is_empty() || !is_native {
             return Some(record);
         }
         // Control goes before replies and deliveries, so these reach the client in this order.
-        let (session, gap) = (self.session_mut(id)?, gap(subscription, lost));
+        let session = self.session_mut(id)?;
         session.reply_bytes += record.bytes_hint();
         session.replies.push_front(record);
-        session.control_bytes += gap.bytes_hint();
-        session.control.push_front(gap);
+        for (subscription, count) in lost.into_iter().rev() {
+            let gap = gap(subscription, count);
+            session.control_bytes += gap.bytes_hint();
+            session.control.push_front(gap);
+        }
         self.next_control(id)
     }
 }
 
-fn gap(subscription: u32, count: u64) -> Record {
+pub(super) fn gap(subscription: u32, count: u64) -> Record {
     Record::Gap { subscription, count, reason: "slow_consumer".to_owned() }
 }

@@ -151,7 +151,7 @@ impl Hub {
             PushedRun {
                 queued: queued.into(),
                 refused: (!queued).into(),
-                full: outcome == Pushed::QueuedAndFull,
+                full: lane.queue.must_hold(),
                 disconnect: outcome == Pushed::Disconnect,
             }
         });
@@ -215,11 +215,12 @@ impl Hub {
             let text = "its send queue was full and its policy is `disconnect`".to_owned();
             self.end(target.session, Ending { code: "slow_consumer", text });
         }
-        if pushed.queued == 0 {
-            return;
-        }
+        // Also when nothing was taken: the publisher may have come when others were held already.
         if let Some(topic) = topic.filter(|_| pushed.full) {
             self.hold(topic.clone(), target, from);
+        }
+        if pushed.queued == 0 {
+            return;
         }
         self.announce(target.session, origin);
         self.mark_dirty(target.session);

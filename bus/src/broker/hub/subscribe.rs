@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn wait_not_permitted(peer: &PeerName) -> String {
+    format!("`{peer}` may not hold publishers; give it `wait = true`")
+}
+
 impl Hub {
     pub(super) fn on_subscribe(&mut self, id: SessionId, spec: SubscribeSpec) {
         let (operation, right) = match spec.serve {
@@ -44,7 +48,7 @@ impl Hub {
             return self.deny(id, operation, reference, "not_permitted", &spec.filter, &text);
         }
         if spec.overflow == Overflow::Wait && !permissions.wait {
-            let text = format!("`{}` may not hold publishers; give it `wait = true`", session.info.peer);
+            let text = wait_not_permitted(&session.info.peer);
             return self.deny(id, operation, reference, "wait_not_permitted", &spec.filter, &text);
         }
         let form = if session.info.kind == SessionKind::Native { Form::Wire } else { Form::Values };
@@ -88,7 +92,8 @@ impl Hub {
             });
             let target =
                 Target { session: id, lane, subscriptions: SubscriptionIds::from_slice(&[lane]), row };
-            self.push(&target, block, None, id);
+            // Nobody is held for it: it was published long ago.
+            self.push(&target, block, None, SessionId::nobody());
         }
     }
 
@@ -98,13 +103,90 @@ impl Hub {
         let mut lane = session.lanes.remove(at);
         session.next_lane = 0;
         self.route_generation += 1;
+        self.report_losses(id, lane.queue.take_lost_beside());
+        let shared = lane.queue.take_shared(&mut self.spare_chunks);
         self.settle_lane(id, &mut lane, DropReason::Unsubscribed);
+        shared.into_iter().for_each(|entry| self.hand_over(id, entry));
         for key in
             self.requests.matching(|request| request.server == id && request.subscription == subscription)
         {
             self.end_request(key, Status::ServerGone, "", "the server stopped serving the topic");
         }
         self.receivers_changed(id);
+    }
+
+    /// Losses that no delivery will report: nothing waits behind them.
+    fn report_losses(&mut self, id: SessionId, lost: Vec<(u32, u64)>) {
+        for (subscription, count) in lost {
+            self.send_control(id, output::gap(subscription, count));
+        }
+    }
+
+    /// A message whose subscription has ended goes to the next one of the session that it matches.
+    fn hand_over(&mut self, id: SessionId, mut entry: Entry) {
+        let Some(session) = find(&mut self.sessions, &self.generations, id) else { return };
+        entry.subscriptions.retain(|subscription| session.lanes.iter().any(|lane| lane.id == *subscription));
+        let row = entry.row;
+        let heir = entry.subscriptions.first().copied();
+        let Some(lane) = session.lanes.iter_mut().find(|lane| Some(lane.id) == heir) else {
+            return self.ledger.dropped_from_queue(row, 1, DropReason::Unsubscribed);
+        };
+        let mut dropped: Vec<Dropped> = Vec::new();
+        let outcome = lane.queue.push(entry, &mut self.spare_chunks, &mut dropped);
+        // Its publisher is held, if need be, by its next message.
+        if matches!(outcome, Pushed::Refused | Pushed::Disconnect) {
+            dropped.push((row, None, DropReason::SlowConsumer));
+        }
+        session.counts.dropped += dropped.len() as u64;
+        for (row, _, reason) in dropped {
+            self.ledger.dropped_from_queue(row, 1, reason);
+        }
+        if outcome == Pushed::Disconnect {
+            let text = "its send queue was full and its policy is `disconnect`".to_owned();
+            self.end(id, Ending { code: "slow_consumer", text });
+        }
+        self.mark_dirty(id);
+    }
+
+    /// After an edit of a session's rights: what waits and may not be received any more is not sent.
+    pub(super) fn withhold(&mut self, id: SessionId) {
+        let Some(session) = find(&mut self.sessions, &self.generations, id) else { return };
+        let permissions = Arc::clone(&session.info.permissions);
+        let (mut withheld, mut unreported, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+        for lane in &mut session.lanes {
+            let right = if lane.serve { Right::Serve } else { Right::Subscribe };
+            withheld.extend(lane.queue.take_out(&mut self.spare_chunks, |entry| {
+                TopicName::from_bytes(entry.block.topic())
+                    .is_ok_and(|topic| !permissions.permit(right, &topic))
+            }));
+            if lane.queue.is_empty() {
+                unreported.extend(lane.queue.take_losses(lane.id));
+            }
+            lanes.push((lane.id, lane.queue.overflow() == Overflow::Wait && !permissions.wait));
+        }
+        self.report_losses(id, unreported);
+        for entry in withheld {
+            self.ledger.denied_from_queue(entry.row, 1);
+            if let Some(key) = entry.request {
+                self.end_request(key, Status::ServerGone, "", "the server may not serve the topic any more");
+            }
+        }
+        for (lane, may_not_wait) in lanes {
+            if may_not_wait {
+                self.deny_wait(id, lane);
+                self.on_unsubscribe(id, lane);
+            } else {
+                self.release_held_by(id, lane);
+            }
+        }
+    }
+
+    fn deny_wait(&mut self, id: SessionId, lane: u32) {
+        let Some(session) = self.session(id) else { return };
+        let Some(found) = session.lanes.iter().find(|candidate| candidate.id == lane) else { return };
+        let operation = if found.serve { Operation::Serve } else { Operation::Subscribe };
+        let (filter, text) = (found.matcher.describe(), wait_not_permitted(&session.info.peer));
+        self.deny(id, operation, u64::from(lane), "wait_not_permitted", &filter, &text);
     }
 
     pub(super) fn settle_lane(&mut self, id: SessionId, lane: &mut Lane, reason: DropReason) {

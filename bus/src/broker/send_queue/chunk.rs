@@ -8,7 +8,7 @@ use crate::{
     broker::ledger::RowId,
     limits,
     native::{
-        BlockView, Record,
+        BlockView, Record, SubscriptionIds,
         batch::{delivered_block, put_deliver},
     },
 };
@@ -107,6 +107,13 @@ impl Chunk {
         let (length, rest) = self.records[self.left..].split_first_chunk::<4>()?;
         let record = &rest[..u32::from_le_bytes(*length) as usize];
         Some((record, (record.len() - 2 - 4 * usize::from(record[1])) as u64))
+    }
+
+    /// The subscriptions that share the front record.
+    pub(super) fn front_subscriptions(&self) -> SubscriptionIds {
+        let Some((record, _)) = self.front() else { return SubscriptionIds::new() };
+        let (ids, _) = record[2..2 + 4 * usize::from(record[1])].as_chunks();
+        ids.iter().map(|id| u32::from_le_bytes(*id)).collect()
     }
 
     /// Drops the front record.
