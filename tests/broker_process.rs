@@ -1,54 +1,51 @@
-//! A broker in a process of its own, so that its memory, descriptors and processor time can be read.
-//!
-//! The process is this test binary again, running the one test [`serve_until_standard_input_ends`].
+//! The real `bus broker` in a process of its own, so that its memory, descriptors and processor time
+//! can be read, and it can be stopped, killed and started again.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
+    sync::OnceLock,
     time::Duration,
 };
 
-use interlock_bus::{Broker, BrokerConfig, Credentials, Endpoint, KeyStore, PeerName, Permissions, Timeouts};
+use interlock_bus::{Client, Credentials, Endpoint, KeyStore, PeerName};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::harness::DEADLINE;
-
-const DIRECTORY: &str = "INTERLOCK_TEST_BROKER";
-const HANDSHAKE_MS: &str = "INTERLOCK_TEST_HANDSHAKE_MS";
+use crate::harness::{TestProcess, ledger, runtime::tool};
 
 /// The child and its key store.
 pub(crate) struct BrokerProcess {
-    child: Child,
+    process: TestProcess,
     pub(crate) store: KeyStore,
+    /// TCP first, then the socket in the file system.
     pub(crate) endpoints: Vec<Endpoint>,
     directory: tempfile::TempDir,
+    auditor: OnceLock<Client>,
 }
 
 impl BrokerProcess {
-    pub(crate) fn start(handshake: Duration) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    pub(crate) fn start() -> Self {
+        // Private: the tool refuses a data directory that others can read.
+        let directory =
+            tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap();
         let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "broker_process::serve_until_standard_input_ends", "--ignored", "--nocapture"])
-            .env(DIRECTORY, directory.path())
-            .env(HANDSHAKE_MS, handshake.as_millis().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, found) = std::sync::mpsc::channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if let Some((_, endpoints)) = line.split_once("endpoints: ") {
-                    let _ = sender.send(endpoints.to_owned());
-                }
-            }
-        });
-        let line = found.recv_timeout(DEADLINE).expect("the broker's process did not start");
-        let endpoints = line.split(' ').map(|endpoint| endpoint.parse().unwrap()).collect();
-        Self { child, store, endpoints, directory }
+        let endpoints =
+            vec!["tcp://127.0.0.1:0".parse().unwrap(), Endpoint::Ipc(directory.path().join("bus.sock"))];
+        let (process, endpoints) = launch(directory.path(), &endpoints);
+        Self { process, store, endpoints, directory, auditor: OnceLock::new() }
+    }
+
+    /// Kills it without a word.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again on the same endpoints.
+    pub(crate) fn restart(&mut self) {
+        (self.process, self.endpoints) = launch(self.directory.path(), &self.endpoints);
+        self.auditor = OnceLock::new();
     }
 
     pub(crate) fn enrol(
@@ -59,7 +56,7 @@ impl BrokerProcess {
         serve: &[&str],
         request: &[&str],
     ) -> Credentials {
-        let permissions = Permissions::from_lists(publish, subscribe, serve, request).unwrap();
+        let permissions = interlock_bus::Permissions::from_lists(publish, subscribe, serve, request).unwrap();
         let name: PeerName = name.parse().unwrap();
         self.store.issue(&name, &permissions, &self.endpoints, None).unwrap()
     }
@@ -73,8 +70,13 @@ impl BrokerProcess {
         self.directory.path()
     }
 
+    /// A client that may ask the broker everything and takes no part in the traffic.
+    pub(crate) fn auditor(&self) -> &Client {
+        self.auditor.get_or_init(|| ledger::auditor(&self.store, &self.endpoints))
+    }
+
     fn proc(&self, file: &str) -> PathBuf {
-        Path::new("/proc").join(self.child.id().to_string()).join(file)
+        Path::new("/proc").join(self.process.id().to_string()).join(file)
     }
 
     /// Open file descriptors.
@@ -101,38 +103,37 @@ impl BrokerProcess {
 
     /// Whether it still runs.
     pub(crate) fn is_alive(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.process.is_alive()
     }
 }
 
 impl Drop for BrokerProcess {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Whatever the test did: nothing may be unaccounted for at its end.
+        if !std::thread::panicking() && self.is_alive() {
+            ledger::assert_balances(&ledger::auditor(&self.store, &self.endpoints));
+        }
     }
+}
+
+/// Starts the broker on a data directory and waits until it listens; the endpoints it found.
+fn launch(directory: &Path, endpoints: &[Endpoint]) -> (TestProcess, Vec<Endpoint>) {
+    let mut command: Command = tool("bus");
+    command.arg("--data-dir").arg(directory).arg("broker");
+    for endpoint in endpoints {
+        command.arg("--listen").arg(endpoint.to_string());
+    }
+    let process = TestProcess::spawn(command);
+    let found = endpoints.iter().map(|_| {
+        let line = process.line();
+        line.strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}`")).parse().unwrap()
+    });
+    let found = found.collect();
+    (process, found)
 }
 
 /// Lets this process, and those it starts, open as many files as the system allows.
 pub(crate) fn raise_limit_on_open_files() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-}
-
-#[test]
-#[ignore = "not a test: the process that other tests start"]
-fn serve_until_standard_input_ends() {
-    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
-    let milliseconds = std::env::var(HANDSHAKE_MS).unwrap().parse().unwrap();
-    let store = KeyStore::open(&directory.join("keys")).unwrap();
-    let endpoints = vec!["tcp://127.0.0.1:0".parse().unwrap(), Endpoint::Ipc(directory.join("bus.sock"))];
-    let mut config = BrokerConfig::from_key_store(&store, endpoints).unwrap();
-    config.timeouts = Timeouts { handshake: Duration::from_millis(milliseconds), ..Timeouts::default() };
-    let broker = Broker::start(config).unwrap();
-    let endpoints: Vec<String> = broker.endpoints().iter().map(Endpoint::to_string).collect();
-    #[allow(clippy::print_stdout, reason = "the line that the parent waits for")]
-    {
-        println!("endpoints: {}", endpoints.join(" "));
-    }
-    let _ = std::io::stdin().read(&mut [0]);
-    broker.stop(Duration::ZERO);
 }

@@ -1,6 +1,8 @@
 //! What the chapters share: a broker on a temporary directory, child processes whose lines are
 //! awaited with a deadline.
 
+pub(crate) mod dice;
+pub(crate) mod ledger;
 pub(crate) mod runtime;
 
 use std::{
@@ -64,6 +66,10 @@ impl TestBroker {
 
 impl Drop for TestBroker {
     fn drop(&mut self) {
+        // Whatever the test did: nothing may be unaccounted for at its end.
+        if !std::thread::panicking() && self.handle.ended().borrow().is_none() {
+            ledger::assert_balances(&ledger::auditor(&self.store, self.handle.endpoints()));
+        }
         self.handle.stop(Duration::from_secs(1));
     }
 }
@@ -126,6 +132,10 @@ impl TestProcess {
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         let child = &mut self.child;
         eventually("the process to end", || child.try_wait().unwrap()).code()
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {

@@ -15,55 +15,27 @@ use interlock_bus::{
     native::{Block, CreditScope, Overflow, Record, SubscribeSpec},
     zmtp::{Command, FrameFlags, SocketType},
 };
-use serde_json::Value;
 
 use crate::{
     broker_process::{BrokerProcess, raise_limit_on_open_files},
-    harness::{DEADLINE, TestBroker, TestProcess, eventually},
+    harness::{
+        DEADLINE, TestBroker, TestProcess,
+        dice::{Dice, environment, seed},
+        eventually,
+        ledger::ask,
+    },
     raw_peer::{RawPeer, RawStream, engine},
 };
 
 /// Connections of the soak. CI runs these few; `INTERLOCK_HOSTILE_CONNECTIONS=10000` is the whole of it.
 const CONNECTIONS: u64 = 200;
 
-/// A source of bytes that a seed names.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        // splitmix64, public domain constants.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.roll() % bound
-    }
-
-    fn bytes(&mut self, bytes_max: u64) -> Vec<u8> {
-        let length = self.below(bytes_max);
-        (0..length).map(|_| self.roll() as u8).collect()
-    }
-}
-
-fn environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("it is a number"))
-}
-
 fn connect(credentials: &Credentials) -> Client {
     Client::connect_blocking(ConnectOptions::new(credentials.clone()).timeout(DEADLINE)).unwrap()
 }
 
-fn ask(client: &Client, topic: &str) -> Value {
-    let answer = wait(client.request(&topic.parse().unwrap(), Payload::default(), DEADLINE)).unwrap();
-    serde_json::from_slice(&answer.payload).unwrap()
-}
-
 fn count(client: &Client, code: &str) -> u64 {
-    ask(client, "$sys/broker/refusals")["counts"][code].as_u64().unwrap_or(0)
+    ask(client, "refusals")["counts"][code].as_u64().unwrap_or(0)
 }
 
 /// A greeting of ZMTP 3.1 with this mechanism.
@@ -172,12 +144,8 @@ fn with_session(
 fn garbage_on_every_transport_and_at_every_stage_never_disturbs_a_legitimate_client() {
     raise_limit_on_open_files();
     let connections = environment("INTERLOCK_HOSTILE_CONNECTIONS").unwrap_or(CONNECTIONS);
-    let seed = environment("INTERLOCK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    #[allow(clippy::print_stdout, reason = "whoever reads a failure needs the seed")]
-    {
-        println!("{connections} hostile connections; INTERLOCK_SEED={seed}");
-    }
-    let mut broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let seed = seed("hostile connections");
+    let mut broker = BrokerProcess::start();
     let member = broker.enrol("member", &["#"], &["#"], &["#"], &["#"]);
     let honest = connect(&broker.enrol("honest", &["echo"], &["echo"], &[], &["$sys/broker/#"]));
     let before = (broker.descriptors(), broker.resident_bytes());
@@ -241,9 +209,11 @@ fn garbage_on_every_transport_and_at_every_stage_never_disturbs_a_legitimate_cli
 #[test]
 fn connections_that_are_held_half_open_for_ever_keep_nobody_out() {
     raise_limit_on_open_files();
-    let broker = BrokerProcess::start(Duration::from_secs(600));
-    let member = broker.enrol("member", &[], &[], &[], &["$sys/broker/#"]);
-    for endpoint in broker.endpoints.clone() {
+    let broker = TestBroker::start_with(|config| {
+        config.timeouts = Timeouts { handshake: Duration::from_secs(600), ..Timeouts::default() };
+    });
+    let member = Credentials::load(&broker.enrol("member", &[], &[], &[], &["$sys/broker/#"])).unwrap();
+    for endpoint in broker.handle.endpoints().to_vec() {
         let half_open: Vec<_> = (0..limits::HALF_OPEN_MAX + 100)
             .map(|number| {
                 let mut stream = RawStream::connect(&endpoint);
@@ -262,7 +232,7 @@ fn connections_that_are_held_half_open_for_ever_keep_nobody_out() {
 fn thousands_of_sessions_that_come_and_go_leave_no_descriptor_and_no_memory_behind() {
     raise_limit_on_open_files();
     let cycles = environment("INTERLOCK_CYCLES").unwrap_or(400);
-    let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let broker = BrokerProcess::start();
     let member = broker.enrol("member", &["a"], &["a"], &[], &[]);
     let run = |cycles: u64| {
         for number in 0..cycles {
@@ -284,7 +254,7 @@ fn thousands_of_sessions_that_come_and_go_leave_no_descriptor_and_no_memory_behi
 
 #[test]
 fn a_peer_that_never_reads_costs_a_bounded_amount_of_memory() {
-    let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let broker = BrokerProcess::start();
     let member = broker.enrol("member", &["a"], &["a"], &[], &["a", "$sys/broker/#"]);
     let publisher = connect(&member);
     // A subscriber that does not read.
@@ -292,7 +262,7 @@ fn a_peer_that_never_reads_costs_a_bounded_amount_of_memory() {
     let subscribe = Command::Subscribe(bytes::Bytes::from_static(b"a")).encode();
     deaf.send_frame(&subscribe, FrameFlags::COMMAND).unwrap();
     eventually("the subscription", || {
-        ask(&publisher, "$sys/broker/subscriptions").to_string().contains("a").then_some(())
+        ask(&publisher, "subscriptions").to_string().contains("a").then_some(())
     });
     let before = broker.resident_bytes();
     let payload = Payload::bytes(vec![7u8; 60_000]);
@@ -302,7 +272,7 @@ fn a_peer_that_never_reads_costs_a_bounded_amount_of_memory() {
     wait(publisher.ping()).unwrap();
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 48 << 20, "120 MB for a deaf subscriber cost {grown} bytes");
-    let dropped: u64 = ask(&publisher, "$sys/broker/ledger")
+    let dropped: u64 = ask(&publisher, "ledger")
         .as_array()
         .unwrap()
         .iter()
@@ -325,7 +295,7 @@ fn flood(peer: &mut RawPeer, most: u64, mut message: impl FnMut(u64) -> (Vec<u8>
 
 #[test]
 fn a_peer_that_makes_the_broker_answer_and_never_reads_is_bounded_or_ended() {
-    let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let broker = BrokerProcess::start();
     let member = broker.enrol("member", &["a"], &[], &[], &["a", "$sys/broker/#"]);
     let observer = connect(&member);
     let before = broker.resident_bytes();
@@ -433,7 +403,7 @@ fn the_last_words_arrive_although_the_peer_was_still_talking() {
 
 #[test]
 fn a_frame_above_the_limit_ends_the_session_from_its_header_alone() {
-    let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let broker = BrokerProcess::start();
     let member = broker.enrol("member", &["a"], &[], &[], &["$sys/broker/#"]);
     let before = broker.resident_bytes();
     for (native, bytes_max) in
@@ -450,21 +420,18 @@ fn a_frame_above_the_limit_ends_the_session_from_its_header_alone() {
 
 #[test]
 fn a_stopped_subscriber_never_delays_another() {
-    let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let broker = BrokerProcess::start();
     let member = broker.enrol("member", &["a"], &["a"], &[], &["$sys/broker/#"]);
     let mut stopped =
         TestProcess::python("stock.py", &["sub", broker.path_of("member").to_str().unwrap(), "a"]);
     assert_eq!(stopped.json()["state"], "subscribed");
     let client = connect(&member);
     eventually("the subscription", || {
-        ask(&client, "$sys/broker/subscriptions").to_string().contains("\"a\\\"").then_some(()).or_else(
-            || {
-                ask(&client, "$sys/broker/subscriptions")
-                    .as_array()
-                    .filter(|rows| !rows.is_empty())
-                    .map(|_| ())
-            },
-        )
+        ask(&client, "subscriptions")
+            .to_string()
+            .contains("\"a\\\"")
+            .then_some(())
+            .or_else(|| ask(&client, "subscriptions").as_array().filter(|rows| !rows.is_empty()).map(|_| ()))
     });
     stopped.signal(nix::sys::signal::Signal::SIGSTOP);
     let mut fast = wait(client.subscribe(&"a".parse().unwrap(), SubscribeOptions::default())).unwrap();
@@ -541,7 +508,7 @@ fn a_stock_publisher_is_held_by_not_being_read_and_loses_nothing() {
 #[ignore = "measures for half a minute: cargo test -p interlock-tests idle -- --ignored"]
 fn a_thousand_idle_sessions_cost_less_than_a_five_hundredth_of_a_core() {
     raise_limit_on_open_files();
-    let broker = BrokerProcess::start(limits::HANDSHAKE_TIMEOUT);
+    let broker = BrokerProcess::start();
     broker.enrol("member", &[], &["a"], &[], &[]);
     let idle = TestProcess::python("stock.py", &["idle", broker.path_of("member").to_str().unwrap(), "1000"]);
     assert_eq!(idle.json()["state"], "idle");

@@ -47,7 +47,7 @@ fn moved_out(path: PathBuf, to: PathBuf) -> PathBuf {
 
 #[test]
 fn an_old_key_of_the_broker_works_through_its_overlap_and_is_refused_after_it() {
-    let broker = BrokerProcess::start(DEADLINE);
+    let broker = BrokerProcess::start();
     let issue = |name: &str| {
         broker.enrol(name, &["a"], &["a", "$sys/auth/#"], &[], &["$sys/broker/#"]);
         // Outside the key store, as on another machine: nobody rewrites it from here.
@@ -130,7 +130,7 @@ fn an_overlap_ends_by_itself_and_a_client_in_memory_comes_back_with_the_new_key(
 
 #[test]
 fn a_rotation_killed_at_any_point_leaves_keys_that_work() {
-    let broker = BrokerProcess::start(DEADLINE);
+    let broker = BrokerProcess::start();
     let store = KeyStore::open(&broker.directory().join("keys")).unwrap();
     for name in ["one", "two", "three", "four"] {
         broker.enrol(name, &["a"], &[], &[], &["$sys/broker/#"]);

@@ -1,8 +1,6 @@
 //! What the broker's memory does when a subscriber stops taking, and after a very large message. The broker is
 //! a process of its own, and so is the subscriber that is stopped. `benches/memory.rs` measures the same at size.
 
-use std::time::Duration;
-
 use interlock_bus::{
     Ack, Client, ConnectOptions, Event, Payload, PublishOptions, SubscribeOptions, TopicName, blocking::wait,
     limits,
@@ -20,7 +18,7 @@ const SLACK_BYTES: usize = 24 << 20;
 const FLAT_BYTES: usize = 6 << 20;
 
 fn broker() -> BrokerProcess {
-    BrokerProcess::start(Duration::from_secs(10))
+    BrokerProcess::start()
 }
 
 fn publish(client: &Client, topic: &TopicName, payload: Payload) -> Ack {

@@ -12,6 +12,8 @@ mod wire_proxy;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
+/// A broker that is killed under load and started again.
+mod broker_restart;
 /// The chat page, in Chromium.
 mod chat_page;
 /// Programs in `examples/`, as a reader would run them.
@@ -20,6 +22,8 @@ mod examples;
 mod hostile_input;
 /// A new key of the broker: who learns it, until when the old one works, and what a kill leaves behind.
 mod key_rotation;
+/// Random traffic between real processes, judged by the ledger and by what each party counted.
+mod ledger_oracle;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
 /// Somebody on the path who holds no key: what each manipulation comes to, on both sides.

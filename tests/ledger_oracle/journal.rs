@@ -1,0 +1,83 @@
+//! What a party said, read back.
+
+use std::collections::BTreeMap;
+
+use interlock_bus::Message;
+
+use super::party;
+
+/// A message by what its publisher says of it: party, topic, number on the topic.
+pub(super) type Id = (usize, String, u64);
+
+/// A message as the auditor got it, which gets all of them.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) sequence: u64,
+    pub(super) origin: String,
+    pub(super) id: Id,
+}
+
+impl Entry {
+    pub(super) fn of(message: &Message) -> Self {
+        let (party, number) = party::parse(&message.payload);
+        let id = (party, message.topic.to_string(), number);
+        Self { sequence: message.sequence, origin: message.origin.to_string(), id }
+    }
+}
+
+/// What came on one subscription.
+#[derive(Clone, Debug)]
+pub(super) enum Got {
+    Message {
+        /// Zero from a stock subscriber, which does not learn it.
+        sequence: u64,
+        /// `-` from a stock subscriber, likewise.
+        origin: String,
+        id: Id,
+        retained: bool,
+    },
+    /// `None` if nobody knows how many.
+    Gap(Option<u64>),
+}
+
+/// What one party said.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    /// By subscription.
+    pub(super) got: BTreeMap<usize, Vec<Got>>,
+    /// Messages given to the broker, by topic.
+    pub(super) numbers: BTreeMap<String, u64>,
+    pub(super) acknowledged: Vec<(String, u64)>,
+    /// Acknowledged publishes that were refused.
+    pub(super) refused: u64,
+    /// Whether its session was ever lost, or ended by the broker.
+    pub(super) lost: bool,
+}
+
+impl Log {
+    pub(super) fn read(lines: &[String]) -> Self {
+        let mut log = Self::default();
+        for line in lines {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = |at: usize| words[at].parse::<u64>().unwrap();
+            match words[0] {
+                "m" => {
+                    let id = (number(5) as usize, words[4].to_owned(), number(6));
+                    let (origin, retained) = (words[3].to_owned(), words[7] == "1");
+                    let message = Got::Message { sequence: number(2), origin, id, retained };
+                    log.got.entry(number(1) as usize).or_default().push(message);
+                }
+                "gap" => {
+                    let gap = Got::Gap((words[2] != "?").then(|| number(2)));
+                    log.got.entry(number(1) as usize).or_default().push(gap);
+                }
+                "pub" => drop(log.numbers.insert(words[1].to_owned(), number(2))),
+                "ack" => log.acknowledged.push((words[1].to_owned(), number(2))),
+                "refused" => log.refused += 1,
+                "lost" | "ended" => log.lost = true,
+                _ => {}
+            }
+        }
+        log
+    }
+}
