@@ -48,8 +48,8 @@ pub(super) struct Log {
     /// Messages given to the broker, by topic.
     pub(super) numbers: BTreeMap<String, u64>,
     pub(super) acknowledged: Vec<(String, u64)>,
-    /// Acknowledged publishes that were refused.
-    pub(super) refused: u64,
+    /// Publishes that asked for an acknowledgement and were refused, by topic.
+    pub(super) refused: BTreeMap<String, u64>,
     /// Whether its session was ever lost, or ended by the broker.
     pub(super) lost: bool,
 }
@@ -73,7 +73,7 @@ impl Log {
                 }
                 "pub" => drop(log.numbers.insert(words[1].to_owned(), number(2))),
                 "ack" => log.acknowledged.push((words[1].to_owned(), number(2))),
-                "refused" => log.refused += 1,
+                "refused" => *log.refused.entry(words[1].to_owned()).or_default() += 1,
                 "lost" | "ended" => log.lost = true,
                 _ => {}
             }
