@@ -6,19 +6,26 @@
 //! | `send_queue` | the queue towards one subscription and its overflow policies (pure) |
 //! | `ledger`, `statistics`, `denials`, `refusals`, `requests` | what the hub counts and remembers (pure) |
 //! | `readiness` | who waits for whom: watches of receivers, probes, gates (pure) |
+//! | `drops` | lost messages, told without flooding (pure) |
+//! | `explain` | who publishes and gets a topic; why a peer may or may not (pure) |
+//! | `history` | what each topic had in each second of the last hour (pure) |
+//! | `bounds` | what the owner of a broker may bound differently |
 //! | `control` | answers to `$sys/broker/...` |
 //! | `stock` | what stock sessions' frames mean |
 //! | `listener`, `connection`, `reactor` | sockets, one thread |
 //! | `timeouts`, `key_store_watch`, `throttle` | clocks, edits of registry and keys, floods in the log |
 
+mod bounds;
 pub(crate) mod command;
 mod connection;
 mod control;
 pub mod denials;
+mod drops;
 pub mod events;
+mod explain;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-pub mod history;
+mod history;
 pub mod hub;
 mod key_store_watch;
 pub mod ledger;
@@ -56,6 +63,7 @@ use crate::{
 };
 pub use reactor::accepting::raise_open_files_limit;
 
+pub use bounds::Bounds;
 use command::Command;
 use reactor::Reactor;
 pub use timeouts::Timeouts;
@@ -75,6 +83,8 @@ pub struct BrokerConfig {
     pub registry_path: Option<PathBuf>,
     /// How long peers are waited for.
     pub timeouts: Timeouts,
+    /// How much it holds.
+    pub bounds: Bounds,
 }
 
 impl BrokerConfig {
@@ -90,6 +100,7 @@ impl BrokerConfig {
             registry: store.registry()?,
             registry_path: Some(store.registry_path()),
             timeouts: Timeouts::default(),
+            bounds: Bounds::default(),
         })
     }
 

@@ -88,14 +88,16 @@ impl Client {
     /// # Errors
     /// [`ConnectError`].
     pub async fn connect(options: ConnectOptions) -> Result<Self, ConnectError> {
+        let will = options.will.clone();
         let (core, thread, outcome) = remote::start(options)?;
         // From here on dropping the client closes it, also if this future is dropped.
         let client = Self::from_core(core, Some(thread));
-        match outcome.await {
-            Ok(Ok(())) => Ok(client),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(ConnectError::ThreadLost),
+        outcome.await.unwrap_or(Err(ConnectError::ThreadLost))?;
+        if let Some((topic, payload, retain)) = will {
+            let taken = client.set_will(&topic, payload, retain).await;
+            taken.map_err(|source| ConnectError::Will { topic, source: Box::new(source) })?;
         }
+        Ok(client)
     }
 
     /// [`Client::connect`] for threads without an executor.

@@ -109,6 +109,15 @@ pub enum ConnectError {
     /// The client's thread ended without a word, which is a bug.
     #[error("the client's thread ended before it had connected; this is a bug, please report it")]
     ThreadLost,
+    /// There is a session, and in it the broker did not take the will of
+    /// [`ConnectOptions::will`](crate::client::ConnectOptions::will).
+    #[error("the will on `{topic}` was not taken: {source}")]
+    Will {
+        /// Its topic.
+        topic: TopicName,
+        /// Why not.
+        source: Box<PublishError>,
+    },
 }
 
 /// Why a publish was not accepted. The payload comes back with it.
@@ -168,6 +177,19 @@ pub enum PublishError {
         /// Why the link was lost.
         reason: String,
     },
+    /// The broker is too old for what was asked.
+    #[error(
+        "the broker speaks version {}.{minor} of the protocol, which has no {what}; update it",
+        crate::native::VERSION_MAJOR
+    )]
+    NotOffered {
+        /// What was to be published.
+        payload: Payload,
+        /// What the broker does not know.
+        what: &'static str,
+        /// Its minor version.
+        minor: u16,
+    },
 }
 
 impl PublishError {
@@ -179,7 +201,8 @@ impl PublishError {
             | Self::NotConnected { payload, .. }
             | Self::Held { payload, .. }
             | Self::Denied { payload, .. }
-            | Self::Unconfirmed { payload, .. } => payload,
+            | Self::Unconfirmed { payload, .. }
+            | Self::NotOffered { payload, .. } => payload,
         }
     }
 }

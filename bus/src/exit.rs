@@ -110,6 +110,7 @@ impl From<&ConnectError> for Exit {
             | ConnectError::Refused { .. } => Self::Denied,
             ConnectError::ProtocolMismatch { .. } | ConnectError::NotInterlock { .. } => Self::Version,
             ConnectError::BadCredentials { .. } => Self::Misuse,
+            ConnectError::Will { source, .. } => Self::from(&**source),
             ConnectError::Thread(_) | ConnectError::ThreadLost | ConnectError::Crypto(_) => Self::Failed,
         }
     }
@@ -123,6 +124,7 @@ impl From<&PublishError> for Exit {
             PublishError::NotConnected { .. } | PublishError::Unconfirmed { .. } => Self::NotReady,
             PublishError::Held { .. } => Self::Busy,
             PublishError::Denied { .. } => Self::Denied,
+            PublishError::NotOffered { .. } => Self::Version,
         }
     }
 }

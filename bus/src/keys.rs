@@ -8,12 +8,14 @@ pub mod credentials;
 pub mod permissions;
 pub mod private_file;
 pub mod registry;
+pub mod rule_source;
 pub mod store;
 
 pub use broker_keys::BrokerKeys;
 pub use credentials::Credentials;
-pub use permissions::{Permissions, Right, Rules};
+pub use permissions::{Decision, Permissions, Right, Rules};
 pub use registry::{KeyState, Registry};
+pub use rule_source::RuleSource;
 pub use store::KeyStore;
 
 use std::path::PathBuf;

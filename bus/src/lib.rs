@@ -26,7 +26,7 @@ pub mod tool;
 pub mod topic;
 pub mod zmtp;
 
-pub use broker::{Broker, BrokerConfig, BrokerError, BrokerHandle, Incarnations, Timeouts};
+pub use broker::{Bounds, Broker, BrokerConfig, BrokerError, BrokerHandle, Incarnations, Timeouts};
 pub use client::{
     Ack, CancelToken, Client, ConnectOptions, Event, GateOptions, GatedPublisher, LinkState, PublishOptions,
     ReplyStream, Request, ServeOptions, Service, SubscribeOptions, Subscription, WaitError,

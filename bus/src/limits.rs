@@ -125,12 +125,19 @@ pub const LEDGER_ROWS_MAX: usize = 16_384;
 /// Topics with statistics of their own. Those beyond share the row `(other)`.
 pub const TOPICS_TRACKED_MAX: usize = 16_384;
 
+/// Bytes that statistics of topics take in all: [`STATISTICS_ROWS_BYTES_MAX`] and [`HISTORY_BYTES`], and what they are
+/// rounded up to. However many topics there are, observing them costs no more.
+pub const STATISTICS_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of rows and names of topics. A topic that does not fit shares the row `(other)`.
+pub const STATISTICS_ROWS_BYTES_MAX: usize = 7 << 20;
+
 /// Seconds of the past whose traffic is kept for every topic.
 pub const HISTORY_SECONDS: u64 = 3600;
 
-/// Bytes that these seconds may take. Beyond, the oldest are forgotten, for all topics alike: it is an hour of some 290
-/// topics that never rest, or of many more that do.
-pub const HISTORY_BYTES: usize = 16 << 20;
+/// Bytes that these seconds may take, 16 for each topic and second with messages: an hour of 145 topics that never rest, or
+/// of many more that do. Beyond, the oldest are forgotten, for all topics alike, and answers say from when on they are complete.
+pub const HISTORY_BYTES: usize = 8 << 20;
 
 /// Rows of one answer about the past. The newest are given.
 pub const HISTORY_ROWS_ANSWERED_MAX: usize = 20_000;

@@ -1,42 +1,103 @@
 //! What the broker answers itself: requests on `$sys/broker/...`, as JSON.
 
+use std::collections::{BTreeSet, HashMap};
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    hub::Hub,
+    explain,
+    hub::{Hub, Matcher},
     ledger::{DROP_REASONS, RowKey},
-    statistics::RATE_SECONDS,
+    statistics::{RATE_SECONDS, Rates, TopicStatistics},
 };
 use crate::{
     codec,
     envelope::{Header, Payload},
+    keys::Right,
     limits,
-    topic::{TopicFilter, TopicName},
+    peer::PeerName,
+    topic::{TopicError, TopicFilter, TopicName},
 };
 
-/// Header and payload of the answer, or `None` if the topic is not the broker's.
-pub(super) fn answer(hub: &Hub, topic: &TopicName, question: &[u8]) -> Option<(Bytes, Bytes)> {
-    let value = match topic.as_str().strip_prefix("$sys/broker/")? {
-        "info" => info(hub),
-        "topics" => topics(hub),
-        "history" => history(hub, question),
-        "peers" => peers(hub),
-        "subscriptions" => subscriptions(hub),
-        "ledger" => ledger(hub),
+/// Header and payload of the answer, or a sentence why the question cannot be answered; `None` if the topic is not
+/// the broker's.
+pub(super) fn answer(
+    hub: &Hub,
+    topic: &TopicName,
+    question: &[u8],
+) -> Option<Result<(Bytes, Bytes), String>> {
+    let what = topic.as_str().strip_prefix("$sys/broker/")?;
+    let value = match what {
+        "info" => Ok(info(hub)),
+        "topics" => Question::read(question).and_then(|question| topics(hub, &question)),
+        "history" => Question::read(question).and_then(|question| history(hub, &question)),
+        "topic" => Question::read(question).and_then(|question| explain::topic(hub, &question.topic()?)),
+        "why" => Question::read(question).and_then(|question| explain::why(hub, &question)),
+        "peers" => Ok(peers(hub)),
+        "subscriptions" => Ok(subscriptions(hub)),
+        "ledger" => Ok(ledger(hub)),
         "refusals" => {
-            json!({ "counts": hub.refusals.counts(), "last": hub.refusals.last().collect::<Vec<_>>() })
+            Ok(json!({ "counts": hub.refusals.counts(), "last": hub.refusals.last().collect::<Vec<_>>() }))
         }
-        "events" => hub.events.as_json(),
-        "denials" => json!(hub.denials.all()),
-        "schemas" => schemas(hub),
-        "gates" => hub.gates(),
+        "events" => Ok(hub.events.as_json()),
+        "denials" => Ok(json!(hub.denials.all())),
+        "schemas" => Ok(schemas(hub)),
+        "gates" => Ok(hub.gates()),
         _ => return None,
     };
-    let payload = Payload::json(&value).ok()?;
-    let mut header = Vec::new();
-    codec::put_header(&Header::for_payload(&payload), &mut header);
-    Some((header.into(), payload.bytes))
+    Some(value.and_then(|value| {
+        let payload = Payload::json(&value).map_err(|error| error.to_string())?;
+        let mut header = Vec::new();
+        codec::put_header(&Header::for_payload(&payload), &mut header);
+        Ok((header.into(), payload.bytes))
+    }))
+}
+
+/// What a request says beside its topic. Nothing at all is a question, too.
+#[derive(Debug)]
+pub(super) struct Question(Value);
+
+impl Question {
+    fn read(payload: &[u8]) -> Result<Self, String> {
+        if payload.is_empty() {
+            return Ok(Self(Value::Null));
+        }
+        if payload.len() > limits::QUESTION_BYTES_MAX {
+            let (bytes, limit) = (payload.len(), limits::QUESTION_BYTES_MAX);
+            return Err(format!("the question has {bytes} bytes; the limit is {limit} bytes"));
+        }
+        let value = serde_json::from_slice(payload);
+        value.map(Self).map_err(|error| format!("the question is not JSON: {error}"))
+    }
+
+    fn text(&self, name: &str) -> Result<&str, String> {
+        self.0[name].as_str().ok_or_else(|| format!("the question names no `{name}`"))
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.0[name].as_u64()
+    }
+
+    pub(super) fn topic(&self) -> Result<TopicName, String> {
+        self.text("topic")?.parse().map_err(|error: TopicError| error.to_string())
+    }
+
+    pub(super) fn peer(&self) -> Result<PeerName, String> {
+        self.text("peer")?.parse().map_err(|error: crate::peer::PeerNameError| error.to_string())
+    }
+
+    pub(super) fn right(&self) -> Result<Right, String> {
+        let text = self.text("operation")?;
+        serde_json::from_value(text.into())
+            .map_err(|_| format!("operation `{text}` is none of publish, subscribe, serve, request"))
+    }
+
+    /// The filter, if there is one.
+    fn filter(&self, name: &str) -> Result<Option<TopicFilter>, String> {
+        let text = self.0[name].as_str();
+        text.map(|text| text.parse().map_err(|error: TopicError| error.to_string())).transpose()
+    }
 }
 
 fn info(hub: &Hub) -> Value {
@@ -57,90 +118,108 @@ fn info(hub: &Hub) -> Value {
         }),
         "limits": {
             "payload_bytes_max": limits::PAYLOAD_BYTES_MAX,
-            "send_queue_bytes": limits::SEND_QUEUE_BYTES,
-            "send_queue_messages": limits::SEND_QUEUE_MESSAGES,
-            "sessions_max": limits::SESSIONS_MAX,
+            "send_queue_bytes": hub.bounds.send_queue_bytes,
+            "send_queue_messages": hub.bounds.send_queue_messages,
+            "sessions_max": hub.bounds.sessions_max,
+            "retained_bytes_max": hub.bounds.retained_bytes_max,
         },
     })
 }
 
-fn topics(hub: &Hub) -> Value {
-    let rates = hub.statistics.rates(hub.now_ms);
-    let rows = hub.statistics.topics().iter().zip(rates).map(|(statistics, rates)| {
-        let receivers = |serve: bool| -> Vec<String> {
-            let Some(topic) = &statistics.topic else { return Vec::new() };
-            let mut names: Vec<String> = hub
-                .each_session()
-                .filter(|(_, session)| {
-                    session.lanes.iter().any(|lane| lane.serve == serve && lane.matches(topic))
-                })
-                .map(|(_, session)| session.info.peer.to_string())
-                .collect();
-            names.sort();
-            names.dedup();
-            names
+/// The name of a row of statistics.
+fn name_of(row: &TopicStatistics) -> &str {
+    row.topic.as_ref().map_or("(other)", TopicName::as_str)
+}
+
+fn is_wanted(filter: Option<&TopicFilter>, row: &TopicStatistics) -> bool {
+    filter.is_none_or(|filter| row.topic.as_ref().is_some_and(|topic| filter.matches(topic)))
+}
+
+/// Who gets what: each matcher once, with the names of those who have it.
+fn receivers(hub: &Hub, serve: bool) -> Vec<(&Matcher, BTreeSet<&PeerName>)> {
+    let mut matchers: HashMap<String, (&Matcher, BTreeSet<&PeerName>)> = HashMap::new();
+    for (_, session) in hub.each_session() {
+        for lane in session.lanes.iter().filter(|lane| lane.serve == serve) {
+            let entry = matchers.entry(lane.matcher.describe());
+            entry.or_insert_with(|| (&lane.matcher, BTreeSet::new())).1.insert(&session.info.peer);
+        }
+    }
+    matchers.into_values().collect()
+}
+
+/// Classes of sizes that occurred: the largest size of each, and how many there were.
+pub(super) fn sizes(row: &TopicStatistics) -> Value {
+    let classes = row.sizes.iter().enumerate().filter(|(_, count)| **count > 0);
+    classes.map(|(class, count)| json!([(1u64 << class) - 1, count])).collect()
+}
+
+pub(super) fn publishers<'a>(hub: &'a Hub, row: &'a TopicStatistics) -> BTreeSet<&'a PeerName> {
+    row.publishers.iter().filter_map(|origin| hub.peer_of_origin(*origin)).collect()
+}
+
+/// The rates of one topic, by the seconds they are averaged over: messages, and bytes.
+pub(super) fn rates(rates: &Rates) -> [Value; 2] {
+    let over = |pick: fn(&(f64, f64)) -> f64| -> serde_json::Map<String, Value> {
+        let each = RATE_SECONDS.into_iter().zip(rates);
+        each.map(|(seconds, rates)| (format!("{seconds}s"), pick(rates).into())).collect()
+    };
+    [over(|rates| rates.0).into(), over(|rates| rates.1).into()]
+}
+
+fn topics(hub: &Hub, question: &Question) -> Result<Value, String> {
+    let filter = question.filter("topic")?;
+    let (subscribers, servers) = (receivers(hub, false), receivers(hub, true));
+    let all_rates = hub.statistics.rates(hub.now_ms);
+    let rows = hub.statistics.topics().filter(|(_, row)| is_wanted(filter.as_ref(), row)).map(|(id, row)| {
+        let names = |receivers: &[(&Matcher, BTreeSet<&PeerName>)]| -> BTreeSet<PeerName> {
+            let Some(topic) = &row.topic else { return BTreeSet::new() };
+            let matching = receivers.iter().filter(|(matcher, _)| matcher.matches(topic));
+            matching.flat_map(|(_, names)| names.iter().map(|name| (*name).clone())).collect()
         };
-        let over = |rates: [f64; RATE_SECONDS.len()]| -> serde_json::Map<String, Value> {
-            RATE_SECONDS
-                .iter()
-                .zip(rates)
-                .map(|(seconds, rate)| (format!("{seconds}s"), rate.into()))
-                .collect()
-        };
+        let [messages_per_second, bytes_per_second] = rates(&all_rates[id.0 as usize]);
         json!({
-            "topic": statistics.topic.as_ref().map_or("(other)", TopicName::as_str),
-            "messages": statistics.messages,
-            "bytes": statistics.bytes,
-            "requests": statistics.requests,
-            "denied": statistics.denied,
-            "largest": statistics.largest,
-            "messages_per_second": over(rates.messages),
-            "bytes_per_second": over(rates.bytes),
-            "last_seen_ms": statistics.last_seen_ms,
-            "publishers": statistics.publishers,
-            "subscribers": receivers(false),
-            "servers": receivers(true),
+            "topic": name_of(row),
+            "messages": row.messages,
+            "bytes": row.bytes,
+            "requests": row.requests,
+            "denied": row.denied,
+            "largest": row.largest,
+            "sizes": sizes(row),
+            "messages_per_second": messages_per_second,
+            "bytes_per_second": bytes_per_second,
+            "last_seen_ms": row.last_seen_ms,
+            "publishers": publishers(hub, row),
+            "more_publishers": row.has_more_publishers,
+            "subscribers": names(&subscribers),
+            "servers": names(&servers),
         })
     });
-    Value::Array(rows.collect())
+    Ok(rows.collect())
 }
 
 /// The past of topics, second by second. The question may hold `topic`, a filter, and `seconds`, how far back.
-fn history(hub: &Hub, question: &[u8]) -> Value {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Question {
-        topic: Option<TopicFilter>,
-        seconds: Option<u64>,
-    }
-    let question: Question = match question {
-        [] => Question::default(),
-        text => match serde_json::from_slice(text) {
-            Ok(question) => question,
-            Err(error) => return json!({ "error": format!("the question cannot be read: {error}") }),
-        },
-    };
+fn history(hub: &Hub, question: &Question) -> Result<Value, String> {
+    let filter = question.filter("topic")?;
     let now = hub.now_ms / 1000;
-    let seconds = question.seconds.unwrap_or(limits::HISTORY_SECONDS);
-    let topics = hub.statistics.topics();
-    let is_meant = |topic: usize| match (&question.topic, &topics[topic].topic) {
-        (Some(filter), Some(topic)) => filter.matches(topic),
-        (Some(_), None) => false,
-        (None, _) => true,
-    };
-    let mut rows: Vec<_> =
-        hub.statistics.since(now.saturating_sub(seconds)).filter(|(topic, _)| is_meant(*topic)).collect();
-    rows.sort_by_key(|(topic, bucket)| (bucket.second, *topic));
-    let left_out = rows.len().saturating_sub(limits::HISTORY_ROWS_ANSWERED_MAX);
-    let rows = rows.iter().skip(left_out).map(|(topic, bucket)| {
-        json!({
-            "topic": topics[*topic].topic.as_ref().map_or("(other)", TopicName::as_str),
-            "second": bucket.second,
-            "messages": bucket.messages,
-            "bytes": bucket.bytes,
-        })
+    let seconds = question.number("seconds").unwrap_or(limits::HISTORY_SECONDS).min(limits::HISTORY_SECONDS);
+    let wanted: HashMap<u32, &str> = hub
+        .statistics
+        .topics()
+        .filter(|(_, row)| is_wanted(filter.as_ref(), row))
+        .map(|(id, row)| (id.0, name_of(row)))
+        .collect();
+    let mut rows = Vec::new();
+    hub.statistics.each_bucket(now.saturating_sub(seconds), now + 1, |second, topic, bucket| {
+        rows.extend(wanted.get(&topic).map(|name| (second, *name, bucket)));
     });
-    json!({ "now": now, "rows": rows.collect::<Vec<_>>(), "left_out": left_out })
+    let left_out = rows.len().saturating_sub(limits::HISTORY_ROWS_ANSWERED_MAX);
+    let rows = rows[left_out..].iter().map(|(second, topic, bucket)| {
+        json!({ "topic": topic, "second": second, "messages": bucket.messages, "bytes": bucket.bytes })
+    });
+    Ok(json!({
+        "now": now, "rows": rows.collect::<Vec<_>>(), "left_out": left_out,
+        "complete_from": hub.statistics.complete_from(hub.started_ms, hub.now_ms),
+    }))
 }
 
 fn peers(hub: &Hub) -> Value {

@@ -1,122 +1,98 @@
-//! What flowed in each second of the last hour, for every topic: sparse, and bounded in bytes.
+//! What topics had in each of the last seconds. Sparse: a second in which a topic had nothing takes no room.
+//!
+//! Invariants: seconds rise; a second is there as a whole or not at all; never more than
+//! [`limits::HISTORY_BYTES`], for which the oldest seconds are forgotten.
 
 use std::collections::VecDeque;
 
 use crate::limits;
 
-/// What one topic did in one second.
+/// What one topic had in one second, or in several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
-    /// The second, since the Unix epoch.
-    pub second: u64,
-    /// Messages and requests.
-    pub messages: u32,
-    /// Their payload bytes.
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of their payloads.
     pub bytes: u64,
 }
 
+/// As it is kept: messages of a second do not reach 2^32.
 #[derive(Debug)]
-struct Row {
+struct Entry {
     topic: u32,
     messages: u32,
     bytes: u64,
 }
 
-#[derive(Debug)]
-struct Second {
-    at: u64,
-    rows: Vec<Row>,
-}
+/// Entries there is room for.
+const ENTRIES_MAX: usize = limits::HISTORY_BYTES / size_of::<Entry>();
 
-/// Seconds that are over. At most [`limits::HISTORY_SECONDS`] of them in at most [`limits::HISTORY_BYTES`]; the oldest
-/// give way, for all topics alike.
+/// The last seconds of all topics.
 #[derive(Debug, Default)]
-pub struct History {
-    seconds: VecDeque<Second>,
-    /// Bytes of all rows, also of those that are allocated and not used.
-    bytes: usize,
+pub(super) struct History {
+    /// Of all seconds, oldest first.
+    entries: VecDeque<Entry>,
+    /// Each second and how many of the entries are its own.
+    seconds: VecDeque<(u64, u32)>,
+    /// The first second that was not forgotten for want of room.
+    complete_from: u64,
 }
 
 impl History {
-    /// Adds what topic number `topic` did in a second that is over. One that is too old is forgotten at once.
-    pub fn add(&mut self, topic: u32, bucket: Bucket) {
-        let newest = self.seconds.back().map_or(bucket.second, |last| last.at.max(bucket.second));
-        if bucket.second + limits::HISTORY_SECONDS <= newest {
-            return;
+    /// Adds a second, which is later than all before it.
+    pub(super) fn add(&mut self, second: u64, counts: impl ExactSizeIterator<Item = (u32, Bucket)>) {
+        while let Some((oldest, _)) = self.seconds.front().copied() {
+            let is_old = oldest + limits::HISTORY_SECONDS <= second;
+            let is_full = self.entries.len() + counts.len() > ENTRIES_MAX;
+            if !is_old && !is_full {
+                break;
+            }
+            self.forget_oldest();
+            if !is_old {
+                self.complete_from = oldest + 1;
+            }
         }
-        let at = self.seconds.partition_point(|second| second.at < bucket.second);
-        if self.seconds.get(at).is_none_or(|second| second.at != bucket.second) {
-            self.seconds.insert(at, Second { at: bucket.second, rows: Vec::new() });
+        if counts.len() > 0 {
+            self.seconds.push_back((second, counts.len() as u32));
         }
-        let second = &mut self.seconds[at];
-        let before = second.rows.capacity();
-        second.rows.push(Row { topic, messages: bucket.messages, bytes: bucket.bytes });
-        self.bytes += (second.rows.capacity() - before) * size_of::<Row>();
-        while self.bytes > limits::HISTORY_BYTES
-            || self.seconds.front().is_some_and(|oldest| oldest.at + limits::HISTORY_SECONDS <= newest)
-        {
-            let Some(oldest) = self.seconds.pop_front() else { return };
-            self.bytes -= oldest.rows.capacity() * size_of::<Row>();
+        let needed = self.entries.len() + counts.len();
+        if needed > self.entries.capacity() {
+            // Doubled, and never beyond the budget.
+            let wanted = (2 * self.entries.capacity()).clamp(needed, ENTRIES_MAX.max(needed));
+            self.entries.reserve_exact(wanted - self.entries.len());
+        }
+        self.entries.extend(counts.map(|(topic, Bucket { messages, bytes })| Entry {
+            topic,
+            messages: u32::try_from(messages).unwrap_or(u32::MAX),
+            bytes,
+        }));
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, count)) = self.seconds.pop_front() {
+            self.entries.drain(..count as usize);
         }
     }
 
-    /// All that is kept from a second on, oldest first: topic and bucket.
-    pub fn since(&self, second: u64) -> impl Iterator<Item = (u32, Bucket)> {
-        let from = self.seconds.partition_point(|kept| kept.at < second);
-        self.seconds.range(from..).flat_map(|kept| {
-            kept.rows
-                .iter()
-                .map(|row| (row.topic, Bucket { second: kept.at, messages: row.messages, bytes: row.bytes }))
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Whatever comes in whatever order within the hour is there once, and nothing else.
-        #[test]
-        fn it_is_what_a_naive_table_is(adds in prop::collection::vec((0u32..5, 0u64..8000, 1u32..9), 0..300)) {
-            let mut history = History::default();
-            let mut naive: BTreeMap<(u64, u32), u64> = BTreeMap::new();
-            let mut newest = 0;
-            for (topic, second, messages) in adds {
-                history.add(topic, Bucket { second, messages, bytes: 1 });
-                newest = newest.max(second);
-                naive.retain(|(at, _), _| at + limits::HISTORY_SECONDS > newest);
-                if second + limits::HISTORY_SECONDS > newest {
-                    *naive.entry((second, topic)).or_default() += u64::from(messages);
-                }
+    /// Shows what each topic had in each second from `from` on and before `until`.
+    pub(super) fn each(&self, from: u64, until: u64, act: &mut impl FnMut(u64, u32, Bucket)) {
+        let first = self.seconds.partition_point(|(second, _)| *second < from);
+        let later: usize = self.seconds.range(first..).map(|(_, count)| *count as usize).sum();
+        let mut entries = self.entries.range(self.entries.len() - later..);
+        for (second, count) in self.seconds.range(first..).take_while(|(second, _)| *second < until) {
+            for Entry { topic, messages, bytes } in entries.by_ref().take(*count as usize) {
+                act(*second, *topic, Bucket { messages: u64::from(*messages), bytes: *bytes });
             }
-            let mut kept: BTreeMap<(u64, u32), u64> = BTreeMap::new();
-            for (topic, bucket) in history.since(0) {
-                *kept.entry((bucket.second, topic)).or_default() += u64::from(bucket.messages);
-            }
-            prop_assert_eq!(kept, naive);
         }
     }
 
-    #[test]
-    fn many_topics_for_a_long_time_stay_within_the_budget_and_the_oldest_seconds_go() {
-        let mut history = History::default();
-        let topics = 2_000;
-        for second in 0..1_000 {
-            for topic in 0..topics {
-                history.add(topic, Bucket { second, messages: 1, bytes: 1 });
-            }
-            assert!(history.bytes <= limits::HISTORY_BYTES);
-        }
-        let allocated: usize =
-            history.seconds.iter().map(|second| second.rows.capacity() * size_of::<Row>()).sum();
-        assert_eq!(history.bytes, allocated);
-        let kept: Vec<u64> = history.seconds.iter().map(|second| second.at).collect();
-        assert_eq!(*kept.last().unwrap(), 999);
-        assert!(kept.len() > 200 && kept.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{kept:?}");
+    /// The first second of which nothing was forgotten for want of room.
+    pub(super) fn complete_from(&self) -> u64 {
+        self.complete_from
+    }
+
+    #[cfg(test)]
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry>() + self.seconds.capacity() * size_of::<(u64, u32)>()
     }
 }

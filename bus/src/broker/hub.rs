@@ -15,14 +15,16 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    bounds::Bounds,
     denials::Denials,
+    drops::Drops,
     events::Events,
     ledger::{DropReason, Ledger, RowId, RowKey},
     readiness::Readiness,
     refusals::{RefusalEvent, Refusals},
     requests::{PendingRequest, RequestKey, Requests},
     send_queue::{Dropped, Entry, Form, Pushed, PushedRun, SendQueue, SpareChunks},
-    statistics::{Sizes, Statistics, TopicId},
+    statistics::{Statistics, TopicId},
 };
 use crate::{
     codec,
@@ -38,13 +40,14 @@ use crate::{
     topic::{TopicFilter, TopicName},
 };
 
+mod drops;
 mod hold;
 mod output;
 mod publish;
 mod publish_run;
 mod readiness;
 mod request;
-mod route;
+pub(super) mod route;
 mod security;
 mod session;
 mod slow;
@@ -53,7 +56,7 @@ mod subscribe;
 mod will;
 
 use route::{Route, Target};
-use session::{Lane, Matcher, Session};
+pub(super) use session::{Lane, Matcher, Session};
 pub use session::{SessionCounts, SessionId, SessionInfo, SessionKind};
 use slow::Slow;
 
@@ -114,6 +117,10 @@ pub struct Hub {
     broker: PeerName,
     pub(super) security: security::Security,
     pub(super) events: Events,
+    pub(super) bounds: Bounds,
+    drops: Drops,
+    /// When a value without room was last told of.
+    told_full_ms: Option<u64>,
     /// Lanes that have lost messages and have no room yet.
     slow: Vec<(SessionId, u32)>,
     /// Whether one of them was not spoken of yet.
@@ -153,11 +160,19 @@ impl Hub {
             broker: broker.clone(),
             security: security::Security::default(),
             events: Events::default(),
+            bounds: Bounds::default(),
+            drops: Drops::default(),
+            told_full_ms: None,
             slow: Vec::new(),
             slow_is_new: false,
         };
         hub.origin(&broker);
         hub
+    }
+
+    /// Bounds other than the default, for sessions to come.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
     }
 
     // ---- sessions -------------------------------------------------------------------------
@@ -196,7 +211,8 @@ impl Hub {
         };
         if presence == SessionKind::StockSubscriber {
             let matcher = Matcher::Prefixes(BTreeSet::new());
-            let queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, 0);
+            let (messages_max, bytes_max) = self.bounds.of_queue(0, 0);
+            let queue = SendQueue::new(Overflow::DropNewest, Form::Wire, messages_max, bytes_max);
             session.lanes.push(Lane::new(1, matcher, queue));
         }
         let info = session.info.clone();
@@ -469,7 +485,8 @@ impl Hub {
             event["code"] = code.into();
             event["text"] = text.into();
         }
-        self.publish_own(&format!("$peers/{peer}"), &event);
+        // Retained as long as the peer has a session, so that whoever subscribes later knows who is there.
+        self.publish_own_last(&format!("$peers/{peer}"), &event, sessions > 0);
         self.presence_changed(peer);
     }
 
@@ -498,6 +515,7 @@ impl Hub {
             self.publish_own("$sys/denied", &event);
         }
         self.look_at_holds();
+        self.look_at_drops();
         self.look_at_slow_lanes();
     }
 

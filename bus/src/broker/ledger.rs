@@ -75,7 +75,7 @@ impl Counts {
         self.published == self.delivered + self.queued + self.denied + self.dropped.iter().sum::<u64>()
     }
 
-    fn add(&mut self, other: &Counts) {
+    pub(super) fn add(&mut self, other: &Counts) {
         self.published += other.published;
         self.delivered += other.delivered;
         self.queued += other.queued;
@@ -121,6 +121,11 @@ impl Ledger {
         };
         self.index.insert(key, id);
         id
+    }
+
+    /// What a row is about.
+    pub fn key_of(&self, row: RowId) -> &RowKey {
+        &self.rows[row.0 as usize].key
     }
 
     /// The counts of a row, if there is one.

@@ -105,6 +105,7 @@ struct ModelSession {
     control: VecDeque<Sent>,
     replies: VecDeque<Sent>,
     lanes: Vec<ModelLane>,
+    will: Option<(TopicName, u8)>,
     next_lane: usize,
 }
 
@@ -374,7 +375,16 @@ impl Model {
         }
     }
 
-    fn close(&mut self, at: usize) {
+    /// Judged now, and again when it is published.
+    fn will(&mut self, at: usize, topic: &TopicName, number: Option<u8>) {
+        let Some(session) = &mut self.sessions[at] else { return };
+        if number.is_some() && !session.permissions.permit(Right::Publish, topic) {
+            return session.control.push_back(Sent::Denied { operation: Operation::Publish });
+        }
+        session.will = number.map(|number| (topic.clone(), number));
+    }
+
+    fn close(&mut self, at: usize, farewell: bool) {
         let Some(session) = self.sessions[at].clone() else { return };
         for lane in &session.lanes {
             self.settle(&session.peer, lane, DropReason::Disconnected);
@@ -390,6 +400,10 @@ impl Model {
         }
         for key in keys(self, &|request| request.requester == at) {
             self.cancel(key);
+        }
+        // Its subscriptions and requests are gone; nothing else is.
+        if let Some((topic, number)) = session.will.filter(|_| !farewell) {
+            self.publish(at, &topic, number);
         }
         self.sessions[at] = None;
     }
@@ -460,8 +474,9 @@ enum Op {
     Take { at: usize, count: usize },
     TakeBatch { at: usize },
     Credit { at: usize, id: u32, total: u64 },
-    Reopen { at: usize },
+    Reopen { at: usize, farewell: bool },
     Edit { at: usize, rights: usize },
+    Will { at: usize, topic: usize, clear: bool },
 }
 
 const SESSIONS: usize = 4;
@@ -487,7 +502,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (at.clone(), 1..6usize).prop_map(|(at, count)| Op::Take { at, count }),
         3 => at.clone().prop_map(|at| Op::TakeBatch { at }),
         2 => (at.clone(), id, 0..8u64).prop_map(|(at, id, total)| Op::Credit { at, id, total }),
-        1 => at.clone().prop_map(|at| Op::Reopen { at }),
+        1 => (at.clone(), any::<bool>()).prop_map(|(at, farewell)| Op::Reopen { at, farewell }),
+        2 => (at.clone(), 0..TOPICS.len(), prop::bool::weighted(0.2))
+            .prop_map(|(at, topic, clear)| Op::Will { at, topic, clear }),
         1 => (at, 0..SESSIONS).prop_map(|(at, rights)| Op::Edit { at, rights }),
     ]
 }
@@ -573,6 +590,7 @@ impl Pair {
             control: VecDeque::new(),
             replies: VecDeque::new(),
             lanes: Vec::new(),
+            will: None,
             next_lane: 0,
         });
     }
@@ -627,6 +645,12 @@ impl Pair {
                 }
                 self.hub.record(self.ids[at], Record::Cancel { id });
             }
+            Op::Will { at, topic, clear } => {
+                let (topic, number) = self.message(topic);
+                self.model.will(at, &topic, (!clear).then_some(number));
+                let block = (!clear).then(|| Block::new(&topic, b"", &[number]));
+                self.hub.record(self.ids[at], Record::Will { block });
+            }
             Op::Reply { at, last } => self.reply(at, last),
             Op::TakeBatch { at } => self.take_batch(at),
             Op::Take { at, count } => (0..count).for_each(|_| self.take(at)),
@@ -635,8 +659,12 @@ impl Pair {
                 let scope = CreditScope::Subscription { id, messages: total };
                 self.hub.record(self.ids[at], Record::Credit { scope });
             }
-            Op::Reopen { at } => {
-                self.model.close(at);
+            Op::Reopen { at, farewell } => {
+                self.model.close(at, farewell);
+                if farewell {
+                    let (code, text) = ("closing".to_owned(), String::new());
+                    self.hub.record(self.ids[at], Record::Goodbye { code, text });
+                }
                 self.hub.close(self.ids[at], "lost", "");
                 self.ids[at] = self.open(at);
                 self.open_model(at);

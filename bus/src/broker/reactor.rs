@@ -151,6 +151,8 @@ impl Reactor {
             KeyStoreWatch::new(config.registry_path, config.keys_path, poll.registry(), KEY_STORE);
         let keys = config.keys.in_force(now_ms());
         let mut hub = Hub::new(broker, now_ms());
+        hub.set_bounds(config.bounds);
+        hub.set_registry(&config.registry);
         hub.set_broker_keys(&keys);
         Self {
             poll,
@@ -162,7 +164,7 @@ impl Reactor {
             public_key,
             key_store_watch,
             timeouts: config.timeouts,
-            capacity: Capacity::of_this_process(),
+            capacity: Capacity::of_this_process(config.bounds.sessions_max),
             hub,
             connections: Vec::new(),
             free: Vec::new(),

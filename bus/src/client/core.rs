@@ -130,6 +130,8 @@ pub(super) struct State {
     schemas: HashMap<u64, Record>,
     /// Deposited in every session.
     pub(super) will: Option<Record>,
+    /// The minor version of the broker's protocol, known from its `hello` on.
+    pub(super) broker_minor: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -245,10 +247,11 @@ impl Core {
         state.origins.clear();
     }
 
-    fn on_hello(&self, state: &mut State, major: u16, peer: &str) -> Result<(), SessionEnd> {
+    fn on_hello(&self, state: &mut State, (major, minor): (u16, u16), peer: &str) -> Result<(), SessionEnd> {
         if major != native::VERSION_MAJOR {
             return Err(SessionEnd::Version { major });
         }
+        state.broker_minor = Some(minor);
         let name = peer.parse::<PeerName>();
         let name = name.map_err(|error| SessionEnd::Protocol { problem: error.to_string() })?;
         self.set_name(name);
@@ -347,7 +350,7 @@ impl Core {
 
     fn on_record(&self, state: &mut State, record: Record) -> Result<(), SessionEnd> {
         match record {
-            Record::Hello { major, peer, .. } => self.on_hello(state, major, &peer)?,
+            Record::Hello { major, minor, peer, .. } => self.on_hello(state, (major, minor), &peer)?,
             Record::Origin { origin, peer } => on_origin(state, origin, &peer)?,
             Record::Deliver { subscriptions, block } => on_deliver(state, &subscriptions, block)?,
             Record::Request { id, subscription, window, block } => {

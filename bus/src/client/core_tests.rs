@@ -613,3 +613,11 @@ fn a_broker_of_another_major_version_is_refused() {
     let end = fixture.core.on_records(&mut vec![other]).unwrap_err();
     assert!(end.to_string().contains("version 2"), "{end}");
 }
+
+#[test]
+fn a_broker_that_is_too_old_for_wills_is_named_at_once() {
+    let fixture = ready();
+    let refused = now(fixture.client.set_will(&"a".parse().unwrap(), Payload::text("gone"), false));
+    assert!(matches!(refused, Err(PublishError::NotOffered { minor: 0, .. })), "{refused:?}");
+    assert!(fixture.sent().is_empty(), "a broker that skips the record would never answer");
+}

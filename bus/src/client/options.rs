@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use crate::{
-    envelope::Header,
+    envelope::{Header, Payload},
     error::SubscribeError,
     keys::Credentials,
     limits,
     native::{Overflow, SubscribeSpec},
-    topic::TopicFilter,
+    topic::{TopicFilter, TopicName},
 };
 
 /// How the first session is made.
@@ -17,17 +17,24 @@ pub struct ConnectOptions {
     pub(crate) credentials: Credentials,
     pub(crate) timeout: Duration,
     pub(crate) waits_for_broker: bool,
+    pub(crate) will: Option<(TopicName, Payload, bool)>,
 }
 
 impl ConnectOptions {
     /// These credentials, [`limits::CONNECT_TIMEOUT`], and an error at once if nothing listens.
     pub fn new(credentials: Credentials) -> Self {
-        Self { credentials, timeout: limits::CONNECT_TIMEOUT, waits_for_broker: false }
+        Self { credentials, timeout: limits::CONNECT_TIMEOUT, waits_for_broker: false, will: None }
     }
 
     /// How long [`crate::Client::connect`] may take.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Deposits a will before [`crate::Client::connect`] returns; see [`crate::Client::set_will`].
+    pub fn will(mut self, topic: TopicName, payload: Payload, retain: bool) -> Self {
+        self.will = Some((topic, payload, retain));
         self
     }
 

@@ -14,7 +14,7 @@ use crate::{
     envelope::{Header, Payload},
     error::PublishError,
     limits,
-    native::{Block, Record},
+    native::{self, Block, Record},
     topic::TopicName,
 };
 
@@ -30,7 +30,7 @@ impl Client {
     /// value. At most [`limits::WILL_BYTES_MAX`](crate::limits::WILL_BYTES_MAX) with topic and header.
     ///
     /// # Errors
-    /// [`PublishError::TooLarge`]; [`PublishError::Denied`] if it may not be published; [`PublishError::NotConnected`] and
+    /// [`PublishError::TooLarge`]; [`PublishError::NotOffered`] by a broker that is too old; [`PublishError::Denied`] if it may not be published; [`PublishError::NotConnected`] and
     /// [`PublishError::Unconfirmed`] if there is no session, or none any more: then it is deposited in the next one.
     pub async fn set_will(
         &self,
@@ -47,6 +47,10 @@ impl Client {
         let (reference, bytes, limit) = (block.sequence, block.bytes(), limits::WILL_BYTES_MAX);
         if bytes > limit {
             return Err(PublishError::TooLarge { payload, bytes, limit });
+        }
+        let known = lock(&core.state).broker_minor;
+        if let Some(minor) = known.filter(|minor| *minor < native::MINOR_OF_WILLS) {
+            return Err(PublishError::NotOffered { payload, what: "wills", minor });
         }
         let record = Record::Will { block: Some(block) };
 

@@ -18,6 +18,29 @@ pub enum Right {
     Request,
 }
 
+/// What decides whether a topic is permitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision<'a> {
+    /// This filter of `deny`.
+    Deny(&'a TopicFilter),
+    /// This filter of `allow`.
+    Allow(&'a TopicFilter),
+    /// No filter: it is not permitted.
+    Default,
+}
+
+impl Right {
+    /// The right's name in `authorized.toml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Subscribe => "subscribe",
+            Self::Serve => "serve",
+            Self::Request => "request",
+        }
+    }
+}
+
 /// Filters for one right.
 ///
 /// | matched by `deny` | matched by `allow` | permitted |
@@ -44,8 +67,17 @@ impl Rules {
 
     /// Whether this topic is permitted.
     pub fn permit(&self, topic: &TopicName) -> bool {
-        let any = |filters: &[TopicFilter]| filters.iter().any(|filter| filter.matches(topic));
-        any(&self.allow) && !any(&self.deny)
+        matches!(self.decide(topic), Decision::Allow(_))
+    }
+
+    /// What decides whether this topic is permitted.
+    pub fn decide(&self, topic: &TopicName) -> Decision<'_> {
+        let first = |filters: &'_ [TopicFilter]| filters.iter().position(|filter| filter.matches(topic));
+        match (first(&self.deny), first(&self.allow)) {
+            (Some(at), _) => Decision::Deny(&self.deny[at]),
+            (None, Some(at)) => Decision::Allow(&self.allow[at]),
+            (None, None) => Decision::Default,
+        }
     }
 
     /// Whether nothing at all is permitted.

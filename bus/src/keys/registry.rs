@@ -10,7 +10,7 @@ use std::{
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{KeyError, Permissions, private_file};
+use super::{KeyError, Permissions, RuleSource, private_file};
 use crate::{crypto::PublicKey, peer::PeerName};
 
 /// Whether a registered key may connect.
@@ -71,6 +71,7 @@ pub struct Registry {
     names: HashMap<PublicKey, PeerName>,
     /// Keys of incarnations. Shared with those who issue them while the broker reads.
     incarnations: Arc<DashMap<PublicKey, PeerName>>,
+    source: Option<Arc<RuleSource>>,
 }
 
 /// The file's form.
@@ -119,7 +120,8 @@ impl Registry {
                 error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             damaged(format!("line {line}: {}", error.message()))
         })?;
-        let mut registry = Self::default();
+        let source = Some(Arc::new(RuleSource::new(origin, text)));
+        let mut registry = Self { source, ..Self::default() };
         for (name, peer) in file.peers {
             let key = peer.public_key.parse().map_err(|_| {
                 damaged(format!("`peers.{name}.public_key` is not a key of 40 Z85 characters"))
@@ -181,6 +183,11 @@ impl Registry {
         self.peers.iter()
     }
 
+    /// Where its rules stand; `None` if they come from no text.
+    pub fn source(&self) -> Option<&Arc<RuleSource>> {
+        self.source.as_ref()
+    }
+
     /// The keys of incarnations: whoever starts a program adds one, and removes it when the
     /// incarnation ends. Survives [`Registry::replace_peers`].
     pub fn incarnations(&self) -> Arc<DashMap<PublicKey, PeerName>> {
@@ -196,6 +203,7 @@ impl Registry {
     pub fn replace_peers(&mut self, edited: Registry) {
         self.peers = edited.peers;
         self.names = edited.names;
+        self.source = edited.source;
     }
 }
 

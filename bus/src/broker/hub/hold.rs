@@ -69,6 +69,11 @@ impl Hub {
         self.session_mut(id)?.lanes.iter_mut().find(|candidate| candidate.id == lane)
     }
 
+    /// Whether publishers of a topic are held.
+    pub(in crate::broker) fn is_topic_held(&self, topic: &TopicName) -> bool {
+        self.held.contains_key(topic)
+    }
+
     /// Whether a session is held on any topic. Stock publishers know no credit: their socket is
     /// not read while this is so.
     pub fn is_held(&self, id: SessionId) -> bool {

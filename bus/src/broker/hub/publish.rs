@@ -66,7 +66,7 @@ impl Hub {
     ) -> Published {
         self.sequence += 1;
         block.sequence = self.sequence;
-        self.statistics.count(route.statistics, Sizes::one(payload_bytes), self.now_ms);
+        self.statistics.count(route.statistics, [payload_bytes], self.now_ms);
         let retain = block.flags & Block::RETAIN != 0;
         block.flags &= Block::PARTS;
         if retain {
@@ -76,6 +76,7 @@ impl Hub {
         let mut published = Published::default();
         if block.deadline_ms != 0 && block.deadline_ms <= self.now_ms {
             self.ledger.dropped(route.nobody, 1, DropReason::Expired);
+            self.note_drop(route.nobody, 1, DropReason::Expired);
             return published;
         }
         let mut tally = |was_queued: bool| match was_queued {
@@ -109,6 +110,20 @@ impl Hub {
 
     /// Publishes a message of the broker itself.
     pub fn publish_own(&mut self, topic: &str, value: &impl serde::Serialize) {
+        self.publish_own_with(topic, value, 0);
+    }
+
+    /// Publishes a message of the broker itself that is its topic's last value, or that ends it.
+    pub(super) fn publish_own_last(&mut self, topic: &str, value: &impl serde::Serialize, is_last: bool) {
+        self.publish_own_with(topic, value, if is_last { Block::RETAIN } else { 0 });
+        if !is_last
+            && let Some(old) = topic.parse::<TopicName>().ok().and_then(|topic| self.retained.remove(&topic))
+        {
+            self.retained_bytes -= old.bytes();
+        }
+    }
+
+    fn publish_own_with(&mut self, topic: &str, value: &impl serde::Serialize, flags: u8) {
         let (Ok(topic), Ok(payload)) = (topic.parse::<TopicName>(), Payload::json(value)) else {
             debug_assert!(false, "the broker's own topics are legal and its events are plain JSON");
             return;
@@ -117,7 +132,8 @@ impl Hub {
         let route = self.build_route(None, topic);
         let mut header = Vec::new();
         codec::put_header(&Header::for_payload(&payload), &mut header);
-        let block = Block::new(&route.topic, &header, &payload.bytes);
+        let mut block = Block::new(&route.topic, &header, &payload.bytes);
+        block.flags = flags;
         self.publish_routed(&route, block, payload.bytes.len(), SessionId::nobody());
     }
 
@@ -126,11 +142,15 @@ impl Hub {
         if payload_bytes == 0 {
             self.retained.remove(topic);
             self.retained_bytes -= old_bytes;
-        } else if self.retained_bytes - old_bytes + block.bytes() <= limits::RETAINED_BYTES_MAX {
+        } else if self.retained_bytes - old_bytes + block.bytes() <= self.bounds.retained_bytes_max {
             self.retained.insert(topic.clone(), block.clone());
             self.retained_bytes = self.retained_bytes - old_bytes + block.bytes();
         } else {
+            // No last value is better than one that is not the last.
+            self.retained.remove(topic);
+            self.retained_bytes -= old_bytes;
             self.denials.retained_full();
+            self.note_not_retained(topic, block.origin);
         }
     }
 
@@ -192,6 +212,9 @@ impl Hub {
         }
         for (row, request, reason) in dropped {
             self.ledger.dropped_from_queue(row, 1, reason);
+            if reason == DropReason::SlowConsumer {
+                self.note_drop(row, 1, reason);
+            }
             if let Some(key) = request {
                 self.end_request(key, Status::Busy, "", "the server's queue was full");
             }
@@ -210,6 +233,7 @@ impl Hub {
     ) {
         if pushed.refused > 0 {
             self.ledger.dropped(target.row, pushed.refused, DropReason::SlowConsumer);
+            self.note_drop(target.row, pushed.refused, DropReason::SlowConsumer);
         }
         if pushed.disconnect {
             let text = "its send queue was full and its policy is `disconnect`".to_owned();

@@ -70,9 +70,7 @@ impl Hub {
         if let Some(session) = self.session_mut(id) {
             session.counts.published += messages;
         }
-        let one = |block: &BlockView<'_>| Sizes::one(block.payload_bytes());
-        let sizes = run.iter().map(one).fold(Sizes::default(), Sizes::and);
-        self.statistics.count(route.statistics, sizes, self.now_ms);
+        self.statistics.count(route.statistics, run.iter().map(BlockView::payload_bytes), self.now_ms);
         route.denied.iter().for_each(|row| self.ledger.denied(*row, messages));
         let origin = route.origin;
         let blocks = (first_sequence..).zip(run).map(|(sequence, block)| block.stamped(origin, sequence));

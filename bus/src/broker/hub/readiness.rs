@@ -98,7 +98,7 @@ impl Hub {
     }
 
     /// How a session receives a topic, if it does.
-    fn receiver(&self, id: SessionId, topic: &TopicName) -> Option<Receiver> {
+    pub(in crate::broker) fn receiver(&self, id: SessionId, topic: &TopicName) -> Option<Receiver> {
         let session = self.session(id).filter(|session| !session.is_ending)?;
         let matching = || session.lanes.iter().filter(|lane| !lane.serve && lane.matches(topic));
         // As in `build_route`: the first subscription without a group has the queue.

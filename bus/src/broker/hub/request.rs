@@ -16,7 +16,7 @@ impl Hub {
         let (requester, permissions) = (session.info.peer.clone(), Arc::clone(&session.info.permissions));
         let (in_flight, is_known) = (session.requests_in_flight, self.requests.key_of(id, request).is_some());
         let (payload_bytes, unread_bytes) = (block.payload_bytes(), session.reply_bytes);
-        let statistics = self.statistics.topic(&topic);
+        let statistics = self.statistics.topic(&topic, self.now_ms);
         let question = Question::of(&topic);
         if question.is_none() && !permissions.permit(Right::Request, &topic) {
             self.statistics.count_denied(statistics);
@@ -34,9 +34,10 @@ impl Hub {
             let explanation = format!("request id {request} is in use");
             return self.end_for(id, request, Status::Failed, "invalid_id", &explanation, None);
         }
-        self.statistics.count(statistics, Sizes::one(payload_bytes), self.now_ms);
+        self.statistics.count(statistics, [payload_bytes], self.now_ms);
         self.statistics.count_request(statistics);
-        self.statistics.published_by(statistics, &requester);
+        let origin = self.origin_of(id);
+        self.statistics.published_by(statistics, origin);
         if let Some(session) = self.session_mut(id) {
             session.counts.published += 1;
         }
@@ -46,7 +47,10 @@ impl Hub {
             return self.end_for(id, request, Status::Busy, "", &explanation, None);
         }
         if let Some(answer) = crate::broker::control::answer(self, &topic, &block.payload()) {
-            return self.end_for(id, request, Status::Done, "", "", Some(answer));
+            return match answer {
+                Ok(part) => self.end_for(id, request, Status::Done, "", "", Some(part)),
+                Err(text) => self.end_for(id, request, Status::Failed, "invalid_question", &text, None),
+            };
         }
         if in_flight >= limits::REQUESTS_PER_SESSION_MAX {
             let explanation = format!("{in_flight} requests of this session are in flight, the limit");
@@ -87,7 +91,8 @@ impl Hub {
         }
     }
 
-    pub(super) fn servers(&mut self, topic: &TopicName, requester: &PeerName) -> Vec<Target> {
+    /// Who serves a topic: session, subscription, name.
+    pub(in crate::broker) fn serving(&self, topic: &TopicName) -> Vec<(SessionId, u32, PeerName)> {
         let mut found = Vec::new();
         for (session_id, session) in self.each_session() {
             let lane = session.lanes.iter().find(|lane| lane.serve && lane.matcher.matches(topic));
@@ -97,6 +102,11 @@ impl Hub {
                 found.push((session_id, lane.id, session.info.peer.clone()));
             }
         }
+        found
+    }
+
+    pub(super) fn servers(&mut self, topic: &TopicName, requester: &PeerName) -> Vec<Target> {
+        let found = self.serving(topic);
         let target = |(session, lane, server)| {
             let (publisher, topic) = (Some(requester.clone()), Some(topic.clone()));
             let row = self.ledger.row(RowKey { publisher, topic, subscriber: Some(server) });

@@ -28,8 +28,13 @@ pub(super) struct Target {
 }
 
 /// Topics that nobody but the broker publishes.
-fn is_brokers_own(topic: &TopicName) -> bool {
+pub(in crate::broker) fn is_brokers_own(topic: &TopicName) -> bool {
     ["$sys", "$peers"].iter().any(|own| topic.as_str().split('/').next() == Some(own))
+}
+
+/// Whether a peer with these rights may publish a topic.
+pub(in crate::broker) fn may_publish(permissions: &Permissions, topic: &TopicName) -> bool {
+    !is_brokers_own(topic) && permissions.permit(Right::Publish, topic)
 }
 
 impl Hub {
@@ -39,7 +44,7 @@ impl Hub {
         topic: &[u8],
     ) -> Result<Rc<Route>, crate::topic::TopicError> {
         const ROUTES_CACHED_MAX: usize = 4096;
-        let generation = self.route_generation + self.ledger.evictions();
+        let generation = self.route_generation + self.ledger.evictions() + self.statistics.evictions();
         if let Some(session) = self.session_mut(id) {
             // Most messages go where the one before them went.
             let is_same = |route: &&Rc<Route>| {
@@ -67,7 +72,7 @@ impl Hub {
     pub(super) fn build_route(&mut self, from: Option<SessionId>, topic: TopicName) -> Route {
         let publisher = from.and_then(|id| self.info(id)).map_or(&self.broker, |info| &info.peer).clone();
         let may_publish = match from.and_then(|id| self.info(id)) {
-            Some(info) => !is_brokers_own(&topic) && info.permissions.permit(Right::Publish, &topic),
+            Some(info) => may_publish(&info.permissions, &topic),
             None => true,
         };
         let mut targets = Vec::new();
@@ -118,9 +123,10 @@ impl Hub {
                 });
             }
         }
-        let statistics = self.statistics.topic(&topic);
+        let statistics = self.statistics.topic(&topic, self.now_ms);
         if may_publish {
-            self.statistics.published_by(statistics, &publisher);
+            let origin = self.origin(&publisher);
+            self.statistics.published_by(statistics, origin);
         }
         let nobody = self.ledger.row(RowKey {
             publisher: Some(publisher),
@@ -131,7 +137,7 @@ impl Hub {
             denied_stock.into_iter().for_each(|subscriber| self.note_denied_delivery(subscriber, &topic));
         }
         // Read last: making rows above may have evicted one, which shifts the generation.
-        let generation = self.route_generation + self.ledger.evictions();
+        let generation = self.route_generation + self.ledger.evictions() + self.statistics.evictions();
         let groups = groups.into_values().collect();
         let origin = match from {
             Some(id) if may_publish => self.origin_of(id),
@@ -149,6 +155,11 @@ impl Hub {
             let text = format!("`{peer}` may not subscribe `{topic}`, which one of its prefixes reaches");
             self.note_denial(subscriber, Operation::Subscribe, code, topic.as_str(), &text);
         }
+    }
+
+    /// Who has this number.
+    pub(in crate::broker) fn peer_of_origin(&self, origin: u32) -> Option<&PeerName> {
+        self.origins.get(origin as usize)
     }
 
     pub(super) fn origin_of(&mut self, id: SessionId) -> u32 {

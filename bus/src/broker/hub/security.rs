@@ -1,7 +1,7 @@
 //! What the hub knows of keys and rules, and tells those who ask or are concerned.
 
 use super::*;
-use crate::keys::BrokerKeys;
+use crate::keys::{BrokerKeys, Registry, RuleSource, registry::Peer};
 
 /// The broker's own keys and the state of the registry, as the tool shows them.
 #[derive(Debug, Default)]
@@ -12,6 +12,15 @@ pub(in crate::broker) struct Security {
     pub(in crate::broker) old_keys: Vec<(PublicKey, u64)>,
     /// Why the last edit of the registry was refused, and when; `None` if it was not.
     pub(in crate::broker) registry_problem: Option<(String, u64)>,
+    /// Who is registered, for those who ask why.
+    pub(in crate::broker) roster: Roster,
+}
+
+/// The peers of the registry that is in force, and where their rules stand.
+#[derive(Debug, Default)]
+pub(in crate::broker) struct Roster {
+    pub(in crate::broker) peers: std::collections::BTreeMap<PeerName, Peer>,
+    pub(in crate::broker) source: Option<Arc<RuleSource>>,
 }
 
 impl Hub {
@@ -21,6 +30,12 @@ impl Hub {
         self.security.old_keys = keys.old.iter().map(|old| (old.keys.public, old.until_ms)).collect();
         let event = serde_json::json!({ "key": keys.current.public, "old": self.old_keys() });
         self.publish_own("$sys/auth/broker_key", &event);
+    }
+
+    /// Notes who is registered now.
+    pub fn set_registry(&mut self, registry: &Registry) {
+        let peers = registry.peers().map(|(name, peer)| (name.clone(), peer.clone())).collect();
+        self.security.roster = Roster { peers, source: registry.source().cloned() };
     }
 
     /// Notes that an edit of the registry was refused, or that one was not.

@@ -90,7 +90,7 @@ pub(in crate::broker) enum Matcher {
 }
 
 impl Matcher {
-    pub(super) fn matches(&self, topic: &TopicName) -> bool {
+    pub(in crate::broker) fn matches(&self, topic: &TopicName) -> bool {
         match self {
             Self::Filter(filter) => filter.matches(topic),
             Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| {

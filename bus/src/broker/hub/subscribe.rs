@@ -52,7 +52,8 @@ impl Hub {
             return self.deny(id, operation, reference, "wait_not_permitted", &spec.filter, &text);
         }
         let form = if session.info.kind == SessionKind::Native { Form::Wire } else { Form::Values };
-        let queue = SendQueue::new(spec.overflow, form, spec.queue_messages_max, spec.queue_bytes_max);
+        let (messages_max, bytes_max) = self.bounds.of_queue(spec.queue_messages_max, spec.queue_bytes_max);
+        let queue = SendQueue::new(spec.overflow, form, messages_max, bytes_max);
         let lane = Lane {
             serve: spec.serve,
             probes: spec.probes,
@@ -191,8 +192,18 @@ impl Hub {
 
     pub(super) fn settle_lane(&mut self, id: SessionId, lane: &mut Lane, reason: DropReason) {
         self.reserved_matchers -= lane.matcher.reserved();
-        let ledger = &mut self.ledger;
-        lane.queue.abandon(|row, messages| ledger.dropped_from_queue(row, messages, reason));
+        let mut lost: Vec<(RowId, u64)> = Vec::new();
+        lane.queue.abandon(|row, messages| match lost.last_mut() {
+            Some((last, count)) if *last == row => *count += messages,
+            _ => lost.push((row, messages)),
+        });
+        for (row, messages) in lost {
+            self.ledger.dropped_from_queue(row, messages, reason);
+            // Leaving is a choice; being lost is not.
+            if reason == DropReason::Disconnected {
+                self.note_drop(row, messages, reason);
+            }
+        }
         self.release_held(id, lane.id);
     }
 

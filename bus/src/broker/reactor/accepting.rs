@@ -20,18 +20,18 @@ pub(super) struct Capacity {
 }
 
 impl Capacity {
-    /// The limits of [`limits`], lowered to what the limit on open files leaves after
+    /// `sessions_max`, lowered to what the limit on open files leaves after
     /// [`limits::DESCRIPTORS_RESERVED`].
-    pub(super) fn of_this_process() -> Self {
+    pub(super) fn of_this_process(sessions_max: usize) -> Self {
         let files_max = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _hard)| soft);
-        Self::for_files(files_max)
+        Self::for_files(files_max, sessions_max)
     }
 
-    fn for_files(files_max: u64) -> Self {
+    fn for_files(files_max: u64, sessions_max: usize) -> Self {
         let files_max = usize::try_from(files_max).unwrap_or(usize::MAX);
         // However low the limit is, a few get in.
         let connections_max =
-            files_max.saturating_sub(limits::DESCRIPTORS_RESERVED).clamp(16, limits::SESSIONS_MAX);
+            files_max.saturating_sub(limits::DESCRIPTORS_RESERVED).clamp(16, sessions_max.max(16));
         Self { connections_max, half_open_max: limits::HALF_OPEN_MAX.min(connections_max / 2) }
     }
 }
@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn a_low_limit_on_open_files_leaves_descriptors_for_the_rest_of_the_process() {
         let capacity = |files_max| {
-            let Capacity { connections_max, half_open_max } = Capacity::for_files(files_max);
+            let Capacity { connections_max, half_open_max } =
+                Capacity::for_files(files_max, limits::SESSIONS_MAX);
             (connections_max, half_open_max)
         };
         assert_eq!(capacity(u64::MAX), (limits::SESSIONS_MAX, limits::HALF_OPEN_MAX));

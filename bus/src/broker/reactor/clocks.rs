@@ -77,6 +77,7 @@ impl Reactor {
                 tracing::info!(peers = edited.peers().count(), "authorised peers read again");
                 self.hub.set_registry_problem(None);
                 self.registry.replace_peers(edited);
+                self.hub.set_registry(&self.registry);
                 let registry = &self.registry;
                 self.hub.reauthorise(|info| match info.key {
                     Some(key) => registry
