@@ -10,6 +10,7 @@ mod decode;
 mod events;
 mod failure;
 mod gates;
+mod info;
 mod locate;
 pub mod output;
 mod peers;
@@ -20,6 +21,7 @@ mod request;
 mod subscribe;
 mod table;
 mod topics;
+mod why;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
@@ -66,6 +68,10 @@ enum Verb {
     Request(request::Arguments),
     /// Lists topics: how much flows, who publishes, who subscribes, who serves
     Topics,
+    /// Shows a topic from all sides: who may and does publish, get and serve it, and what waits or was lost
+    Info(info::Arguments),
+    /// Says why a peer can or cannot publish, subscribe, serve or request a topic
+    Why(why::Arguments),
     /// Shows how much flowed when: rates of the last seconds, up to an hour
     Hz(rate::Arguments),
     /// Lists who is connected
@@ -143,6 +149,8 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         },
         Verb::Request(verb) => request::run(verb, &client, output),
         Verb::Topics => topics::run(&client, output),
+        Verb::Info(verb) => info::run(verb, &client, output),
+        Verb::Why(verb) => why::run(verb, &client, output),
         Verb::Hz(verb) => rate::run(verb, &client, output),
         Verb::Peers => peers::run(&client, output),
         Verb::Gates => gates::run(&client, output),

@@ -44,15 +44,19 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     let seconds = arguments.since.as_secs().max(1);
     let answer =
         ask_broker_about(client, "history", &json!({ "topic": arguments.filter, "seconds": seconds }))?;
-    if let Some(error) = answer["error"].as_str() {
-        return Err(Failure::new(Exit::Failed, error));
-    }
     // The present second is not over, so it has no rate yet.
     let now = answer["now"].as_u64().unwrap_or_default();
     let is_over = |row: &&Value| row["second"].as_u64().is_some_and(|second| second < now);
     let rows: Vec<Value> = answer["rows"].as_array().into_iter().flatten().filter(is_over).cloned().collect();
     if let Some(left_out) = answer["left_out"].as_u64().filter(|left_out| *left_out > 0) {
         output.note(&format!("{left_out} older rows are left out; name fewer topics or a shorter time"));
+    }
+    let complete_from = answer["complete_from"].as_u64().unwrap_or_default();
+    if complete_from > now.saturating_sub(seconds) {
+        let from = table::time(&json!(complete_from * 1000));
+        output.note(&format!(
+            "what is known begins at {from}; before that nothing was counted, or it is forgotten"
+        ));
     }
     if rows.is_empty() {
         output.note(&format!("nothing flowed on `{}` within {seconds} s", arguments.filter));

@@ -476,3 +476,105 @@ fn events_name_a_slow_subscriber_with_what_it_lost_and_the_topic_that_is_held() 
     let (_, data, _) = fixture.bus(&["events", "$peers/#", "--last", "3"]);
     assert!(data.lines().count() == 3 && data.contains("code=closing"), "{data}");
 }
+
+/// A peer with these rights, connected over the socket.
+fn peer(fixture: &Fixture, name: &str, rights: Permissions) -> Client {
+    let store = KeyStore::open(&fixture.directory.path().join("keys")).unwrap();
+    let endpoints = fixture.broker.endpoints();
+    let credentials = store.issue(&name.parse().unwrap(), &rights, endpoints, None).unwrap();
+    Client::connect_blocking(ConnectOptions::new(credentials)).unwrap()
+}
+
+/// `reader` gets everything below `a` but `a/secret/#`; `writer` may publish below `a`.
+fn readers_and_writers(fixture: &Fixture) -> (Client, Client) {
+    let mut reads = Permissions::from_lists(&[], &["a/#"], &[], &[]).unwrap();
+    reads.subscribe.deny.push("a/secret/#".parse().unwrap());
+    let reader = peer(fixture, "reader", reads);
+    let writer = peer(fixture, "writer", Permissions::from_lists(&["a/#"], &[], &[], &["q"]).unwrap());
+    (reader, writer)
+}
+
+#[test]
+fn info_shows_who_gets_a_topic_and_what_a_deny_leaves_out_of_a_filter() {
+    let fixture = fixture();
+    let (reader, writer) = readers_and_writers(&fixture);
+    let _all =
+        blocking::wait(reader.subscribe(&"a/#".parse().unwrap(), SubscribeOptions::default())).unwrap();
+    for name in ["a/open", "a/secret/x"] {
+        let options = PublishOptions::default();
+        blocking::wait(writer.publish_acknowledged(&topic(name), Payload::text("hello"), options)).unwrap();
+    }
+    let rows = |name: &str| -> Vec<serde_json::Value> {
+        let (exit, data, messages) = fixture.bus(&["info", name, "--json"]);
+        assert_eq!(exit, Exit::Done, "{messages}");
+        data.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let open = rows("a/open");
+    assert_eq!(
+        (&open[0]["statistics"]["messages"], &open[0]["statistics"]["sizes"][0]),
+        (&1.into(), &serde_json::json!([7, 1]))
+    );
+    let of = |rows: &[serde_json::Value], role: &str| {
+        rows.iter().find(|row| row["role"] == role).cloned().unwrap()
+    };
+    let (publisher, subscriber) = (of(&open, "publisher"), of(&open, "subscriber"));
+    assert_eq!((&publisher["peer"], &publisher["permitted"]), (&"writer".into(), &true.into()));
+    assert_eq!((&subscriber["peer"], &subscriber["permitted"]), (&"reader".into(), &true.into()));
+    assert_eq!(subscriber["leaves_out"], serde_json::json!(["a/secret/#"]));
+    let secret = of(&rows("a/secret/x"), "subscriber");
+    assert_eq!((&secret["permitted"], &secret["of_topic"]["denied"]), (&false.into(), &1.into()));
+    assert_eq!(
+        (&secret["rule"]["decision"], &secret["rule"]["filter"]),
+        (&"deny".into(), &"a/secret/#".into())
+    );
+    let registry = std::fs::read_to_string(secret["rule"]["file"].as_str().unwrap()).unwrap();
+    let line = registry.lines().nth(secret["rule"]["line"].as_u64().unwrap() as usize - 1).unwrap();
+    assert!(line.contains("a/secret/#"), "{line}");
+    let (_, table, _) = fixture.bus(&["info", "a/secret/x"]);
+    assert!(table.contains("deny a/secret/# (authorized.toml:"), "{table}");
+    let (exit, _, messages) = fixture.bus(&["info", "nothing/here"]);
+    assert_eq!((exit, messages.contains("nobody has to do with `nothing/here`")), (Exit::Failed, true));
+}
+
+#[test]
+fn why_walks_from_the_key_to_the_queue_and_its_exit_code_is_the_verdict() {
+    let fixture = fixture();
+    let (reader, writer) = readers_and_writers(&fixture);
+    let why = |peer: &str, operation: &str, name: &str| {
+        let (exit, data, messages) = fixture.bus(&["why", peer, operation, name]);
+        (exit, data + &messages)
+    };
+    let (exit, text) = why("writer", "publish", "a/open");
+    assert!(exit == Exit::NotReady && text.contains("nobody receives `a/open`"), "{exit:?} {text}");
+    let filter = "a/#".parse().unwrap();
+    let _all = blocking::wait(reader.subscribe(&filter, SubscribeOptions::default())).unwrap();
+    let (exit, text) = why("writer", "publish", "a/open");
+    assert!(exit == Exit::Done && text.contains("received by reader"), "{exit:?} {text}");
+    assert!(text.contains("`publish.allow` has `a/#`") && text.contains("authorized.toml, line "), "{text}");
+    assert!(text.ends_with("`writer` can publish `a/open`\n"), "{text}");
+    let (exit, text) = why("reader", "subscribe", "a/secret/x");
+    assert!(exit == Exit::Denied && text.contains("`subscribe.deny` has `a/secret/#`"), "{exit:?} {text}");
+    let (exit, text) = why("reader", "subscribe", "a/open");
+    assert!(exit == Exit::Done && text.contains("it subscribes to a/#"), "{exit:?} {text}");
+    let (exit, text) = why("writer", "request", "q");
+    assert!(exit == Exit::NotReady && text.contains("nobody serves `q`"), "{exit:?} {text}");
+    let refused = blocking::wait(writer.publish_acknowledged(
+        &topic("b"),
+        Payload::default(),
+        PublishOptions::default(),
+    ));
+    assert!(refused.is_err());
+    let (exit, text) = why("writer", "publish", "b");
+    assert!(exit == Exit::Denied && text.contains("denied by default"), "{exit:?} {text}");
+    assert!(text.contains("was denied 1 times"), "{text}");
+    assert_eq!(why("writer", "publish", "$sys/denied").0, Exit::Denied);
+    let (exit, text) = why("nobody", "publish", "a");
+    assert!(exit == Exit::Denied && text.contains("interlock keys issue nobody"), "{exit:?} {text}");
+    reader.close_blocking();
+    let (exit, text) = why("reader", "subscribe", "a/open");
+    assert!(exit == Exit::NotReady && text.contains("it has no session"), "{exit:?} {text}");
+    assert_eq!(why("writer", "shout", "a").0, Exit::Misuse);
+    let (exit, data, _) = fixture.bus(&["why", "writer", "publish", "b", "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(data.trim()).unwrap();
+    assert_eq!((exit, &answer["verdict"]), (Exit::Denied, &"denied".into()));
+}

@@ -1,0 +1,47 @@
+//! `bus why`
+
+use serde_json::{Value, json};
+
+use super::{Failure, Output, ask_broker_about};
+use crate::{client::Client, exit::Exit, keys::Right, peer::PeerName, topic::TopicName};
+
+/// What `bus why` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Who
+    peer: PeerName,
+    /// Does what
+    #[arg(value_parser = right)]
+    operation: Right,
+    /// On which topic
+    topic: TopicName,
+}
+
+fn right(text: &str) -> Result<Right, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| format!("`{text}` is none of publish, subscribe, serve, request"))
+}
+
+pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
+    let Arguments { peer, operation, topic } = arguments;
+    let question = json!({ "peer": peer, "operation": operation, "topic": topic });
+    let answer = ask_broker_about(client, "why", &question)?;
+    let verdict = answer["verdict"].as_str().unwrap_or_default();
+    if output.is_json() {
+        output.json(&answer)?;
+    } else {
+        for step in answer["steps"].as_array().into_iter().flatten() {
+            let text = |field: &str| step[field].as_str().unwrap_or_default();
+            let mark = if step["ok"] == Value::Bool(true) { "ok" } else { "NO" };
+            let line = output.harmless(&format!("{mark}  {:<11}  {}", text("step"), text("text")));
+            output.line(&line)?;
+        }
+        let (can, operation) = (if verdict == "yes" { "can" } else { "cannot" }, operation.as_str());
+        output.line(&format!("`{peer}` {can} {operation} `{topic}`"))?;
+    }
+    Ok(match verdict {
+        "yes" => Exit::Done,
+        "denied" => Exit::Denied,
+        _ => Exit::NotReady,
+    })
+}
