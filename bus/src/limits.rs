@@ -39,13 +39,13 @@ pub const SEND_QUEUE_BYTES: usize = 16 << 20;
 pub const SEND_QUEUE_MESSAGES: usize = 65_536;
 
 /// Bytes queued towards a subscription with the policy `wait` at which its publishers are held; they go
-/// on when half of it is left. Less than its queue takes, for what a held publisher has on its way, and
-/// little enough for the processor's cache.
-pub const HOLD_BYTES: usize = 1 << 20;
+/// on when half of it is left. Less than its queue takes, because what circulates should not leave the
+/// processor's cache; a few of the largest common messages, because holding costs a round trip.
+pub const HOLD_BYTES: usize = 4 << 20;
 
 /// Bytes sent to one subscription and not yet credited. Beyond, messages stay in the send queue,
 /// where the overflow policy can see them.
-pub const CREDIT_WINDOW_BYTES: u64 = 1 << 20;
+pub const CREDIT_WINDOW_BYTES: u64 = 4 << 20;
 
 /// Bytes of control records (answers, pings, gaps) waiting for one session. A peer that makes
 /// the broker answer and never reads is disconnected with `control_queue_full`.
