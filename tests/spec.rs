@@ -36,6 +36,8 @@ mod native_client;
 mod nothing_readable;
 /// What DESIGN.md promises and has no chapter of its own: versions, presence, groups, last values, losses told.
 mod promises;
+/// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
+mod overflow;
 /// The Python module that people copy.
 mod python_module;
 /// Waiting for subscribers, probes, publishers that wait for their consumers.

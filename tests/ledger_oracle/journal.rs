@@ -1,6 +1,6 @@
 //! What a party said, read back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use interlock_bus::Message;
 
@@ -50,6 +50,8 @@ pub(super) struct Log {
     pub(super) acknowledged: Vec<(String, u64)>,
     /// Publishes that asked for an acknowledgement and were refused, by topic.
     pub(super) refused: BTreeMap<String, u64>,
+    /// Subscriptions that the broker ended: they had lost a right.
+    pub(super) over: BTreeSet<usize>,
     /// Whether its session was ever lost, or ended by the broker.
     pub(super) lost: bool,
 }
@@ -74,6 +76,7 @@ impl Log {
                 "pub" => drop(log.numbers.insert(words[1].to_owned(), number(2))),
                 "ack" => log.acknowledged.push((words[1].to_owned(), number(2))),
                 "refused" => *log.refused.entry(words[1].to_owned()).or_default() += 1,
+                "over" => drop(log.over.insert(number(1) as usize)),
                 "lost" | "ended" => log.lost = true,
                 _ => {}
             }
