@@ -179,6 +179,37 @@ fn the_bus_tool_finds_the_instance_by_itself_and_shows_the_turn() {
 }
 
 #[test]
+fn what_the_broker_refuses_is_in_the_log_and_its_bounds_are_those_of_the_configuration() {
+    let runtime = TestRuntime::start();
+    let file = runtime.directory.path().join("stranger.toml");
+    let operator = runtime.data().join("keys/operator.toml");
+    let mut stranger = interlock_bus::Credentials::load(&operator).unwrap();
+    stranger.keys = interlock_bus::crypto::KeyPair::generate();
+    stranger.save(&file).unwrap();
+    let refused = runtime.bus(&["--creds", file.to_str().unwrap(), "topics"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    eventually("the refusal in the log", || {
+        let output =
+            runtime.interlock(&["logs", "--since", "10m", "--component", "broker", "--level", "warn"]);
+        text(&output.stdout).contains("refused (unknown_key)").then_some(())
+    });
+    let registry = runtime.data().join("keys/authorized.toml");
+    let damaged = std::fs::read_to_string(&registry).unwrap().replacen("public_key", "publik_key", 1);
+    std::fs::write(&registry, damaged).unwrap();
+    eventually("the damaged registry in the log", || {
+        let output =
+            runtime.interlock(&["logs", "--since", "10m", "--component", "broker", "--level", "error"]);
+        text(&output.stdout).contains("the old rules stay").then_some(())
+    });
+    let info = runtime.bus(&["request", "$sys/broker/info"]);
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    assert_eq!(
+        (&info["limits"]["sessions_max"], &info["limits"]["send_queue_bytes"]),
+        (&8192.into(), &(16 << 20).into())
+    );
+}
+
+#[test]
 fn logs_are_in_the_store_while_it_runs_and_after_it_has_stopped() {
     let mut runtime = TestRuntime::start();
     let component = |name: &str| {

@@ -74,6 +74,14 @@ pub struct RuntimeSection {
 pub struct BusSection {
     /// Where the broker listens.
     pub endpoints: Vec<BusEndpoint>,
+    /// Messages queued towards one subscription at most.
+    pub send_queue_messages: u32,
+    /// The same in bytes.
+    pub send_queue_bytes: u32,
+    /// Sessions of the broker.
+    pub sessions_max: usize,
+    /// Bytes of retained values.
+    pub retained_bytes_max: usize,
 }
 
 /// One endpoint of the broker as configured.

@@ -17,7 +17,7 @@ pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
     };
     let (logs, consumer) = (topics::LOGS_ALL, topics::LOG_CONSUMER_ALL);
     [
-        ("runtime", rights(&["$dlq/runtime"], &["$peers/#"], &[admin::ALL], &["$sys/broker/#"])),
+        ("runtime", rights(&["$dlq/runtime"], &["$peers/#", "$sys/#"], &[admin::ALL], &["$sys/broker/#"])),
         ("log-consumer", rights(&["$dlq/log-consumer", consumer], &[logs], &[consumer], &[])),
         ("log-transport", rights(&["$dlq/log-transport", logs], &[consumer], &[], &[consumer])),
         // In a process of its own it brings its own log transport, which speaks of itself as well.

@@ -15,7 +15,7 @@ use interlock_actors::{
     model::ModelService,
     store::{DataKey, Store, StoreActor, StoreError, StoreOptions, StoreSeat},
 };
-use interlock_bus::{BrokerConfig, BrokerError, Endpoint, KeyStore};
+use interlock_bus::{Bounds, BrokerConfig, BrokerError, Endpoint, KeyStore};
 
 use crate::{
     admin::{self, Admin},
@@ -228,8 +228,15 @@ impl Site {
     /// The broker, where it listened before.
     fn broker(self: &Arc<Self>) -> Result<BrokerActor, Failure> {
         let endpoints = self.listened.get().unwrap_or_else(|| self.endpoints.clone());
-        let config = BrokerConfig::from_key_store(&self.keys, endpoints)
+        let mut config = BrokerConfig::from_key_store(&self.keys, endpoints)
             .inspect_err(|error| self.exit.set(Exit::of_key(error)))?;
+        let bus = &self.config.bus;
+        config.bounds = Bounds {
+            send_queue_messages: bus.send_queue_messages,
+            send_queue_bytes: bus.send_queue_bytes,
+            sessions_max: bus.sessions_max,
+            retained_bytes_max: bus.retained_bytes_max,
+        };
         let exit = self.exit.clone();
         let note = Arc::new(move |error: &BrokerError| exit.set(broker_exit(error)));
         Ok(BrokerActor::new(config, self.seat.clone()).on_refusal(note))

@@ -1,6 +1,7 @@
 //! The built-in supervision tree: one literal list in start order. Stop is the reverse.
 
 mod broker;
+mod broker_events;
 mod program;
 
 use interlock_actors::host::Host;

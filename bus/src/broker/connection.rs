@@ -3,11 +3,12 @@
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
 use mio::net::{TcpStream, UnixStream};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::{hub::SessionId, read_buffer::ReadBuffer, stock::Stock};
 use crate::{
@@ -48,6 +49,20 @@ impl Stream {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
+    }
+
+    /// Lets the kernel look whether the peer's machine is there, after `idle` of silence and for `patience` more. A
+    /// Unix socket needs none: its end is known when the process ends.
+    pub(super) fn keep_alive(&self, idle: Duration, patience: Duration) -> io::Result<()> {
+        const LOOKS: u32 = 3;
+        let Self::Tcp(stream) = self else { return Ok(()) };
+        // The kernel counts in whole seconds.
+        let at_least_a_second = |time: Duration| time.max(Duration::from_secs(1));
+        let keepalive = TcpKeepalive::new()
+            .with_time(at_least_a_second(idle))
+            .with_interval(at_least_a_second(patience / LOOKS))
+            .with_retries(LOOKS);
+        SockRef::from(stream).set_tcp_keepalive(&keepalive)
     }
 
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
@@ -247,5 +262,25 @@ impl Connection {
                 spare.push(buffer);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_looks_for_peers_that_know_no_ping() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::Tcp(stream);
+        stream.keep_alive(limits::PING_INTERVAL, limits::PING_TIMEOUT).unwrap();
+        let Stream::Tcp(stream) = &stream else { unreachable!("it was just made") };
+        let socket = SockRef::from(stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), limits::PING_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap() * 3, limits::PING_TIMEOUT);
+        let (unix, _other) = UnixStream::pair().unwrap();
+        assert!(Stream::Unix(unix).keep_alive(limits::PING_INTERVAL, limits::PING_TIMEOUT).is_ok());
     }
 }

@@ -7,7 +7,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use super::{Failure, Output, locate};
 use crate::{
     blocking,
-    broker::{Broker, BrokerConfig, BrokerError, BrokerHandle},
+    broker::{Bounds, Broker, BrokerConfig, BrokerError, BrokerHandle},
     endpoint::Endpoint,
     exit::Exit,
     keys::{KeyStore, Permissions, Rules, private_file},
@@ -23,6 +23,18 @@ pub(super) struct Arguments {
     /// Where to listen; by default tcp://127.0.0.1:5555 and the socket in the data directory
     #[arg(long, value_name = "ENDPOINT")]
     listen: Vec<Endpoint>,
+    /// Messages queued towards one subscription at most
+    #[arg(long, value_name = "COUNT", default_value_t = Bounds::default().send_queue_messages, value_parser = clap::value_parser!(u32).range(1..))]
+    send_queue_messages: u32,
+    /// The same in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().send_queue_bytes, value_parser = clap::value_parser!(u32).range(65_536..))]
+    send_queue_bytes: u32,
+    /// Sessions at the same time
+    #[arg(long, value_name = "COUNT", default_value_t = Bounds::default().sessions_max)]
+    sessions_max: usize,
+    /// Bytes of all retained values
+    #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().retained_bytes_max)]
+    retained_bytes_max: usize,
 }
 
 pub(super) fn run(
@@ -54,7 +66,14 @@ pub(super) fn run(
 
     crate::broker::raise_open_files_limit();
     crate::keys::keep_memory_private();
-    let broker = Broker::start(BrokerConfig::from_key_store(&store, endpoints)?).map_err(failure)?;
+    let bounds = Bounds {
+        send_queue_messages: arguments.send_queue_messages,
+        send_queue_bytes: arguments.send_queue_bytes,
+        sessions_max: arguments.sessions_max,
+        retained_bytes_max: arguments.retained_bytes_max,
+    };
+    let config = BrokerConfig { bounds, ..BrokerConfig::from_key_store(&store, endpoints)? };
+    let broker = Broker::start(config).map_err(failure)?;
     let operator: PeerName = "operator".parse().map_err(|error| Failure::new(Exit::Misuse, error))?;
     store.ensure(&operator, &everything()?, broker.endpoints())?;
     for endpoint in broker.endpoints() {

@@ -33,6 +33,10 @@ const fn setting(section: &'static str, key: &'static str, kind: Kind) -> Settin
 pub const SETTINGS: &[Setting] = &[
     setting("runtime", "data_dir", Kind::Text),
     setting("bus", "endpoints", Kind::Endpoints),
+    setting("bus", "send_queue_messages", Kind::Integer(1, 1 << 20)),
+    setting("bus", "send_queue_bytes", Kind::Integer(64 << 10, 1 << 30)),
+    setting("bus", "sessions_max", Kind::Integer(16, 65_536)),
+    setting("bus", "retained_bytes_max", Kind::Integer(0, 4 << 30)),
     setting("gateway", "listen", Kind::Listen),
     setting("gateway", "workers", Kind::Integer(1, 64)),
     setting("gateway", "body_bytes_max", Kind::Integer(1, 16 << 20)),

@@ -27,6 +27,11 @@ struct Seated {
     incarnations: Option<Incarnations>,
 }
 
+/// The peer that the runtime itself is.
+fn runtime_peer() -> PeerName {
+    crate::peers::RUNTIME.parse().expect("the constant is a peer name")
+}
+
 /// Told why a broker could not start, before its supervisor is.
 pub type NoteRefusal = dyn Fn(&BrokerError) + Send + Sync;
 
@@ -136,6 +141,16 @@ impl Actor for BrokerActor {
             }
             Err(Failure::new(reason).context("the broker has ended"))
         });
+        match broker.attach(&runtime_peer()) {
+            Ok(client) => context.spawn_background(async move {
+                // The broker goes on without a log of its events.
+                if let Err(error) = super::broker_events::log(client).await {
+                    tracing::warn!(%error, "events of the broker do not reach the log");
+                }
+                Ok(())
+            }),
+            Err(error) => tracing::debug!(%error, "events of the broker do not reach the log"),
+        }
         self.seat.take(broker.clone());
         self.running = Some(broker);
         Ok(())

@@ -49,7 +49,8 @@ impl Reactor {
         }
     }
 
-    /// Pings a silent session, and ends one that stays silent. Stock 3.0 peers know no PING.
+    /// Pings a silent session, and ends one that stays silent. Stock 3.0 peers know no PING: the kernel
+    /// looks for them, see `Stream::keep_alive`.
     fn check_liveness(&mut self, slot: usize, now: Instant) {
         let Some(Some(connection)) = self.connections.get_mut(slot) else { return };
         if connection.is_readable {

@@ -57,6 +57,12 @@ impl Reactor {
             let subscribed = subscribe_to_everything(&mut connection.engine);
             debug_assert!(subscribed.is_ok(), "an accepted session takes a SUBSCRIBE");
         }
+        let knows_ping = connection.engine.peer_version().is_some_and(|version| version.minor >= 1);
+        if !knows_ping
+            && let Err(error) = connection.stream.keep_alive(self.timeouts.ping_interval, self.timeouts.ping)
+        {
+            tracing::warn!(%error, address = %connection.address, "a peer of ZMTP 3.0 that vanishes will not be noticed");
+        }
         connection.phase = Phase::Open { session, speech };
         self.write(slot, now);
     }
