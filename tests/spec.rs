@@ -34,10 +34,10 @@ mod memory;
 mod native_client;
 /// A capture of the wire: what anybody on the path can read.
 mod nothing_readable;
-/// What DESIGN.md promises and has no chapter of its own: versions, presence, groups, last values, losses told.
-mod promises;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
 mod overflow;
+/// What DESIGN.md promises and has no chapter of its own: versions, presence, groups, last values, losses told.
+mod promises;
 /// The Python module that people copy.
 mod python_module;
 /// Waiting for subscribers, probes, publishers that wait for their consumers.

@@ -2,7 +2,7 @@
 //! subscribe in order to measure. Pure.
 //!
 //! A message costs one look at the second, and additions to a row that its cached route names. What a topic had in a
-//! second goes into [`History`] once, when the first message of a later second comes.
+//! second goes into `History` once, when the first message of a later second comes.
 
 use std::collections::HashMap;
 

@@ -27,7 +27,7 @@ impl Client {
     /// any more, so its will is denied. Replaces the will before; later sessions of this client deposit it again.
     ///
     /// Subscribers get it before they hear on `$peers/...` that the peer is gone. `retain` keeps it as the topic's last
-    /// value. At most [`limits::WILL_BYTES_MAX`](crate::limits::WILL_BYTES_MAX) with topic and header.
+    /// value. At most [`limits::WILL_BYTES_MAX`] with topic and header.
     ///
     /// # Errors
     /// [`PublishError::TooLarge`]; [`PublishError::NotOffered`] by a broker that is too old; [`PublishError::Denied`] if it may not be published; [`PublishError::NotConnected`] and

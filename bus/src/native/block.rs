@@ -17,7 +17,7 @@ use crate::{codec, envelope::Header, limits, topic::TopicName};
 pub struct Block {
     /// [`Block::RETAIN`], [`Block::ACKNOWLEDGE`], [`Block::PARTS`].
     pub flags: u8,
-    /// The origin's number in this broker epoch (see [`Record::Origin`]); zero from a client.
+    /// The origin's number in this broker epoch (see [`Record::Origin`](super::Record::Origin)); zero from a client.
     pub origin: u32,
     /// From a client: its own number for the message. From the broker: the broker's number.
     pub sequence: u64,

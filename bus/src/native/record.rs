@@ -225,7 +225,7 @@ pub enum Record {
         /// The message; `None` takes back the one deposited before.
         block: Option<Block>,
     },
-    /// A piece of a record above [`limits::RECORD_BYTES_MAX`]; pieces of one record stand in
+    /// A piece of a record above [`crate::limits::RECORD_BYTES_MAX`]; pieces of one record stand in
     /// order, and only control records may come between.
     Fragment {
         /// Whether this is the last piece.
