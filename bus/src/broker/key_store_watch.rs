@@ -2,7 +2,8 @@
 //!
 //! The kernel says at once that something happened in their directory (inotify); a look at both files
 //! every tick finds what it could not say, as on a network file system. What is read is always the
-//! whole file: one that was not understood changes nothing, and is read again when it changes again.
+//! whole file: one that somebody has begun to write is read when it is closed, and one that was not
+//! understood changes nothing and is read again when it changes again.
 
 use std::{
     os::{fd::AsRawFd, unix::fs::MetadataExt},
@@ -45,19 +46,44 @@ impl KeyStoreWatch {
         }
     }
 
-    /// Forgets what the kernel has said, so that it can say more.
-    pub(super) fn heard(&self) {
+    /// Takes in what the kernel has said: which file is being written, and which one is whole again.
+    fn listen(&mut self) {
         // Empty when nothing waits; other failures leave the looks of every tick.
-        while self.inotify.as_ref().is_some_and(|inotify| inotify.read_events().is_ok()) {}
+        while let Some(Ok(events)) = self.inotify.as_ref().map(Inotify::read_events) {
+            for event in events {
+                for file in [&mut self.registry, &mut self.broker_keys].into_iter().flatten() {
+                    // Events that name no file say that some were lost: look at all.
+                    if event.name.is_none() || event.name.as_deref() == file.path.file_name() {
+                        let has_begun = event.name.is_some() && event.mask.contains(AddWatchFlags::IN_MODIFY);
+                        file.writing = has_begun.then(|| file.writing.unwrap_or_default());
+                    }
+                }
+            }
+        }
     }
 
-    /// The edited registry, or why it cannot be read; `None` if nothing has changed.
+    /// Once for each file that was being written at the last tick already, its path: an edit that is delayed is told of.
+    pub(super) fn unfinished(&mut self) -> Option<PathBuf> {
+        self.listen();
+        let mut late = None;
+        for file in [&mut self.registry, &mut self.broker_keys].into_iter().flatten() {
+            file.writing = file.writing.map(|ticks| ticks.saturating_add(1));
+            if file.writing == Some(2) {
+                late = Some(file.path.clone());
+            }
+        }
+        late
+    }
+
+    /// The edited registry, or why it cannot be read; `None` if nothing has changed, or not to its end.
     pub(super) fn registry(&mut self) -> Option<Result<Registry, KeyError>> {
+        self.listen();
         self.registry.as_mut()?.changed().map(Registry::load)
     }
 
     /// The broker's keys, likewise.
     pub(super) fn broker_keys(&mut self) -> Option<Result<BrokerKeys, KeyError>> {
+        self.listen();
         self.broker_keys.as_mut()?.changed().map(BrokerKeys::load)
     }
 }
@@ -68,7 +94,8 @@ fn watch<'a>(
     token: Token,
 ) -> std::io::Result<Inotify> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    let edits = AddWatchFlags::IN_CLOSE_WRITE
+    let edits = AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_CLOSE_WRITE
         | AddWatchFlags::IN_MOVED_TO
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_ONLYDIR;
@@ -91,17 +118,22 @@ fn inotify_fd(inotify: &Inotify) -> std::os::fd::RawFd {
 struct WatchedFile {
     path: PathBuf,
     seen: Option<(u64, i64, i64, u64)>,
+    /// Ticks since somebody began to write it; `None` if it is whole.
+    writing: Option<u32>,
 }
 
 impl WatchedFile {
     /// The first look always reads: an edit made between the broker's own reading and this moment would
     /// never be noticed otherwise.
     fn new(path: PathBuf) -> Self {
-        Self { path, seen: None }
+        Self { path, seen: None, writing: None }
     }
 
-    /// Its path, if it has changed since this was last asked.
+    /// Its path, if it has changed since this was last asked and nobody is writing it.
     fn changed(&mut self) -> Option<&Path> {
+        if self.writing.is_some() {
+            return None;
+        }
         let now = stamp(&self.path);
         if now == self.seen {
             return None;
@@ -156,13 +188,35 @@ mod tests {
     fn an_edit_wakes_whoever_waits_each_time() {
         let (_directory, store) = store();
         let mut poll = mio::Poll::new().unwrap();
-        let watch = KeyStoreWatch::new(Some(store.registry_path()), None, poll.registry(), TOKEN);
+        let mut watch = KeyStoreWatch::new(Some(store.registry_path()), None, poll.registry(), TOKEN);
         let mut events = mio::Events::with_capacity(4);
         for name in ["one", "two", "three"] {
             issue(&store, name);
             poll.poll(&mut events, Some(Duration::from_secs(20))).unwrap();
             assert!(events.iter().any(|event| event.token() == TOKEN), "{name}");
-            watch.heard();
+            watch.registry().unwrap().unwrap();
         }
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_read_when_it_is_closed() {
+        let (_directory, store) = store();
+        issue(&store, "one");
+        issue(&store, "two");
+        let poll = mio::Poll::new().unwrap();
+        let mut watch = KeyStoreWatch::new(Some(store.registry_path()), None, poll.registry(), TOKEN);
+        watch.registry().unwrap().unwrap();
+        let whole = std::fs::read_to_string(store.registry_path()).unwrap();
+        let half = whole.find("[peers.two]").unwrap();
+        let mut file = std::fs::OpenOptions::new().write(true).open(store.registry_path()).unwrap();
+        file.set_len(0).unwrap();
+        assert!(watch.registry().is_none(), "empty, for now");
+        std::io::Write::write_all(&mut file, &whole.as_bytes()[..half]).unwrap();
+        assert!(watch.registry().is_none(), "a whole table, but not the whole file");
+        assert_eq!((watch.unfinished(), watch.unfinished()), (None, Some(store.registry_path())));
+        assert_eq!(watch.unfinished(), None, "told of already");
+        std::io::Write::write_all(&mut file, &whole.as_bytes()[half..]).unwrap();
+        drop(file);
+        assert_eq!(watch.registry().unwrap().unwrap().peers().count(), 2);
     }
 }

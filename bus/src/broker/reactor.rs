@@ -259,7 +259,6 @@ impl Reactor {
             return;
         }
         if token == KEY_STORE {
-            self.key_store_watch.heard();
             return self.reload_key_store(now);
         }
         if token.0 >= LISTENERS {

@@ -17,6 +17,11 @@ impl Reactor {
             tracing::error!("{more} more failures to accept connections within a second");
         }
         self.reload_key_store(now);
+        if let Some(path) = self.key_store_watch.unfinished() {
+            let problem = format!("`{}` is being written; it applies when it is closed", path.display());
+            tracing::warn!("{problem}");
+            self.hub.set_registry_problem(Some(problem));
+        }
         self.end_overlaps(now);
         for again in self.hub.denied_again() {
             tracing::warn!("{again}");
@@ -72,7 +77,15 @@ impl Reactor {
     }
 
     pub(super) fn reload_registry(&mut self) {
-        match self.key_store_watch.registry() {
+        // Revoking says who it is about; a file that names nobody is one that went wrong, and would cut everybody.
+        let names_nobody = |edited: &Registry| edited.peers().next().is_none();
+        let read = self.key_store_watch.registry().map(|read| match read {
+            Ok(edited) if names_nobody(&edited) && !names_nobody(&self.registry) => {
+                Err("`authorized.toml` names no peer any more; to shut peers out, revoke them".to_owned())
+            }
+            read => read.map_err(|error| error.to_string()),
+        });
+        match read {
             None => {}
             Some(Ok(edited)) => {
                 tracing::info!(peers = edited.peers().count(), "authorised peers read again");
@@ -97,7 +110,7 @@ impl Reactor {
             }
             Some(Err(error)) => {
                 tracing::error!(%error, "authorised peers not read again; the old rules stay");
-                self.hub.set_registry_problem(Some(error.to_string()));
+                self.hub.set_registry_problem(Some(error));
             }
         }
     }
