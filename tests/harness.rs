@@ -124,6 +124,11 @@ impl TestProcess {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("`{line}` is no JSON: {error}"))
     }
 
+    /// Its standard error, if that was piped.
+    pub(crate) fn stderr(&mut self) -> Option<std::process::ChildStderr> {
+        self.child.stderr.take()
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }

@@ -52,6 +52,8 @@ mod socket_table;
 mod startup_races;
 /// Unmodified ZeroMQ sockets (pyzmq) against the broker.
 mod stock_sockets;
+/// How a run ends: at whatever moment it is asked, within its phases, with which exit code.
+mod stopping;
 /// Actors that fail: what their senders and requesters see.
 mod supervision;
 /// What a client leaves to be published when it dies.

@@ -6,7 +6,10 @@
 //! | `interlock/runtime/stop/v1` | nothing | `{"stopping":true}`, at once |
 //! | `interlock/runtime/restart/v1` | the name of a component, as text | `{"restarted":NAME}` |
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use interlock_actors::{
     actor::{Actor, Failure, Input},
@@ -17,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::{
-    lifecycle::{Instance, StopReason},
+    lifecycle::{Instance, Shutdown, ShutdownStatus, StopReason},
     supervisor::{SupervisorHandle, TreeSnapshot},
 };
 
@@ -56,6 +59,9 @@ pub struct Status {
     pub model: String,
     /// All components.
     pub tree: TreeSnapshot,
+    /// The shutdown, once one has begun.
+    #[serde(default)]
+    pub shutdown: Option<ShutdownStatus>,
 }
 
 /// Serves the topics above.
@@ -65,6 +71,7 @@ pub(crate) struct Admin {
     pub(crate) model: String,
     pub(crate) tree: SupervisorHandle,
     pub(crate) stop: mpsc::Sender<StopReason>,
+    pub(crate) shutdown: Shutdown,
 }
 
 impl Actor for Admin {
@@ -79,7 +86,9 @@ impl Actor for Admin {
             STATUS => {
                 let instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let tree = TreeSnapshot::clone(&self.tree.snapshot());
-                request.end(Payload::json(&Status { instance, model: self.model.clone(), tree })?).await
+                let shutdown = self.shutdown.status(Instant::now());
+                let status = Status { instance, model: self.model.clone(), tree, shutdown };
+                request.end(Payload::json(&status)?).await
             }
             STOP => {
                 let peer = request.message.origin.to_string();

@@ -14,6 +14,8 @@
 
 mod data_dir;
 mod instance;
+mod service_manager;
+mod shutdown;
 mod stop;
 mod watchdog;
 
@@ -23,6 +25,8 @@ use interlock_bus::keys::KeyError;
 
 pub use data_dir::DataDir;
 pub use instance::{Instance, InstanceFile, InstanceLock, running};
+pub use service_manager::{ServiceManager, ServiceManagerError};
+pub use shutdown::{Shutdown, ShutdownPhase, ShutdownStatus};
 pub use stop::{STOP_FILE, StopReason, StopSignals};
 pub use watchdog::{WATCHDOG_SLACK, Watchdog};
 

@@ -18,11 +18,14 @@ use uuid::Uuid;
 
 use crate::{
     admin::Admin,
-    builder::Extras,
+    builder::{Extra, Extras},
     cli::{self, CliError, Output},
     config::{BackEnd, Loaded, ModelSection},
     exit::Exit,
-    lifecycle::{Instance, InstanceFile, InstanceLock, StopReason, StopSignals, WATCHDOG_SLACK, Watchdog},
+    lifecycle::{
+        Instance, InstanceFile, InstanceLock, LifecycleError, ServiceManager, Shutdown, StopReason,
+        StopSignals, WATCHDOG_SLACK, Watchdog,
+    },
     peers,
     site::{self, Site, Slot},
     supervisor::{
@@ -34,7 +37,7 @@ use crate::{
 };
 
 /// How long the first report waits for components that are still starting. They go on after it.
-const REPORT_AFTER_MAX: Duration = Duration::from_secs(35);
+pub(crate) const REPORT_AFTER_MAX: Duration = Duration::from_secs(35);
 
 /// Name of the supervisor.
 const ROOT: &str = "root";
@@ -51,9 +54,26 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     interlock_bus::broker::raise_open_files_limit();
     interlock_bus::keys::keep_memory_private();
 
-    // The lock says that we are alone.
+    // The lock says that we are alone; from here on a stop can be asked for, and is an orderly one.
     data_dir.create()?;
     let _lock = InstanceLock::take(&data_dir)?;
+    let manager =
+        ServiceManager::from_environment().map_err(|error| CliError::new(Exit::Misuse, error.to_string()))?;
+    let mut instance = Instance {
+        instance: Uuid::new_v4(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: Timestamp::now(),
+        endpoints: endpoints.clone(),
+        gateway: None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| CliError::new(Exit::of_io(&error), format!("no event loop: {error}")))?;
+    let (signals, stale) = runtime
+        .block_on(async { StopSignals::listen(&data_dir.run(), instance.instance) })
+        .map_err(|error| CliError::new(Exit::of_io(&error), format!("signals cannot be handled: {error}")))?;
+    let instance_file = InstanceFile::write(&data_dir, &instance)?;
 
     // Build: keys, token, and the list of children.
     let (keys, keys_are_new) = KeyStore::open_or_create(&data_dir.keys())?;
@@ -65,14 +85,10 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("logging cannot start: {error}")))?;
     let mailroom = Mailroom::open()
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("the mailroom cannot start: {error}")))?;
-    let instance = Instance {
-        instance: Uuid::new_v4(),
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: Timestamp::now(),
-        endpoints: endpoints.clone(),
-        gateway: Some(format!("http://{}", port.address())),
-    };
+    instance.gateway = Some(format!("http://{}", port.address()));
+    if stale.is_some() {
+        tracing::warn!("a shutdown file of an earlier run was ignored and removed");
+    }
     let site = Arc::new(Site {
         config: loaded.config,
         data_dir,
@@ -93,38 +109,43 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     }
 
     // Run, until something asks for a stop; drain; exit code.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| CliError::new(Exit::of_io(&error), format!("no event loop: {error}")))?;
-    let exit = runtime.block_on(live(&site, extras, instance, output));
+    let watchdog = Slot::default();
+    let life = Life { site: &site, signals, manager, instance_file, watchdog: &watchdog, output };
+    let exit = runtime.block_on(live(life, extras, instance));
+    // What still hangs in it is not waited for.
+    runtime.shutdown_background();
     store_rest(&site);
+    drop(watchdog);
     exit
 }
 
-async fn live(
-    site: &Arc<Site>,
-    extras: Vec<crate::builder::Extra>,
-    instance: Instance,
-    output: &mut Output,
-) -> Result<Exit, CliError> {
-    let run_dir = site.data_dir.run();
-    let (mut signals, stale) = StopSignals::listen(&run_dir, instance.instance)
-        .map_err(|error| CliError::new(Exit::of_io(&error), format!("signals cannot be handled: {error}")))?;
-    if stale.is_some() {
-        tracing::warn!("a shutdown file of an earlier run was ignored and removed");
-    }
+/// What one run has from start to end.
+struct Life<'a> {
+    site: &'a Arc<Site>,
+    signals: StopSignals,
+    manager: ServiceManager,
+    instance_file: InstanceFile,
+    /// Armed by the stop; it watches what comes after it as well.
+    watchdog: &'a Slot<Watchdog>,
+    output: &'a mut Output,
+}
+
+async fn live(mut life: Life<'_>, extras: Vec<Extra>, instance: Instance) -> Result<Exit, CliError> {
+    let site = life.site;
     let shared = Arc::new(Mutex::new(instance));
-    let mut instance_file = InstanceFile::write(&site.data_dir, &lock(&shared))?;
+    life.write_instance(&lock(&shared))?;
 
     let supervisor = Supervisor::new(ROOT);
     let handle = supervisor.handle();
-    let (stop, tree) = (signals.requester(), handle.clone());
+    let (stop, tree, shutdown) = (life.signals.requester(), handle.clone(), Shutdown::default());
     let (instance, model) = (Arc::clone(&shared), describe(&site.config.model));
+    let (begun, because) = (shutdown.clone(), shutdown);
     let make_admin = Arc::new(move || Admin {
         instance: Arc::clone(&instance),
         model: model.clone(),
         tree: tree.clone(),
         stop: stop.clone(),
+        shutdown: because.clone(),
     });
     let children = site::children(site, extras, make_admin).map_err(|failure| misbuilt(&failure))?;
     let supervision = supervisor
@@ -132,39 +153,43 @@ async fn live(
         .map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
 
     // The broker's ports are known once it listens; from then on others can find us.
-    let begun = tokio::select! {
-        begun = begin(site, &handle, &shared) => begun,
-        reason = signals.next() => Err(reason),
+    let first = tokio::select! {
+        tree = begin(site, &handle, &shared) => Ok(tree),
+        () = life.manager.beats(&handle) => unreachable!("it never ends"),
+        reason = life.signals.next() => Err(reason),
     };
-    let reason = match begun {
+    let reason = match first {
         Ok(tree) => {
             if !is_over(&tree) {
                 // Neither is worth a stop: it runs, whether or not somebody can read where.
-                match InstanceFile::write(&site.data_dir, &lock(&shared)) {
-                    Ok(file) => instance_file.replace(file),
-                    Err(error) => tracing::error!(%error, "others cannot find this instance"),
+                if let Err(error) = life.write_instance(&lock(&shared)) {
+                    tracing::error!(%error, "others cannot find this instance");
                 }
-                let _ = print_started(site, &lock(&shared), &tree, output);
+                let _ = print_started(site, &lock(&shared), &tree, life.output);
+                life.manager.ready(tree.state.as_str());
             }
             tokio::select! {
-                reason = signals.next() => Some(reason),
+                reason = life.signals.next() => Some(reason),
+                () = life.manager.beats(&handle) => unreachable!("it never ends"),
                 () = ended(&handle) => None,
             }
         }
         Err(reason) => Some(reason),
     };
-    let exit = stop_all(site, supervision, reason, &mut signals, output).await;
-    drop(instance_file);
-    exit
+    stop_all(&mut life, supervision, reason, &begun).await
+}
+
+impl Life<'_> {
+    fn write_instance(&mut self, instance: &Instance) -> Result<(), LifecycleError> {
+        let file = InstanceFile::write(&self.site.data_dir, instance)?;
+        self.instance_file.replace(file);
+        Ok(())
+    }
 }
 
 /// Waits until every component is ready or has failed once, but not for ever; brings `instance` and the operator's
-/// credentials up to date. The outer error never comes from here: it is that of a stop in the meantime.
-async fn begin(
-    site: &Site,
-    handle: &SupervisorHandle,
-    instance: &Mutex<Instance>,
-) -> Result<Arc<TreeSnapshot>, StopReason> {
+/// credentials up to date.
+async fn begin(site: &Site, handle: &SupervisorHandle, instance: &Mutex<Instance>) -> Arc<TreeSnapshot> {
     let settled = |tree: &TreeSnapshot| {
         let nobody_starts = tree.children.iter().all(|child| child.state != State::Starting);
         is_over(tree) || (!tree.children.is_empty() && nobody_starts)
@@ -183,7 +208,7 @@ async fn begin(
             }
         }
     }
-    Ok(tree)
+    tree
 }
 
 /// Whether the tree has ended. Before it is started it has no children.
@@ -200,46 +225,50 @@ async fn ended(handle: &SupervisorHandle) {
 
 /// Stops the tree in order and waits for it, with a watchdog behind; a second signal means now.
 async fn stop_all(
-    site: &Site,
+    life: &mut Life<'_>,
     supervision: Supervision,
     reason: Option<StopReason>,
-    signals: &mut StopSignals,
-    output: &mut Output,
+    shutdown: &Shutdown,
 ) -> Result<Exit, CliError> {
-    let shutdown = &site.config.shutdown;
-    let deadline = Instant::now() + shutdown.forced + WATCHDOG_SLACK;
+    let section = &life.site.config.shutdown;
+    let phases = ShutdownPhases { drain: section.drain, forced: section.forced };
+    let begin = Instant::now();
     let handle = supervision.handle().clone();
-    let watchdog = Watchdog::arm(deadline, || {
+    let watchdog = Watchdog::arm(begin + phases.forced + WATCHDOG_SLACK, || {
         Output::quick("the stop has taken too long; ended by the watchdog");
     });
-    if let Err(error) = &watchdog {
-        tracing::error!(%error, "no watchdog: a stop that hangs will hang");
+    match watchdog {
+        Ok(watchdog) => life.watchdog.set(watchdog),
+        Err(error) => tracing::error!(%error, "no watchdog: a stop that hangs will hang"),
     }
     if let Some(reason) = &reason {
         tracing::info!(%reason, "stopping");
-        output.say(&format!("stopping, because of {reason}; once more means now"));
+        shutdown.begin(reason.to_string(), begin, phases, WATCHDOG_SLACK);
+        life.manager.stopping(&format!("stopping, because of {reason}"));
+        life.output.say(&format!("stopping, because of {reason}; once more means now"));
         // Fails only if the tree has ended by itself meanwhile.
-        let _ = handle.shutdown(ShutdownPhases { drain: shutdown.drain, forced: shutdown.forced });
+        let _ = handle.shutdown(phases);
     }
     let joined = tokio::task::spawn_blocking(move || supervision.join());
     tokio::pin!(joined);
     let outcome = tokio::select! {
         outcome = &mut joined => outcome,
-        signal = signals.next_signal() => {
-            output.say(&format!("{signal} again: stopping now"));
+        () = life.manager.beats(&handle) => unreachable!("it never ends"),
+        signal = life.signals.next_signal() => {
+            life.output.say(&format!("{signal} again: stopping now"));
             let now = ShutdownPhases { drain: Duration::ZERO, forced: FORCED_AT_ONCE };
             let _ = handle.shutdown(now);
             let outcome = tokio::time::timeout(FORCED_AT_ONCE * 2, joined).await;
             if let Ok(Ok(outcome)) = &outcome {
-                report_outcome(outcome, output);
+                report_outcome(outcome, life.output);
             }
             return Ok(Exit::Forced);
         }
     };
     let outcome =
         outcome.map_err(|error| CliError::new(Exit::Failed, format!("the supervisor failed: {error}")))?;
-    report_outcome(&outcome, output);
-    Ok(exit_of(&outcome, site.failure()))
+    report_outcome(&outcome, life.output);
+    Ok(exit_of(&outcome, life.site.failure()))
 }
 
 /// How long a second signal leaves for children to be killed and buried.

@@ -128,6 +128,8 @@ enum OrderKind {
     Stop(String),
     Restart(String),
     Shutdown(ShutdownPhases),
+    /// Nothing but an answer.
+    Answer,
 }
 
 /// Everything that can wake the supervisor. There is no other way in.
@@ -238,6 +240,11 @@ impl SupervisorHandle {
     /// [`ShutdownPhases`] with zero for `drain` kills now.
     pub fn shutdown(&self, phases: ShutdownPhases) -> Result<(), OrderError> {
         self.order(OrderKind::Shutdown(phases))
+    }
+
+    /// Whether it answers: it is itself watched. Waits for the answer.
+    pub fn responds(&self) -> bool {
+        self.order(OrderKind::Answer).is_ok()
     }
 
     fn order(&self, kind: OrderKind) -> Result<(), OrderError> {
@@ -353,6 +360,7 @@ impl Running {
                 self.machine.shutdown(phases, now);
                 Ok(())
             }
+            OrderKind::Answer => Ok(()),
         }
     }
 

@@ -61,31 +61,38 @@ impl TestRuntime {
 
     /// Starts with more settings (whole TOML sections) and waits until everything is ready.
     pub(crate) fn start_with(settings: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("interlock.toml"), format!("{CONFIG}{settings}")).unwrap();
-        let process = Self::spawn(directory.path());
-        // The provider is process-wide; a second installation finds the first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::blocking::Client::builder().timeout(DEADLINE * 3).build().unwrap();
-        let runtime = Self { process, directory, http };
+        let runtime = Self::begin_with(settings, |_| ());
         runtime.wait_until_ready();
         runtime
     }
 
-    fn spawn(directory: &Path) -> TestProcess {
+    /// Starts, with more settings and a changed command, and waits for nothing.
+    pub(crate) fn begin_with(settings: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("interlock.toml"), format!("{CONFIG}{settings}")).unwrap();
+        let mut command = Self::command(directory.path());
+        change(&mut command);
+        let process = TestProcess::spawn(command);
+        // The provider is process-wide; a second installation finds the first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::blocking::Client::builder().timeout(DEADLINE * 3).build().unwrap();
+        Self { process, directory, http }
+    }
+
+    pub(crate) fn command(directory: &Path) -> Command {
         let mut command = tool("interlock");
         command.arg("run").arg("--config").arg(directory.join("interlock.toml"));
         command.arg("--data-dir").arg(directory.join("data"));
-        TestProcess::spawn(command)
+        command
     }
 
     /// Starts again on the same directory.
     pub(crate) fn restart(&mut self) {
-        self.process = Self::spawn(self.directory.path());
+        self.process = TestProcess::spawn(Self::command(self.directory.path()));
         self.wait_until_ready();
     }
 
-    fn wait_until_ready(&self) {
+    pub(crate) fn wait_until_ready(&self) {
         eventually("the runtime to be ready", || {
             let answer = self.http.get(self.url("/health/ready")?).bearer_auth(self.token()?).send().ok()?;
             answer.status().is_success().then_some(())

@@ -9,7 +9,7 @@ use interlock_bus::{
 use super::CliError;
 use crate::{
     exit::Exit,
-    lifecycle::{self, DataDir, Instance},
+    lifecycle::{self, DataDir, Instance, LifecycleError},
 };
 
 /// The peer that commands of this program are.
@@ -35,7 +35,12 @@ pub(super) fn request(
     deadline: Duration,
 ) -> Result<Message, CliError> {
     let name: PeerName = OPERATOR.parse().expect("a constant that is a name");
-    let mut credentials = Credentials::load(&Credentials::path_in(&data_dir.keys(), &name))?;
+    let file = Credentials::path_in(&data_dir.keys(), &name);
+    if instance.gateway.is_none() && !file.exists() {
+        // The first start, which makes it.
+        return Err(LifecycleError::InBetween { data_dir: data_dir.root().to_owned() }.into());
+    }
+    let mut credentials = Credentials::load(&file)?;
     credentials.endpoints.clone_from(&instance.endpoints);
     block_on(async {
         let options = ConnectOptions::new(credentials).timeout(CONNECT_TIMEOUT);

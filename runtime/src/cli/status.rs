@@ -9,6 +9,7 @@ use super::{CliError, Global, Output, output::table, remote};
 use crate::{
     admin::{self, Status},
     exit::Exit,
+    lifecycle::{DataDir, InstanceLock},
     supervisor::State,
 };
 
@@ -25,20 +26,17 @@ pub(super) struct Arguments {
 /// Done if every component is ready, or else [`Exit::NotReady`].
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
     let data_dir = global.data_dir()?;
-    let instance = match remote::instance(&data_dir) {
-        Ok(instance) => instance,
+    let status = match ask(&data_dir) {
+        Ok(status) => status,
         Err(error) => {
             if arguments.json && error.exit() == Exit::NotReady {
-                output.line("{\"state\":\"stopped\"}")?;
+                // One that holds the lock and cannot be asked is starting or ending.
+                let state = if InstanceLock::is_held(&data_dir) { "unreachable" } else { "stopped" };
+                output.line(&format!("{{\"state\":\"{state}\"}}"))?;
             }
             return Err(error);
         }
     };
-    let payload = Payload::bytes(Vec::new());
-    let message = remote::request(&data_dir, &instance, &admin::status_topic(), payload, STATUS_TIMEOUT)?;
-    let status: Status = message.decode().map_err(|error| {
-        CliError::new(Exit::Version, format!("the answer of the instance cannot be read: {error}"))
-    })?;
     if arguments.json {
         let text =
             serde_json::to_string(&status).map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
@@ -47,6 +45,15 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         output.lines(&text(&status))?;
     }
     Ok(if status.tree.state == State::Running { Exit::Done } else { Exit::NotReady })
+}
+
+fn ask(data_dir: &DataDir) -> Result<Status, CliError> {
+    let instance = remote::instance(data_dir)?;
+    let payload = Payload::bytes(Vec::new());
+    let message = remote::request(data_dir, &instance, &admin::status_topic(), payload, STATUS_TIMEOUT)?;
+    message.decode().map_err(|error| {
+        CliError::new(Exit::Version, format!("the answer of the instance cannot be read: {error}"))
+    })
 }
 
 fn text(status: &Status) -> String {
@@ -67,6 +74,16 @@ fn text(status: &Status) -> String {
         let _ = writeln!(out, "gateway   {url}");
     }
     let _ = writeln!(out, "answers   {}", status.model);
+    if let Some(shutdown) = &status.shutdown {
+        let _ = writeln!(
+            out,
+            "stopping  because of {}: phase {}, {} s of it left; ended by force in {} s at the latest",
+            shutdown.because,
+            shutdown.phase.as_str(),
+            shutdown.phase_left_ms / 1000,
+            shutdown.left_ms / 1000
+        );
+    }
     let _ = writeln!(out);
     out.push_str(&components(status));
     out

@@ -1,4 +1,5 @@
-//! `interlock stop`: asks over the bus, or by the shutdown file if the bus does not answer, and waits for the end.
+//! `interlock stop`: asks over the bus, or by the shutdown file if the bus does not answer, and waits for the end. An
+//! instance that has only just begun, or is ending already, is waited for.
 
 use std::{
     thread,
@@ -13,7 +14,7 @@ use crate::{
     admin,
     config::duration,
     exit::Exit,
-    lifecycle::{InstanceLock, STOP_FILE, WATCHDOG_SLACK},
+    lifecycle::{self, DataDir, Instance, InstanceLock, LifecycleError, STOP_FILE, WATCHDOG_SLACK},
 };
 
 /// How long the instance may take to say that it will.
@@ -40,7 +41,12 @@ fn parse(text: &str) -> Result<Duration, String> {
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
     let loaded = global.load()?;
     let data_dir = super::data_dir(&loaded.config)?;
-    let instance = remote::instance(&data_dir)?;
+    let limit = arguments.timeout.unwrap_or(loaded.config.shutdown.forced + WATCHDOG_SLACK);
+    let deadline = Instant::now() + limit;
+    let Some(instance) = find(&data_dir, deadline)? else {
+        output.say("the instance has ended");
+        return Ok(Exit::Done);
+    };
     let payload = Payload::bytes(Vec::new());
     let asked = remote::request(&data_dir, &instance, &admin::stop_topic(), payload, STOP_TIMEOUT);
     if let Err(error) = asked {
@@ -50,8 +56,6 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     if arguments.no_wait {
         return Ok(Exit::Done);
     }
-    let limit = arguments.timeout.unwrap_or(loaded.config.shutdown.forced + WATCHDOG_SLACK);
-    let deadline = Instant::now() + limit;
     while InstanceLock::is_held(&data_dir) {
         if Instant::now() >= deadline {
             let text = format!("process {} has not ended within {}", instance.pid, duration::text(limit));
@@ -61,4 +65,19 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     }
     output.say(&format!("process {} has ended", instance.pid));
     Ok(Exit::Done)
+}
+
+/// The running instance; `None` if it ended while it was looked for. Between its lock and its file there is a moment.
+fn find(data_dir: &DataDir, deadline: Instant) -> Result<Option<Instance>, CliError> {
+    let mut seen = false;
+    loop {
+        match lifecycle::running(data_dir) {
+            Ok(Some(instance)) => return Ok(Some(instance)),
+            Ok(None) if seen => return Ok(None),
+            Err(LifecycleError::InBetween { .. }) if Instant::now() < deadline => seen = true,
+            // Says that there is none, or what is wrong.
+            _ => return remote::instance(data_dir).map(Some),
+        }
+        thread::sleep(POLL);
+    }
 }

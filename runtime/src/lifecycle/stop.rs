@@ -119,6 +119,15 @@ impl StopSignals {
     }
 }
 
+impl Drop for StopSignals {
+    /// A file that came too late to be seen stops nobody any more.
+    fn drop(&mut self) {
+        if fs::read_to_string(&self.file).is_ok_and(|text| text.trim() == self.instance.to_string()) {
+            let _ = fs::remove_file(&self.file);
+        }
+    }
+}
+
 async fn next_signal(interrupt: &mut Signal, terminate: &mut Signal, hang_up: &mut Signal) -> &'static str {
     tokio::select! {
         Some(()) = interrupt.recv() => "SIGINT",

@@ -131,3 +131,20 @@ fn a_request_inside_the_process_stops_it() {
         assert_eq!(signals.next().await, StopReason::Request("operator".to_owned()));
     });
 }
+
+#[test]
+fn the_service_unit_waits_longer_than_the_longest_stop_and_start() {
+    let unit = include_str!("../../interlock.service");
+    let seconds = |key: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        Duration::from_secs(line.parse().unwrap())
+    };
+    let forced = crate::config::Config::defaults().shutdown.forced;
+    assert!(seconds("TimeoutStopSec=") > forced + WATCHDOG_SLACK);
+    assert!(seconds("TimeoutStartSec=") > crate::run::REPORT_AFTER_MAX);
+    let codes =
+        |exits: &[Exit]| exits.iter().map(|exit| exit.code().to_string()).collect::<Vec<_>>().join(" ");
+    let final_ones = codes(&[Exit::Misuse, Exit::Denied, Exit::Damaged, Exit::Version]);
+    assert!(unit.contains(&format!("RestartPreventExitStatus={final_ones}\n")), "{final_ones}");
+    assert!(unit.contains(&format!("SuccessExitStatus={}\n", codes(&[Exit::Pending]))));
+}

@@ -6,8 +6,18 @@ use std::{
 };
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::exit::Exit;
+
+/// How long the last words may take: standard error may be a pipe that nobody empties.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How long the system may take to end the process in an orderly way.
+const LAST_RESORT: Duration = Duration::from_secs(1);
 
 /// How much longer than `shutdown.forced` a stop may take before the process is ended.
 pub const WATCHDOG_SLACK: Duration = Duration::from_secs(5);
@@ -28,12 +38,27 @@ impl Watchdog {
         let (disarm, disarmed) = crossbeam_channel::bounded(1);
         let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             if matches!(disarmed.recv_deadline(deadline), Err(RecvTimeoutError::Timeout)) {
-                say();
-                std::process::exit(Exit::Forced.code().into());
+                end(say);
             }
         })?;
         Ok(Self { disarm: Some(disarm), thread: Some(thread) })
     }
+}
+
+/// Ends the process, whatever hangs: the words, or what the system's libraries do at the end.
+fn end(say: impl FnOnce() + Send + 'static) {
+    let (said_in, said) = crossbeam_channel::bounded(1);
+    // Neither thread is joined: the process ends.
+    let _ = thread::Builder::new().name("last-words".to_owned()).spawn(move || {
+        say();
+        let _ = said_in.send(());
+    });
+    let _ = said.recv_timeout(LAST_WORDS);
+    let _ = thread::Builder::new().name("last-resort".to_owned()).spawn(|| {
+        thread::sleep(LAST_RESORT);
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    });
+    std::process::exit(Exit::Forced.code().into());
 }
 
 impl Drop for Watchdog {

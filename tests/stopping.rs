@@ -1,0 +1,200 @@
+//! How a run ends: at whatever moment it is asked, within its phases, with the right exit code, leaving nothing behind.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixDatagram,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{
+    DEADLINE, eventually,
+    runtime::{TestRuntime, final_text},
+};
+
+/// A program that is ready and does not want to end.
+const STUBBORN: &str = r#"
+[[program]]
+name = "stubborn"
+command = "sh"
+args = ["-c", "trap '' TERM; echo here; while :; do sleep 1; done"]
+readiness = "line:here"
+grace = "1h"
+"#;
+
+fn settings(drain: &str, forced: &str) -> String {
+    format!("[shutdown]\ndrain = \"{drain}\"\nforced = \"{forced}\"\n{STUBBORN}")
+}
+
+fn await_stubborn(runtime: &TestRuntime) {
+    eventually("the stubborn program to be ready", || {
+        let status = runtime.status();
+        let children = status["tree"]["children"].as_array()?;
+        children.iter().any(|child| child["name"] == "stubborn" && child["state"] == "running").then_some(())
+    });
+}
+
+fn nothing_is_left_of(runtime: &TestRuntime) {
+    assert_eq!(runtime.processes(), BTreeSet::new());
+    let left: Vec<_> = std::fs::read_dir(runtime.data().join("run"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !["instance.lock", "gateway-token"].contains(&name.as_str()))
+        .collect();
+    assert_eq!(left, [""; 0]);
+}
+
+#[test]
+fn a_stop_is_heard_at_every_moment_of_the_start() {
+    for (file, by_command) in [
+        ("run/instance.lock", true),
+        ("run/instance.json", false),
+        ("run/gateway-token", true),
+        ("run/bus.sock", false),
+        ("interlock.db", true),
+    ] {
+        let mut runtime = TestRuntime::begin_with("", |_| ());
+        eventually(file, || runtime.data().join(file).exists().then_some(()));
+        if by_command {
+            let stopped = runtime.interlock(&["stop"]);
+            assert_eq!(stopped.status.code(), Some(0), "{file}: {stopped:?}");
+        } else {
+            // Signals are heard from the moment at which the instance can be found.
+            runtime.signal(Signal::SIGTERM);
+        }
+        assert_eq!(runtime.process.exit_code(), Some(0), "{file}");
+        nothing_is_left_of(&runtime);
+    }
+}
+
+#[test]
+fn a_turn_in_hand_is_finished_before_the_end() {
+    let mut runtime = TestRuntime::start_with("[model]\nscript_pause = \"50ms\"\n");
+    std::thread::scope(|scope| {
+        let turn = scope.spawn(|| runtime.turn("last", "Hello"));
+        eventually("the turn to begin", || {
+            let topics = runtime.bus(&["topics"]);
+            String::from_utf8_lossy(&topics.stdout).contains("conversation/turn/delta").then_some(())
+        });
+        runtime.signal(Signal::SIGTERM);
+        final_text(&turn.join().unwrap());
+    });
+    assert_eq!(runtime.process.exit_code(), Some(0));
+    nothing_is_left_of(&runtime);
+}
+
+#[test]
+fn what_does_not_end_while_it_drains_is_killed_and_the_exit_code_is_10() {
+    let mut runtime = TestRuntime::start_with(&settings("1500ms", "20s"));
+    await_stubborn(&runtime);
+    let begun = Instant::now();
+    runtime.signal(Signal::SIGTERM);
+    let shutdown = eventually("status to show the shutdown", || {
+        let shutdown = runtime.status()["shutdown"].clone();
+        shutdown.is_object().then_some(shutdown)
+    });
+    assert_eq!((&shutdown["because"], &shutdown["phase"]), (&"SIGTERM".into(), &"drain".into()));
+    assert_eq!(runtime.process.exit_code(), Some(10));
+    assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    nothing_is_left_of(&runtime);
+    // The next start is none the wiser.
+    runtime.restart();
+    final_text(&runtime.turn("after", "Hello"));
+}
+
+#[test]
+fn a_second_signal_means_now_and_the_exit_code_is_11() {
+    let mut runtime = TestRuntime::start_with(&settings("10m", "20m"));
+    await_stubborn(&runtime);
+    runtime.signal(Signal::SIGINT);
+    eventually("the stop to begin", || runtime.status()["shutdown"].is_object().then_some(()));
+    // Neither a command nor a file is a second signal.
+    assert_eq!(runtime.interlock(&["stop", "--no-wait"]).status.code(), Some(0));
+    assert!(runtime.process.is_alive());
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(11));
+    nothing_is_left_of(&runtime);
+}
+
+#[test]
+fn a_stop_that_hangs_is_ended_by_the_watchdog_with_exit_code_11() {
+    // Nobody empties standard error, so the first word of the stop never ends.
+    let (held, full) = std::io::pipe().unwrap();
+    let mut filling = full.try_clone().unwrap();
+    nix::fcntl::fcntl(&filling, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
+    while filling.write(&[b'x'; 4096]).is_ok() {}
+    while filling.write(b"x").is_ok() {}
+    nix::fcntl::fcntl(&filling, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+    let mut runtime =
+        TestRuntime::begin_with("[shutdown]\ndrain = \"50ms\"\nforced = \"100ms\"\n", |command| {
+            command.stderr(Stdio::from(full));
+        });
+    runtime.wait_until_ready();
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(11));
+    drop(held);
+    eventually("its processes to go", || runtime.processes().is_empty().then_some(()));
+}
+
+#[test]
+fn a_service_manager_hears_of_the_start_signs_of_life_and_the_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(DEADLINE)).unwrap();
+    let hear = |wanted: &str| {
+        let mut heard = Vec::new();
+        while !heard.iter().any(|text: &String| text.contains(wanted)) {
+            let mut buffer = [0; 512];
+            let bytes =
+                manager.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}: {heard:?}"));
+            heard.push(String::from_utf8_lossy(&buffer[..bytes]).into_owned());
+        }
+    };
+    let mut runtime = TestRuntime::begin_with(STUBBORN, |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    });
+    hear("READY=1\nSTATUS=");
+    hear("WATCHDOG=1");
+    await_stubborn(&runtime);
+    runtime.signal(Signal::SIGTERM);
+    hear("STOPPING=1\nSTATUS=stopping, because of SIGTERM");
+    // It is watched while it stops, too.
+    hear("WATCHDOG=1");
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(11));
+
+    // One that stands still is silent.
+    let runtime = TestRuntime::begin_with("", |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    });
+    hear("READY=1\nSTATUS=running");
+    runtime.signal(Signal::SIGSTOP);
+    manager.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+    let mut buffer = [0; 512];
+    let silent = (0..200).find(|_| manager.recv(&mut buffer).is_err());
+    assert!(silent.is_some(), "a process that stands still gave signs of life");
+}
+
+#[test]
+fn the_last_report_names_what_had_to_be_killed() {
+    let mut runtime = TestRuntime::begin_with(&settings("100ms", "20s"), |command| {
+        command.stderr(Stdio::piped());
+    });
+    let mut said = BufReader::new(runtime.process.stderr().unwrap());
+    await_stubborn(&runtime);
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(10));
+    let mut last = Vec::new();
+    let mut line = String::new();
+    while said.read_line(&mut line).unwrap() > 0 {
+        last.push(std::mem::take(&mut line));
+    }
+    let text = last.concat();
+    assert!(text.contains("stopping, because of SIGTERM; once more means now"), "{text}");
+    assert!(text.contains("had to be killed:") && text.contains("stubborn"), "{text}");
+}
