@@ -279,3 +279,87 @@ fn a_will_that_may_not_be_left_ends_connecting_with_its_reason() {
         "{refused:?}"
     );
 }
+
+#[test]
+fn a_message_that_waited_beyond_its_deadline_is_not_delivered_and_counted_as_expired() {
+    let broker = TestBroker::start();
+    let publisher = connect(&broker, "publisher", &["late"], &["$sys/#"]);
+    let mut events = subscribe(&publisher, "$sys/dropped", SubscribeOptions::default());
+    let endpoint = &broker.handle.endpoints()[0];
+    let mut slow = RawPeer::native(endpoint, &credentials(&broker, "slow", &[], &["late"]));
+    let spec = interlock_bus::native::SubscribeSpec {
+        id: 1,
+        serve: false,
+        retained: false,
+        probes: false,
+        overflow: interlock_bus::native::Overflow::DropNewest,
+        queue_messages_max: 0,
+        queue_bytes_max: 0,
+        filter: "late".to_owned(),
+        group: String::new(),
+    };
+    slow.send_record(&Record::Subscribe(spec)).unwrap();
+    slow.record_where(|record| matches!(record, Record::Subscribed { .. })).unwrap();
+    // One message takes the whole credit; those behind it wait, and one of them not for long.
+    let large = Payload::bytes(vec![0; interlock_bus::limits::CREDIT_WINDOW_BYTES as usize]);
+    wait(publisher.publish_acknowledged(&topic("late"), large, PublishOptions::default())).unwrap();
+    let brief = std::time::Duration::from_millis(50);
+    let options = PublishOptions { expires_after: Some(brief), ..PublishOptions::default() };
+    wait(publisher.publish_acknowledged(&topic("late"), Payload::text("brief"), options)).unwrap();
+    let expired_at = Instant::now() + brief;
+    publish(&publisher, "late", "patient", false);
+    let first = slow.record_where(|record| {
+        matches!(record, Record::Fragment { last: true, .. } | Record::Deliver { .. })
+    });
+    first.unwrap();
+    // The broker's clock has whole milliseconds.
+    eventually("the deadline", || (Instant::now() > expired_at + brief).then_some(()));
+    let scope = interlock_bus::native::CreditScope::Subscription { id: 1, messages: 1 };
+    slow.send_record(&Record::Credit { scope }).unwrap();
+    let Record::Deliver { block, .. } =
+        slow.record_where(|record| matches!(record, Record::Deliver { .. })).unwrap()
+    else {
+        unreachable!("it was just asked for")
+    };
+    assert_eq!(block.payload()[..], b"patient"[..]);
+    let event: Value = next(&mut events).decode().unwrap();
+    assert_eq!(
+        (&event["reason"], &event["subscriber"], &event["count"]),
+        (&"expired".into(), &"slow".into(), &1.into())
+    );
+}
+
+#[test]
+fn nobody_changes_how_the_messages_of_another_are_shown() {
+    let broker = TestBroker::start();
+    let owner = connect(&broker, "owner", &["a"], &[]);
+    let other = credentials(&broker, "other", &["a"], &[]);
+    let mut other = RawPeer::native(&broker.handle.endpoints()[0], &other);
+    let schema = interlock_bus::Schema::parse("Delta", r#"{"struct":[["text","string"]]}"#).unwrap();
+    let fingerprint = schema.fingerprint();
+    let known = || {
+        let answer =
+            wait(owner.request(&topic("$sys/broker/schemas"), Payload::default(), DEADLINE)).unwrap();
+        let rows: Vec<Value> = answer.decode().unwrap();
+        rows.iter().find(|row| row["fingerprint"] == fingerprint).map(|row| row["body"].clone())
+    };
+    let mut register = |body: &'static str| {
+        let (name, format) = ("Delta".to_owned(), "fields".to_owned());
+        other.send_record(&Record::Schema { fingerprint, name, format, body: body.into() }).unwrap();
+        other.send_record(&Record::Ping { number: 1, answer: false }).unwrap();
+        let answer = other.record().unwrap();
+        let is_denied = matches!(&answer, Record::Denied { code, .. } if code == "schema_taken");
+        if is_denied {
+            other.record().unwrap();
+        }
+        is_denied
+    };
+    // Whoever was there first with what does not fit gives way to what does, and not the other way round.
+    assert!(!register(r#"{"struct":[["lie","u8"]]}"#));
+    owner.register_schema(&schema);
+    eventually("the schema that fits", || {
+        (known()? == serde_json::json!({ "struct": [["text", "string"]] })).then_some(())
+    });
+    assert!(register(r#"{"struct":[["lie","u8"]]}"#));
+    assert_eq!(known().unwrap(), serde_json::json!({ "struct": [["text", "string"]] }));
+}

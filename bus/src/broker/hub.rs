@@ -37,6 +37,7 @@ use crate::{
         RecordError, Status, SubscribeSpec, SubscriptionIds, batch,
     },
     peer::PeerName,
+    schema::Schema,
     topic::{TopicFilter, TopicName},
 };
 

@@ -161,7 +161,9 @@ impl SendQueue {
 
     fn add(&mut self, entry: Entry, spare: &mut SpareChunks) {
         let bytes = entry.block.bytes();
-        if self.form == Form::Wire && entry.request.is_none() && bytes <= CHUNKED_BLOCK_BYTES_MAX {
+        // What has a deadline stays an entry, so that it can be looked at when its turn comes.
+        let is_plain = entry.request.is_none() && entry.block.deadline_ms == 0;
+        if self.form == Form::Wire && is_plain && bytes <= CHUNKED_BLOCK_BYTES_MAX {
             self.append_run(&entry.subscriptions, entry.row, std::iter::once(entry.block.view()), spare);
         } else {
             self.messages += 1;
@@ -365,6 +367,26 @@ impl SendQueue {
         self.messages -= 1;
         self.bytes -= entry.block.bytes();
         Some(entry.row)
+    }
+
+    /// Whether the message whose turn it is has waited beyond its deadline.
+    pub fn is_front_expired(&self, now_ms: u64) -> bool {
+        // Requests have a deadline of their own, which ends them wherever they are.
+        let is_late = |entry: &Entry| {
+            entry.request.is_none() && entry.block.deadline_ms != 0 && entry.block.deadline_ms <= now_ms
+        };
+        matches!(self.items.front(), Some(Item::Entry(entry)) if is_late(entry))
+    }
+
+    /// Drops the messages whose turn it is and that nobody wants any more. No gap: it is what their publisher asked for.
+    pub fn drop_expired(&mut self, now_ms: u64, dropped: &mut Vec<Dropped>) {
+        while self.is_front_expired(now_ms)
+            && let Some(Item::Entry(entry)) = self.items.pop_front()
+        {
+            self.messages -= 1;
+            self.bytes -= entry.block.bytes();
+            dropped.push((entry.row, None, DropReason::Expired));
+        }
     }
 
     /// The next message to send as a value, if there is one and the window has room for it.

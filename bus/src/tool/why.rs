@@ -36,8 +36,12 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
             let line = output.harmless(&format!("{mark}  {:<11}  {}", text("step"), text("text")));
             output.line(&line)?;
         }
-        let (can, operation) = (if verdict == "yes" { "can" } else { "cannot" }, operation.as_str());
-        output.line(&format!("`{peer}` {can} {operation} `{topic}`"))?;
+        let (can, what) = match verdict {
+            "yes" => ("can", ""),
+            "denied" => ("may not", ""),
+            _ => ("may", ", and it would come to nothing now"),
+        };
+        output.line(&format!("`{peer}` {can} {} `{topic}`{what}", operation.as_str()))?;
     }
     Ok(match verdict {
         "yes" => Exit::Done,

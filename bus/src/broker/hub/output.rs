@@ -17,6 +17,7 @@ impl Hub {
             }
             return Some(record);
         }
+        self.drop_expired(id);
         let at = self.session(id)?.next_lane_with_output()?;
         let session = find(&mut self.sessions, &self.generations, id)?;
         let entry = session.lanes[at].queue.pop(&mut self.spare_chunks)?;
@@ -51,6 +52,7 @@ impl Hub {
 
     /// Shows `act` the next delivery to a stock subscriber, which has no answers; `false` if none waits.
     pub fn next_stock_delivery(&mut self, id: SessionId, act: impl FnOnce(&BlockView<'_>)) -> bool {
+        self.drop_expired(id);
         let Some(session) = find(&mut self.sessions, &self.generations, id) else { return false };
         let Some(lane) = session.lanes.first_mut() else { return false };
         if !lane.queue.pop_view(&mut self.spare_chunks, act) {
@@ -81,6 +83,34 @@ impl Hub {
         session.next_lane = (at + 1) % session.lanes.len();
         self.release_held_by(id, subscription);
         true
+    }
+
+    /// Drops what a session would be sent next and nobody wants any more. Of what travels as bytes nothing has a deadline,
+    /// so [`Hub::put_deliveries`] need not look.
+    fn drop_expired(&mut self, id: SessionId) {
+        let now_ms = self.now_ms;
+        let Some(session) = find(&mut self.sessions, &self.generations, id) else { return };
+        if !session.lanes.iter().any(|lane| lane.queue.is_front_expired(now_ms)) {
+            return;
+        }
+        let (mut dropped, mut unreported, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+        for lane in session.lanes.iter_mut().filter(|lane| lane.queue.is_front_expired(now_ms)) {
+            lane.queue.drop_expired(now_ms, &mut dropped);
+            if lane.queue.is_empty() {
+                unreported.extend(lane.queue.take_losses(lane.id));
+            }
+            lanes.push(lane.id);
+        }
+        session.counts.dropped += dropped.len() as u64;
+        for (row, _, reason) in dropped {
+            self.ledger.dropped_from_queue(row, 1, reason);
+            self.note_drop(row, 1, reason);
+        }
+        self.report_losses(id, unreported);
+        for lane in lanes {
+            self.release_held_by(id, lane);
+            self.push_waiting_probes(id, lane);
+        }
     }
 
     /// Turns a queued entry into its record. A gap that must come first is put into the control queue,

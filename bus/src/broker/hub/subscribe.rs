@@ -116,8 +116,12 @@ impl Hub {
         self.receivers_changed(id);
     }
 
-    /// Losses that no delivery will report: nothing waits behind them.
-    fn report_losses(&mut self, id: SessionId, lost: Vec<(u32, u64)>) {
+    /// Losses that no delivery will report: nothing waits behind them. No record of a stock subscriber's could.
+    pub(super) fn report_losses(&mut self, id: SessionId, lost: Vec<(u32, u64)>) {
+        let is_stock = |session: &Session| session.info.kind == SessionKind::StockSubscriber;
+        if self.session(id).is_none_or(is_stock) {
+            return;
+        }
         for (subscription, count) in lost {
             self.send_control(id, output::gap(subscription, count));
         }
@@ -240,6 +244,21 @@ impl Hub {
                 "schema `{name}` is refused: {SCHEMAS_MAX} schemas of {SCHEMA_BYTES_MAX} bytes at most"
             );
             return self.deny(id, Operation::Publish, fingerprint, "schema_limit", "", &text);
+        }
+        // The name and the fields make the fingerprint, so what fits it is right, whoever brings it. Of what cannot be
+        // judged the first one stays: nobody changes how the messages of another are shown.
+        let fits = |name: &str, format: &str, body: &Bytes| {
+            let text = std::str::from_utf8(body).ok().filter(|_| format == "fields");
+            let schema = text.and_then(|text| Schema::parse(name, text).ok());
+            schema.is_some_and(|schema| schema.fingerprint() == fingerprint)
+        };
+        if let Some((known_name, known_format, known)) = self.schemas.get(&fingerprint)
+            && (known_name, known_format, known) != (&name, &format, &body)
+            && (fits(known_name, known_format, known) || !fits(&name, &format, &body))
+        {
+            let text =
+                format!("schema `{name}` is refused: another one, `{known_name}`, has its fingerprint");
+            return self.deny(id, Operation::Publish, fingerprint, "schema_taken", "", &text);
         }
         self.schemas.insert(fingerprint, (name, format, body));
     }
