@@ -10,7 +10,7 @@ use std::{
     fmt,
     future::Future,
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use interlock_bus::{
@@ -28,7 +28,7 @@ use crate::{
         CONFIRM_IDS_MAX, Confirm, Confirmed, ConsumerState, Level, LogRecord, Probe, ProbeAnswer, topic_level,
     },
     log_transport::{OnLogPath, STATUS_EVERY},
-    store::{Refused, Store, StoreError},
+    store::{Store, StoreError},
     topics,
 };
 
@@ -40,10 +40,6 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const CONFIRMS_WAITING_MAX: usize = 256;
 /// Ids remembered as stored, to answer without a look into the store.
 const RECENT_IDS_MAX: usize = 16_384;
-/// How long a busy store is tried again before the consumer fails.
-const STORE_BUSY_LIMIT: Duration = Duration::from_secs(30);
-/// Pause before a busy store is tried again.
-const STORE_BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a consumer cannot go on. Nobody was told of anything that is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -328,28 +324,17 @@ impl Consumer {
         Ok(())
     }
 
-    async fn append(&mut self, mut batch: Vec<LogRecord>) -> Result<(), ConsumerError> {
-        let began = Instant::now();
-        loop {
-            match self.store.append(batch).await {
-                Ok(appended) => {
-                    self.report.stored += appended.stored as u64;
-                    self.report.duplicates += appended.duplicates as u64;
-                    self.report.refused += appended.refused.len() as u64;
-                    for (id, reason) in appended.refused {
-                        tracing::error!(%id, %reason, "the store refuses a log record; it is lost");
-                    }
-                    return Ok(());
-                }
-                Err(Refused { error, work: Some(back) })
-                    if error.is_transient() && began.elapsed() < STORE_BUSY_LIMIT =>
-                {
-                    batch = back;
-                    tokio::time::sleep(STORE_BUSY_PAUSE).await;
-                }
-                Err(Refused { error, .. }) => return Err(error.into()),
-            }
+    /// Waits for a place in the writer's queue: the sender keeps what is not confirmed, so nothing is lost meanwhile. A
+    /// store that went on being locked by another process ends this incarnation.
+    async fn append(&mut self, batch: Vec<LogRecord>) -> Result<(), ConsumerError> {
+        let appended = self.store.append_waiting(batch).await.map_err(|refused| refused.error)?;
+        self.report.stored += appended.stored as u64;
+        self.report.duplicates += appended.duplicates as u64;
+        self.report.refused += appended.refused.len() as u64;
+        for (id, reason) in appended.refused {
+            tracing::error!(%id, %reason, "the store refuses a log record; it is lost");
         }
+        Ok(())
     }
 
     /// What a message says, whoever sent it: a record, or a text that becomes one.

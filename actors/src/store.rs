@@ -80,7 +80,7 @@ pub struct Store {
 
 struct Shared {
     path: PathBuf,
-    jobs: Sender<writer::Command>,
+    jobs: writer::Queue,
     /// `None` once closed.
     reads: Mutex<Option<Sender<Read>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -142,7 +142,7 @@ impl Store {
                 waiting.iter().for_each(|read| read(&mut reader));
             })?);
         }
-        let (jobs, commands) = crossbeam_channel::bounded(options.queue_jobs.max(1));
+        let (jobs, commands) = writer::Queue::new(options.queue_jobs.max(1));
         // Joined in `close`, or ends by itself when the last `Store` is dropped.
         let thread = spawn(path, "store-writer".to_owned(), move || writer.run(&commands))?;
         let shared = Shared {
@@ -165,28 +165,34 @@ impl Store {
     ///
     /// A refusal gives the records back.
     pub async fn append(&self, records: Vec<LogRecord>) -> Result<Appended, Refused<Vec<LogRecord>>> {
-        let appended = writer::submit(&self.shared.jobs, logs::Append(records)).await;
+        let appended = self.shared.jobs.submit(logs::Append(records)).await;
+        appended.map_err(|refused| refused.map(|work| work.0))
+    }
+
+    /// As [`append`](Store::append), but waits for a place in the writer's queue instead of being refused for want of one.
+    pub async fn append_waiting(&self, records: Vec<LogRecord>) -> Result<Appended, Refused<Vec<LogRecord>>> {
+        let appended = self.shared.jobs.submit_waiting(logs::Append(records)).await;
         appended.map_err(|refused| refused.map(|work| work.0))
     }
 
     /// Creates a conversation; `false` if it was there already.
     pub async fn create_conversation(&self, id: &str, title: &str) -> Result<bool, StoreError> {
         let work = conversations::Create { id: id.to_owned(), title: title.to_owned() };
-        writer::submit(&self.shared.jobs, work).await.map_err(|refused| refused.error)
+        self.shared.jobs.submit(work).await.map_err(|refused| refused.error)
     }
 
     /// Saves a message at the end of its conversation; `false` if it was there already (by id). Returns after the commit.
     ///
     /// A refusal gives the message back.
     pub async fn append_message(&self, message: NewMessage) -> Result<bool, Refused<NewMessage>> {
-        let said = writer::submit(&self.shared.jobs, conversations::Say(message)).await;
+        let said = self.shared.jobs.submit(conversations::Say(message)).await;
         said.map_err(|refused| refused.map(|work| work.0))
     }
 
     /// Deletes a conversation with all its messages; `false` if there was none.
     pub async fn delete_conversation(&self, id: &str) -> Result<bool, StoreError> {
         let work = conversations::Delete { id: id.to_owned() };
-        writer::submit(&self.shared.jobs, work).await.map_err(|refused| refused.error)
+        self.shared.jobs.submit(work).await.map_err(|refused| refused.error)
     }
 
     /// The last `limit` messages of a conversation, in the order in which they were said.
@@ -220,8 +226,7 @@ impl Store {
         // Readers first: the writer's connection must be the last one, because the last one to close is
         // what moves the write-ahead log into the database.
         self.join(std::mem::take(&mut *locked(&self.shared.readers)));
-        // An error says that the thread has ended already.
-        let _ = self.shared.jobs.send(writer::Command::Close);
+        self.shared.jobs.close();
         self.join(locked(&self.shared.writer).take());
     }
 
@@ -238,7 +243,7 @@ impl Store {
     pub fn statistics(&self) -> Statistics {
         let counts = &self.shared.counts;
         Statistics {
-            waiting: self.shared.jobs.len(),
+            waiting: self.shared.jobs.waiting(),
             jobs: counts.jobs.load(Ordering::Relaxed),
             commits: counts.commits.load(Ordering::Relaxed),
             failures: counts.failures.load(Ordering::Relaxed),

@@ -92,6 +92,7 @@ impl Exit {
             | KeyError::NotOurs { .. }
             | KeyError::Filter(_)
             | KeyError::Endpoint(_) => Self::Misuse,
+            KeyError::CredentialsMissing { .. } => Self::Io,
             KeyError::Damaged { .. } => Self::Damaged,
             _ => Self::Failed,
         }

@@ -84,6 +84,14 @@ pub enum KeyError {
         /// The registry.
         path: PathBuf,
     },
+    /// A peer is enrolled, and the file with its secret key is gone.
+    #[error("`{}` is missing although `{name}` is enrolled; put it back, or give `{name}` a new key with `interlock keys revoke {name}` and `interlock keys issue {name}`", path.display())]
+    CredentialsMissing {
+        /// The peer.
+        name: PeerName,
+        /// Its credentials file.
+        path: PathBuf,
+    },
     /// A filter in a permission.
     #[error("permission is not a topic filter: {0}")]
     Filter(#[from] TopicError),

@@ -312,6 +312,26 @@ fn a_body_or_a_head_that_does_not_come_is_not_waited_for() {
 }
 
 #[test]
+fn a_body_may_take_longer_than_a_head() {
+    let door = Door::open(|options| options.head_timeout = Duration::from_millis(100));
+    engine(door.stage.client("conversation"), echo);
+    let mut stream = door.connect();
+    // In one piece, so that a busy machine cannot make it late.
+    let head = format!(
+        "POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        door.token
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    for byte in b"hello" {
+        // In all longer than a head may take: this time has to pass.
+        std::thread::sleep(Duration::from_millis(80));
+        stream.write_all(&[*byte]).unwrap();
+    }
+    let (status, body) = answer(stream);
+    assert_eq!(status, 200, "{body}");
+}
+
+#[test]
 fn garbage_is_survived() {
     let door = Door::open(|_| {});
     for garbage in [&b"\x00\x01\x02\r\n\r\n"[..], b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", &[0xff; 20_000]]

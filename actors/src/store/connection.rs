@@ -32,7 +32,7 @@ const SQLITE_LEAST: i32 = 3_051_003;
 /// A release that was withdrawn.
 const SQLITE_WITHDRAWN: i32 = 3_052_000;
 /// The smallest database SQLCipher writes is one page of this size.
-const PAGE_BYTES: u64 = 4096;
+pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// Opens a connection, or says why not. The order matters:
 ///
@@ -156,7 +156,7 @@ fn probe(connection: &Connection, path: &Path, data_key: &DataKey) -> Result<(),
     match identity::of(connection, path, data_key) {
         identity::Verdict::Plain => Err(StoreError::NotOurs { path: path.to_owned() }),
         identity::Verdict::SameFileSameKey => {
-            Err(damaged("its first page does not decrypt with the key it was made with"))
+            Err(damaged("its beginning does not decrypt with the key it was made with"))
         }
         identity::Verdict::OtherKey => {
             Err(StoreError::WrongKey { path: path.to_owned(), key: data_key.origin().to_owned() })

@@ -1,7 +1,8 @@
 //! Which key a database was made with: a small record beside it that tells a wrong key from damage.
 //!
 //! SQLCipher says the same of both. The record `<database>.id` holds the salt of the file (its
-//! first 16 bytes, public) and the check value of the key; it is written once, after the schema.
+//! first 16 bytes, public) and the check value of the key; it is written once, after the schema. Where it does not settle
+//! the matter the pages do: one that verifies with a key was written with it.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,9 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use super::{
+    connection::PAGE_BYTES,
     error::StoreError,
     key::{self, DataKey},
 };
@@ -20,7 +22,7 @@ use super::{
 /// What a database that does not decrypt must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It was made with this key, and its first page is damaged.
+    /// It was made with this key, and its beginning is damaged.
     SameFileSameKey,
     /// It was made with another key, as far as anybody can tell.
     OtherKey,
@@ -36,12 +38,34 @@ pub(super) fn of(connection: &Connection, path: &Path, data_key: &DataKey) -> Ve
     }
     let recorded = fs::read_to_string(record_path(path)).unwrap_or_default();
     let zeroed = !salt.is_empty() && salt.bytes().all(|digit| digit == b'0');
-    match recorded.trim().split_once(' ') {
-        Some((recorded_salt, check)) if check == data_key.check() && (recorded_salt == salt || zeroed) => {
-            Verdict::SameFileSameKey
-        }
-        _ => Verdict::OtherKey,
+    let recorded = recorded.trim().split_once(' ').filter(|(_, check)| *check == data_key.check());
+    let is_recorded = |recorded_salt: &str| recorded_salt == salt || zeroed;
+    if recorded.is_some_and(|(recorded_salt, _)| is_recorded(recorded_salt))
+        || any_page_verifies(path, &data_key.pragma())
+        || recorded.is_some_and(|(salt, _)| any_page_verifies(path, &data_key.pragma_with_salt(salt)))
+    {
+        return Verdict::SameFileSameKey;
     }
+    Verdict::OtherKey
+}
+
+/// Whether a page of the file was written with this key. Looks at every page: nobody waits for this in vain, because the
+/// database does not open.
+fn any_page_verifies(path: &Path, key: &str) -> bool {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let bad_pages = Connection::open_with_flags(path, flags).and_then(|connection| {
+        connection.execute_batch("PRAGMA cipher_log_level = NONE")?;
+        connection.execute_batch(key)?;
+        let mut check = connection.prepare("PRAGMA cipher_integrity_check")?;
+        let mut rows = check.query([])?;
+        let mut bad = 0;
+        while rows.next()?.is_some() {
+            bad += 1;
+        }
+        Ok(bad)
+    });
+    let pages = fs::metadata(path).map_or(0, |about| about.len().div_ceil(PAGE_BYTES));
+    bad_pages.is_ok_and(|bad| bad < pages)
 }
 
 /// Writes the record if it is missing or speaks of another file. Called with a connection that works.

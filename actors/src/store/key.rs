@@ -100,6 +100,13 @@ impl DataKey {
         Zeroizing::new(format!("PRAGMA key = \"x'{}'\"", digits.as_str()))
     }
 
+    /// The same for a file whose first 16 bytes, the salt, are not to be believed. `salt` is 32 hexadecimal digits.
+    pub(super) fn pragma_with_salt(&self, salt: &str) -> Zeroizing<String> {
+        let digits = Zeroizing::new(hex(self.bytes.as_slice()));
+        let salt: String = salt.chars().filter(char::is_ascii_hexdigit).collect();
+        Zeroizing::new(format!("PRAGMA key = \"x'{}{salt}'\"", digits.as_str()))
+    }
+
     fn read(path: &Path) -> Result<Self, StoreError> {
         let damaged = |problem| StoreError::KeyDamaged { path: path.to_owned(), problem };
         let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path).map_err(|error| {

@@ -319,6 +319,33 @@ fn a_full_queue_refuses_at_once_and_gives_the_work_back() {
 }
 
 #[test]
+fn whoever_waits_for_a_place_in_a_full_queue_gets_one_in_turn_and_is_told_of_the_end() {
+    let place = Place::new();
+    let options = StoreOptions { queue_jobs: 2, ..StoreOptions::default() };
+    let store = Store::open(&place.database(), &place.key(), options).unwrap();
+    let blocker = place.connection();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let calls = 3 * limits::GROUP_JOBS_MAX;
+    wait(async {
+        let mut waiting = Vec::new();
+        for _ in 0..calls {
+            let mut call = Box::pin(store.append_waiting(vec![record("text")]));
+            assert!(futures_util::poll!(&mut call).is_pending());
+            waiting.push(call);
+        }
+        assert!(store.statistics().waiting <= 2, "{:?}", store.statistics());
+        blocker.execute_batch("COMMIT").unwrap();
+        for call in waiting {
+            assert_eq!(call.await.unwrap().stored, 1);
+        }
+    });
+    assert_eq!(place.reader().logs(&LogQuery::default()).unwrap().len(), calls);
+    store.close();
+    let refused = wait(store.append_waiting(vec![record("late")])).unwrap_err();
+    assert!(matches!(refused.error, StoreError::Closed) && refused.work.is_some(), "{refused}");
+}
+
+#[test]
 fn a_closed_store_has_written_what_was_queued_and_says_that_it_is_closed() {
     let place = Place::new();
     let store = place.open();
@@ -399,6 +426,8 @@ fn a_damaged_database_is_said_to_be_and_never_recreated() {
         ("40 bytes of text", b"this is not a database, it is some text.".to_vec()),
         ("first page zeroed", damage(0, &[0; 4096])),
         ("bits flipped in page 1", damage(100, &[0xff; 8])),
+        ("its first bytes overwritten", damage(0, &[0xa5; 16])),
+        ("first page overwritten", damage(0, &[0xa5; 4096])),
         ("cut in half", whole[..whole.len() / 2].to_vec()),
     ] {
         fs::write(&database, &content).unwrap();
@@ -412,6 +441,20 @@ fn a_damaged_database_is_said_to_be_and_never_recreated() {
         assert_eq!(error.exit_code(), 8, "{what}: {error}");
         assert!(fs::read(&database).unwrap() == content, "{what}: the file was changed");
     }
+    // Without the record beside it, pages that are whole still prove which key it was made with.
+    let record = place.directory.path().join("interlock.db.id");
+    let (kept, content) = (fs::read(&record).unwrap(), damage(100, &[0xff; 8]));
+    fs::remove_file(&record).unwrap();
+    fs::write(&database, &content).unwrap();
+    let error = Reader::open(&database, &place.key()).unwrap_err();
+    assert_eq!(error.exit_code(), 8, "{error}");
+    fs::write(&record, kept).unwrap();
+    // Another database with the record of ours beside it is another database.
+    let elsewhere = Place::new();
+    elsewhere.open().close();
+    fs::copy(elsewhere.database(), &database).unwrap();
+    let error = Reader::open(&database, &place.key()).unwrap_err();
+    assert_eq!(error.exit_code(), 4, "{error}");
     fs::write(&database, damage(20 * 4096 + 77, &[0xff; 4])).unwrap();
     let error = place.reader().check().unwrap_err();
     assert_eq!(error.exit_code(), 8, "bits flipped inside: {error}");

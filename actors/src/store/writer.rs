@@ -11,7 +11,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     connection::{self, Role},
@@ -117,22 +117,71 @@ pub(super) enum Command {
     Close,
 }
 
-/// A job in a box, so that [`Command`] can be named without naming the trait.
-pub(super) struct BoxedJob(Box<dyn Job>);
+/// A job in a box, so that [`Command`] can be named without naming the trait, and its place in the queue, which is
+/// free again when the writer takes the job.
+pub(super) struct BoxedJob(Box<dyn Job>, OwnedSemaphorePermit);
 
-/// Gives `work` to the writer and waits for its commit. Never blocks: a full queue refuses at once.
-pub(super) async fn submit<W: Work>(jobs: &Sender<Command>, work: W) -> Result<W::Output, Refused<W>> {
-    let (reply, answer) = oneshot::channel();
-    match jobs.try_send(Command::Write(BoxedJob(Box::new(Waiting { work, output: None, reply })))) {
-        Ok(()) => {}
-        Err(TrySendError::Full(Command::Write(BoxedJob(job)))) => {
-            let limit = jobs.capacity().unwrap_or(limits::QUEUE_JOBS);
-            job.finish(Err(StoreError::QueueFull { limit }));
-        }
-        Err(TrySendError::Disconnected(Command::Write(BoxedJob(job)))) => job.finish(Err(StoreError::Closed)),
-        Err(TrySendError::Full(Command::Close) | TrySendError::Disconnected(Command::Close)) => {}
+/// The way to the writer: a bounded queue, of which a place can be waited for.
+pub(super) struct Queue {
+    jobs: Sender<Command>,
+    places: Arc<Semaphore>,
+    limit: usize,
+}
+
+impl Queue {
+    /// A queue for `limit` jobs, and its other end.
+    pub(super) fn new(limit: usize) -> (Self, Receiver<Command>) {
+        // One more: the wish to close never takes a job's place.
+        let (jobs, commands) = crossbeam_channel::bounded(limit + 1);
+        (Self { jobs, places: Arc::new(Semaphore::new(limit)), limit }, commands)
     }
-    answer.await.unwrap_or(Err(Refused { error: StoreError::Closed, work: None }))
+
+    /// Jobs that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.limit - self.places.available_permits()
+    }
+
+    /// After the jobs that are there the writer ends. Blocks while two others want the same.
+    pub(super) fn close(&self) {
+        // An error says that the writer has ended already.
+        let _ = self.jobs.send(Command::Close);
+    }
+
+    /// Gives `work` to the writer and waits for its commit. Never blocks: a full queue refuses at once.
+    pub(super) async fn submit<W: Work>(&self, work: W) -> Result<W::Output, Refused<W>> {
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => self.submit_at(place, work).await,
+            Err(_) => Err(Refused { error: StoreError::QueueFull { limit: self.limit }, work: Some(work) }),
+        }
+    }
+
+    /// As [`submit`](Queue::submit), but waits for a place, in the order of asking. A place comes as soon as the writer
+    /// takes a job, which it does within [`limits::BUSY_LIMIT`], or when it ends.
+    pub(super) async fn submit_waiting<W: Work>(&self, work: W) -> Result<W::Output, Refused<W>> {
+        match Arc::clone(&self.places).acquire_owned().await {
+            Ok(place) => self.submit_at(place, work).await,
+            Err(_) => Err(Refused { error: StoreError::Closed, work: Some(work) }),
+        }
+    }
+
+    async fn submit_at<W: Work>(
+        &self,
+        place: OwnedSemaphorePermit,
+        work: W,
+    ) -> Result<W::Output, Refused<W>> {
+        let (reply, answer) = oneshot::channel();
+        let job = BoxedJob(Box::new(Waiting { work, output: None, reply }), place);
+        match self.jobs.try_send(Command::Write(job)) {
+            Ok(()) => {}
+            // Whoever has a place finds the queue full only while it is being closed.
+            Err(
+                TrySendError::Full(Command::Write(BoxedJob(job, _)))
+                | TrySendError::Disconnected(Command::Write(BoxedJob(job, _))),
+            ) => job.finish(Err(StoreError::Closed)),
+            Err(TrySendError::Full(Command::Close) | TrySendError::Disconnected(Command::Close)) => {}
+        }
+        answer.await.unwrap_or(Err(Refused { error: StoreError::Closed, work: None }))
+    }
 }
 
 /// What is kept of the logs.
@@ -181,12 +230,12 @@ impl Writer {
             let mut batch = Vec::new();
             let mut closing = false;
             match commands.recv() {
-                Ok(Command::Write(BoxedJob(job))) => batch.push(job),
+                Ok(Command::Write(BoxedJob(job, _place))) => batch.push(job),
                 Ok(Command::Close) | Err(_) => return,
             }
             while batch.len() < limits::GROUP_JOBS_MAX {
                 match commands.try_recv() {
-                    Ok(Command::Write(BoxedJob(job))) => batch.push(job),
+                    Ok(Command::Write(BoxedJob(job, _place))) => batch.push(job),
                     Ok(Command::Close) => {
                         closing = true;
                         break;

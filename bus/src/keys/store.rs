@@ -214,7 +214,12 @@ impl KeyStore {
             return self.issue(name, permissions, endpoints, None);
         }
         let path = Credentials::path_in(&self.directory, name);
-        let mut credentials = Credentials::load(&path)?;
+        let mut credentials = Credentials::load(&path).map_err(|error| match error {
+            KeyError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                KeyError::CredentialsMissing { name: name.clone(), path: path.clone() }
+            }
+            error => error,
+        })?;
         let broker = self.broker_keys()?.current.public;
         if credentials.endpoints != endpoints || credentials.broker != broker {
             credentials.endpoints = endpoints.to_vec();
@@ -357,6 +362,23 @@ mod tests {
         assert!(store.registry().unwrap().authenticate(&issued.keys.public).is_err());
         let reissued = store.issue(&name, &permissions, &endpoints(), None).unwrap();
         assert!(store.registry().unwrap().authenticate(&reissued.keys.public).is_ok());
+    }
+
+    #[test]
+    fn a_missing_credentials_file_is_named_with_a_way_out_that_works() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+        let name: PeerName = "tool".parse().unwrap();
+        let permissions = Permissions::from_lists(&["a"], &[], &[], &[]).unwrap();
+        let lost = store.ensure(&name, &permissions, &endpoints()).unwrap();
+        std::fs::remove_file(Credentials::path_in(&directory.path().join("keys"), &name)).unwrap();
+        let error = store.ensure(&name, &permissions, &endpoints()).unwrap_err();
+        assert!(matches!(error, KeyError::CredentialsMissing { .. }), "{error}");
+        assert!(error.to_string().contains("keys/tool.toml"), "{error}");
+        store.revoke(&name).unwrap();
+        store.issue(&name, &permissions, &endpoints(), None).unwrap();
+        let given = store.ensure(&name, &permissions, &endpoints()).unwrap();
+        assert_ne!(given.keys.public, lost.keys.public);
     }
 
     #[test]
