@@ -16,6 +16,8 @@ mod authentication;
 mod broker_restart;
 /// The chat page, in Chromium.
 mod chat_page;
+/// What people ask of a running tree and order: `ps`, `explain`, `plan`, `critical-path`, `start`, `stop`, `restart`.
+mod component_orders;
 /// Programs in `examples/`, as a reader would run them.
 mod examples;
 /// What no honest client sends, and what it must not cost the others.

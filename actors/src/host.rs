@@ -11,6 +11,7 @@
 //! unwind through actix, which would poll the broken actor again in a destructor.
 
 mod control;
+mod handler_times;
 mod mailbox;
 mod panic;
 pub(crate) mod post;
@@ -27,6 +28,7 @@ use interlock_bus::{Message, Payload, PeerName};
 
 pub use self::{
     control::Busy,
+    handler_times::Handled,
     mailbox::{MAILBOX_BYTES_MAX, MAILBOX_INPUTS_MAX},
     post::{Bus, Mailroom},
 };
@@ -35,6 +37,7 @@ pub(crate) use self::{
     panic::guarded,
 };
 use self::{
+    handler_times::HandlerTimes,
     mailbox::{Mailbox, Next, Parcel},
     panic::{guarded_call, hosted},
     post::Post,
@@ -67,8 +70,23 @@ pub trait Host: Send {
     /// What it is busy with; `None` if it waits for something to do.
     fn busy(&self) -> Option<Busy>;
 
+    /// What weighs on it.
+    fn load(&self) -> Load;
+}
+
+/// What weighs on a body at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
     /// Inputs waiting in front of it.
-    fn queued(&self) -> usize;
+    pub queued: usize,
+    /// Their bytes.
+    pub queued_bytes: usize,
+    /// Since when the oldest of them waits.
+    pub oldest: Option<Instant>,
+    /// What it has handled.
+    pub handled: Handled,
+    /// The process group of a program that runs.
+    pub process: Option<u32>,
 }
 
 /// What a stop is for.
@@ -144,6 +162,7 @@ pub struct ActorHost {
     name: PeerName,
     mailbox: Arc<Mailbox>,
     post: Arc<Post>,
+    times: Arc<HandlerTimes>,
     launch: Arc<Launch>,
     present: Option<Present>,
 }
@@ -166,7 +185,8 @@ impl ActorHost {
         let mailbox = Arc::new(Mailbox::default());
         let post = Arc::new(Post::new(bus, mailroom.clone(), mailbox.clone()));
         let launch = Arc::new(move |incarnation: Incarnation| incarnation.run(&factory));
-        Self { name, mailbox, post, launch, present: None }
+        let times = Arc::new(HandlerTimes::new(Instant::now()));
+        Self { name, mailbox, post, times, launch, present: None }
     }
 }
 
@@ -180,6 +200,7 @@ impl Host for ActorHost {
             mailbox: self.mailbox.clone(),
             post: self.post.clone(),
             control: control.clone(),
+            times: self.times.clone(),
             reports: reports.clone(),
         };
         let launch = self.launch.clone();
@@ -240,8 +261,10 @@ impl Host for ActorHost {
         self.present.as_ref()?.control.busy_with()
     }
 
-    fn queued(&self) -> usize {
-        self.mailbox.depth().0
+    fn load(&self) -> Load {
+        let (queued, queued_bytes, oldest) = self.mailbox.depth();
+        let handled = self.times.handled(Instant::now());
+        Load { queued, queued_bytes, oldest, handled, process: None }
     }
 }
 
@@ -296,6 +319,7 @@ struct Incarnation {
     mailbox: Arc<Mailbox>,
     post: Arc<Post>,
     control: Arc<Control>,
+    times: Arc<HandlerTimes>,
     reports: Reports,
 }
 
@@ -319,7 +343,8 @@ impl Incarnation {
     /// The whole life, on the thread made for it.
     fn run<A: Actor>(self, factory: &dyn Fn() -> Result<A, Failure>) {
         hosted();
-        let _entered = tracing::info_span!("child", name = %self.name, incarnation = self.number).entered();
+        let _entered =
+            tracing::info_span!("child", component = %self.name, incarnation = self.number).entered();
         let lived = guarded_call("the host", || {
             // The runtime, and with it all spawned work, is gone when this returns.
             Ok(actix_rt::System::new().block_on(self.live(factory)))
@@ -399,10 +424,13 @@ impl Incarnation {
                     self.control.end();
                 }
                 Event::Input { input, what } => {
+                    let begun = Instant::now();
                     self.control.begin(what);
                     self.step(stage, Step::Input(input)).await?;
                     self.control.end();
                     self.mailbox.finish(self.number);
+                    let now = Instant::now();
+                    self.times.record(now - begun, now);
                 }
                 Event::Stop => return self.wind_down(stage, context, &mut work).await,
             }

@@ -1,14 +1,18 @@
-//! The runtime as a peer: answers what it looks like, and takes the wish to stop.
+//! The runtime as a peer: answers what it looks like, and takes orders.
 //!
 //! | topic | request | reply |
 //! |---|---|---|
-//! | `interlock/runtime/status/v1` | nothing | [`Status`] as JSON |
+//! | `interlock/runtime/status/v1` | nothing | [`Status`] as JSON, from memory |
+//! | `interlock/runtime/ps/v1` | nothing | [`Status`] with the present load and memory of each component |
+//! | `interlock/runtime/plan/v1` | [`PlanRequest`] | [`Plan`](crate::supervisor::Plan) |
+//! | `interlock/runtime/start-component/v1` | a name, as text | [`Ordered`] |
+//! | `interlock/runtime/stop-component/v1` | a name, as text | [`Ordered`] |
+//! | `interlock/runtime/restart-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/stop/v1` | nothing | `{"stopping":true}`, at once |
-//! | `interlock/runtime/restart/v1` | the name of a component, as text | `{"restarted":NAME}` |
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use interlock_actors::{
@@ -21,29 +25,52 @@ use tokio::sync::mpsc;
 
 use crate::{
     lifecycle::{Instance, Shutdown, ShutdownStatus, StopReason},
-    supervisor::{SupervisorHandle, TreeSnapshot},
+    peers::RUNTIME,
+    process::memory,
+    supervisor::{OrderError, SupervisorHandle, TreeSnapshot},
 };
 
 const STATUS: &str = "interlock/runtime/status/v1";
+const PS: &str = "interlock/runtime/ps/v1";
+const PLAN: &str = "interlock/runtime/plan/v1";
+const START: &str = "interlock/runtime/start-component/v1";
+const STOP_ONE: &str = "interlock/runtime/stop-component/v1";
+const RESTART: &str = "interlock/runtime/restart-component/v1";
 const STOP: &str = "interlock/runtime/stop/v1";
-const RESTART: &str = "interlock/runtime/restart/v1";
 
 /// Everything that the runtime serves.
 pub(crate) const ALL: &str = "interlock/runtime/#";
+
+/// The code of a refusal because no component has the name.
+pub const UNKNOWN_COMPONENT: &str = "unknown_component";
+
+/// The code of a refusal because the order would cut off who gave it.
+pub const NOT_BY_ITSELF: &str = "not_by_itself";
+
+/// The code of a refusal because the runtime is stopping.
+pub const STOPPING: &str = "stopping";
+
+/// Components without which no order reaches the runtime.
+const NEEDED_TO_GIVE_ORDERS: [&str; 2] = ["broker", RUNTIME];
 
 /// Where status is asked for.
 pub fn status_topic() -> TopicName {
     topic(STATUS)
 }
 
-/// Where a stop is asked for.
-pub fn stop_topic() -> TopicName {
-    topic(STOP)
+/// Where status is asked for with the present load of each component.
+pub fn ps_topic() -> TopicName {
+    topic(PS)
 }
 
-/// Where a restart of one component is asked for.
-pub fn restart_topic() -> TopicName {
-    topic(RESTART)
+/// Where a plan of restarts is asked for.
+pub fn plan_topic() -> TopicName {
+    topic(PLAN)
+}
+
+/// Where a stop of everything is asked for.
+pub fn stop_topic() -> TopicName {
+    topic(STOP)
 }
 
 fn topic(text: &'static str) -> TopicName {
@@ -64,6 +91,46 @@ pub struct Status {
     pub shutdown: Option<ShutdownStatus>,
 }
 
+/// An order about one component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComponentOrder {
+    /// Start it if it is down, now if it waits; a whole budget.
+    Start,
+    /// Stop it and keep it down.
+    Stop,
+    /// Stop it if it runs, and start it; a whole budget.
+    Restart,
+}
+
+impl ComponentOrder {
+    /// Where it is given.
+    pub fn topic(self) -> TopicName {
+        topic(match self {
+            Self::Start => START,
+            Self::Stop => STOP_ONE,
+            Self::Restart => RESTART,
+        })
+    }
+}
+
+/// An order was accepted; it is carried out meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// The component.
+    pub component: String,
+    /// Its incarnation when the order came.
+    pub incarnation: u64,
+}
+
+/// Asks what will be done with a component that fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanRequest {
+    /// Which component.
+    pub component: String,
+    /// How long each start is supposed to take until it fails.
+    pub fails_after_ms: u64,
+}
+
 /// Serves the topics above.
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -74,6 +141,12 @@ pub(crate) struct Admin {
     pub(crate) shutdown: Shutdown,
 }
 
+/// Why a request is not answered with what it asked for.
+struct Refusal {
+    code: &'static str,
+    text: String,
+}
+
 impl Actor for Admin {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
         context.serve(&ALL.parse::<TopicFilter>()?).await?;
@@ -82,26 +155,40 @@ impl Actor for Admin {
 
     async fn handle(&mut self, input: Input, _context: &Context) -> Result<(), Failure> {
         let Input::Request(request) = input else { return Ok(()) };
-        let answered = match request.message.topic.as_str() {
-            STATUS => {
-                let instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let tree = TreeSnapshot::clone(&self.tree.snapshot());
-                let shutdown = self.shutdown.status(Instant::now());
-                let status = Status { instance, model: self.model.clone(), tree, shutdown };
-                request.end(Payload::json(&status)?).await
+        let answer = match request.message.topic.as_str() {
+            STATUS => Ok(Payload::json(&self.status(TreeSnapshot::clone(&self.tree.snapshot())))?),
+            PS => {
+                let tree = self.tree.clone();
+                let tree = tokio::task::spawn_blocking(move || with_memory(&tree)).await?;
+                Ok(Payload::json(&self.status(tree))?)
             }
+            PLAN => self.plan(&request).await?,
+            START => self.order(ComponentOrder::Start, &request).await?,
+            STOP_ONE => self.order(ComponentOrder::Stop, &request).await?,
+            RESTART if NEEDED_TO_GIVE_ORDERS.contains(&named(&request).as_str()) => {
+                // Answered first: while it restarts nothing reaches whoever gave the order.
+                let (tree, component) = (self.tree.clone(), named(&request));
+                let incarnation = tree.snapshot().child(&component).map_or(0, |child| child.incarnation);
+                let ordered = Payload::json(&Ordered { component: component.clone(), incarnation })?;
+                let answered = request.end(ordered).await;
+                tokio::task::spawn_blocking(move || tree.restart(&component)).await??;
+                return Ok(answered?);
+            }
+            RESTART => self.order(ComponentOrder::Restart, &request).await?,
             STOP => {
                 let peer = request.message.origin.to_string();
-                let answered = request.end(Payload::json(&serde_json::json!({ "stopping": true }))?).await;
                 // A full queue means that a stop was asked for already.
                 let _ = self.stop.try_send(StopReason::Request(peer));
-                answered
+                Ok(Payload::json(&serde_json::json!({ "stopping": true }))?)
             }
-            RESTART => self.restart(request).await?,
-            other => {
-                let text = format!("`{other}` is not served; there are `{STATUS}`, `{STOP}` and `{RESTART}`");
-                request.fail("unknown_topic", &text).await
-            }
+            other => Err(Refusal {
+                code: "unknown_topic",
+                text: format!("`{other}` is not served; `bus peers` shows what is"),
+            }),
+        };
+        let answered = match answer {
+            Ok(payload) => request.end(payload).await,
+            Err(Refusal { code, text }) => request.fail(code, &text).await,
         };
         if let Err(error) = answered {
             tracing::debug!(%error, "nobody waited for the answer");
@@ -111,17 +198,83 @@ impl Actor for Admin {
 }
 
 impl Admin {
-    async fn restart(&self, request: Request) -> Result<Result<(), interlock_bus::ReplyError>, Failure> {
-        let name = String::from_utf8_lossy(&request.message.payload).trim().to_owned();
+    fn status(&self, tree: TreeSnapshot) -> Status {
+        let instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let shutdown = self.shutdown.status(Instant::now());
+        Status { instance, model: self.model.clone(), tree, shutdown }
+    }
+
+    async fn plan(&self, request: &Request) -> Result<Result<Payload, Refusal>, Failure> {
+        let wanted: PlanRequest = match serde_json::from_slice(&request.message.payload) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                let text = format!("a plan is asked for with `component` and `fails_after_ms`: {error}");
+                return Ok(Err(Refusal { code: "misuse", text }));
+            }
+        };
         let tree = self.tree.clone();
-        let wanted = name.clone();
-        // The order is answered by the supervisor's thread, which may be this actor's own supervisor: never wait for it here.
-        let ordered = tokio::task::spawn_blocking(move || tree.restart(&wanted)).await?;
-        Ok(match ordered {
-            Ok(()) => request.end(Payload::json(&serde_json::json!({ "restarted": name }))?).await,
-            Err(error) => request.fail("refused", &error.to_string()).await,
+        let fails_after = Duration::from_millis(wanted.fails_after_ms);
+        let plan = tokio::task::spawn_blocking(move || tree.plan(&wanted.component, fails_after)).await?;
+        Ok(match plan {
+            Ok(plan) => Ok(Payload::json(&plan)?),
+            Err(error) => Err(error.into()),
         })
     }
+
+    async fn order(
+        &self,
+        order: ComponentOrder,
+        request: &Request,
+    ) -> Result<Result<Payload, Refusal>, Failure> {
+        let name = named(request);
+        if order == ComponentOrder::Stop && NEEDED_TO_GIVE_ORDERS.contains(&name.as_str()) {
+            let text = format!(
+                "without `{name}` no order would reach the runtime to start it again; `interlock restart {name}` restarts it, `interlock stop` stops everything"
+            );
+            return Ok(Err(Refusal { code: NOT_BY_ITSELF, text }));
+        }
+        let tree = self.tree.clone();
+        let wanted = name.clone();
+        let incarnation = tree.snapshot().child(&name).map_or(0, |child| child.incarnation);
+        // The order is answered by the supervisor's thread, which may be this actor's own supervisor: never wait for it here.
+        let ordered = tokio::task::spawn_blocking(move || match order {
+            ComponentOrder::Start => tree.start(&wanted),
+            ComponentOrder::Stop => tree.stop(&wanted),
+            ComponentOrder::Restart => tree.restart(&wanted),
+        });
+        Ok(match ordered.await? {
+            Ok(()) => Ok(Payload::json(&Ordered { component: name, incarnation })?),
+            Err(error) => Err(error.into()),
+        })
+    }
+}
+
+/// The component that a request names.
+fn named(request: &Request) -> String {
+    String::from_utf8_lossy(&request.message.payload).trim().to_owned()
+}
+
+impl From<OrderError> for Refusal {
+    fn from(error: OrderError) -> Self {
+        let code = match error {
+            OrderError::UnknownChild { .. } => UNKNOWN_COMPONENT,
+            OrderError::Stopping { .. } | OrderError::NotRunning => STOPPING,
+        };
+        Self { code, text: error.to_string() }
+    }
+}
+
+/// The tree with its present load. Waits for the supervisor, and for `/proc`.
+fn with_memory(tree: &SupervisorHandle) -> TreeSnapshot {
+    let mut tree = TreeSnapshot::clone(&tree.look().unwrap_or_else(|_| tree.snapshot()));
+    let groups: Vec<u32> = tree.children.iter().filter_map(|child| child.load.process).collect();
+    if !groups.is_empty() {
+        let resident = memory::resident(&groups);
+        for child in &mut tree.children {
+            child.load.memory_bytes = child.load.process.and_then(|group| resident.get(&group).copied());
+        }
+    }
+    tree
 }
 
 #[cfg(test)]
@@ -131,7 +284,9 @@ mod tests {
     #[test]
     fn the_topics_are_valid_and_served() {
         let filter: TopicFilter = ALL.parse().unwrap();
-        for topic in [status_topic(), stop_topic(), restart_topic()] {
+        let orders = [ComponentOrder::Start, ComponentOrder::Stop, ComponentOrder::Restart];
+        let topics = [status_topic(), ps_topic(), plan_topic(), stop_topic()];
+        for topic in topics.into_iter().chain(orders.map(ComponentOrder::topic)) {
             assert!(filter.matches(&topic));
         }
     }

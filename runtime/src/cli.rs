@@ -2,11 +2,15 @@
 
 mod check;
 mod config_show;
+mod critical_path;
+mod explain;
 mod keys;
 mod logs;
+mod order;
 mod output;
+mod plan;
+mod ps;
 pub(crate) mod remote;
-mod restart;
 mod status;
 mod stop;
 
@@ -17,6 +21,7 @@ use clap::{Args, Parser, Subcommand};
 pub use output::{CliError, Output, ascii};
 
 use crate::{
+    admin::ComponentOrder,
     builder::Extras,
     component,
     config::{Config, ConfigError, Loaded, Sources},
@@ -78,10 +83,20 @@ enum Verb {
     Run,
     /// Show the running instance and the state of each component.
     Status(status::Arguments),
-    /// Stop the running instance and wait for its end.
+    /// Show what each component does and what weighs on it.
+    Ps(ps::Arguments),
+    /// Say of one component what it waits for, why it is down, when it is tried next.
+    Explain(explain::Arguments),
+    /// Show the exact delays of the restarts of one component until it is given up.
+    Plan(plan::Arguments),
+    /// Show what made the start slow.
+    CriticalPath(critical_path::Arguments),
+    /// Stop the running instance, or one component of it, and wait for the end.
     Stop(stop::Arguments),
-    /// Restart one component of the running instance.
-    Restart(restart::Arguments),
+    /// Start one component that is down, or try it now; with a whole restart budget.
+    Start(order::Arguments),
+    /// Restart one component; with a whole restart budget.
+    Restart(order::Arguments),
     /// Show what was logged, whether the runtime runs or not.
     Logs(logs::Arguments),
     /// Enrol peers and revoke their keys.
@@ -107,7 +122,12 @@ fn dispatch(arguments: Arguments, extras: Extras, output: &mut Output) -> Result
         Verb::Run => run::run(global.load()?, extras, output),
         Verb::Status(arguments) => status::run(&arguments, global, output),
         Verb::Stop(arguments) => stop::run(&arguments, global, output),
-        Verb::Restart(arguments) => restart::run(&arguments, global, output),
+        Verb::Ps(arguments) => ps::run(&arguments, global, output),
+        Verb::Explain(arguments) => explain::run(&arguments, global, output),
+        Verb::Plan(arguments) => plan::run(&arguments, global, output),
+        Verb::CriticalPath(arguments) => critical_path::run(&arguments, global, output),
+        Verb::Start(arguments) => order::run(ComponentOrder::Start, &arguments, global, output),
+        Verb::Restart(arguments) => order::run(ComponentOrder::Restart, &arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),
         Verb::Check => check::run(global, output),

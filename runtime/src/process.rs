@@ -5,6 +5,7 @@
 //! waits the grace, and kills. So no program outlives the runtime by more than its grace.
 
 pub mod guardian;
+pub mod memory;
 mod output;
 mod probe;
 
@@ -27,7 +28,7 @@ use std::{
 
 use interlock_actors::{
     actor::Failure,
-    host::{Busy, Exit, Host, HostReport, Reports, Stop},
+    host::{Busy, Exit, Host, HostReport, Load, Reports, Stop},
 };
 use interlock_bus::PeerName;
 use nix::{
@@ -242,8 +243,9 @@ impl Host for ProgramHost {
         None
     }
 
-    fn queued(&self) -> usize {
-        0
+    fn load(&self) -> Load {
+        let program = self.present.as_ref().and_then(|line| line.lock().program);
+        Load { process: program.map(|pid| pid.as_raw().cast_unsigned()), ..Load::default() }
     }
 }
 

@@ -6,8 +6,11 @@
 
 pub mod backoff;
 pub mod child;
+pub mod critical_path;
+pub mod explain;
 pub mod intensity;
 mod machine;
+pub mod plan;
 pub mod report;
 pub mod snapshot;
 pub mod strategy;
@@ -34,12 +37,19 @@ use interlock_bus::PeerName;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::machine::{Action, Machine};
+use crate::config::schema::nearest;
+
+use self::{
+    backoff::Draws,
+    machine::{Action, Machine},
+    snapshot::Body,
+};
 pub use self::{
     child::{
         ChildKind, ChildSpecification, Children, Clocks, Dependencies, SupervisorSpecification, TreeError,
     },
     machine::{Outcome, ShutdownPhases, Why},
+    plan::Plan,
     report::{Report, ReportContext},
     snapshot::{ChildSnapshot, FailureSnapshot, State, TreeSnapshot},
     strategy::{AutoShutdown, No, Restart, Strategy, WhenSpent},
@@ -86,10 +96,12 @@ pub struct SupervisorHandle {
 #[non_exhaustive]
 pub enum OrderError {
     /// No child has this name.
-    #[error("no child is named `{name}`; the children are {known}")]
+    #[error("no component is named `{name}`{}; there are {known}", meant(.nearest))]
     UnknownChild {
         /// The name as given.
         name: String,
+        /// The name that was probably meant.
+        nearest: Option<String>,
         /// The names there are.
         known: String,
     },
@@ -116,10 +128,23 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
+impl OrderError {
+    /// No child has this name; these are the names there are.
+    pub(crate) fn unknown<'a, N: Iterator<Item = &'a str>>(name: &str, names: impl Fn() -> N) -> Self {
+        let known = names().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let nearest = nearest(name, names()).map(str::to_owned);
+        Self::UnknownChild { name: name.to_owned(), nearest, known }
+    }
+}
+
+fn meant(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|nearest| format!("; `{nearest}`?")).unwrap_or_default()
+}
+
 #[derive(Debug)]
 struct Order {
     kind: OrderKind,
-    answer: Sender<Result<(), OrderError>>,
+    answer: Sender<Result<Answer, OrderError>>,
 }
 
 #[derive(Debug)]
@@ -127,9 +152,18 @@ enum OrderKind {
     Start(String),
     Stop(String),
     Restart(String),
+    Plan { name: String, fails_after: Duration },
+    Look,
     Shutdown(ShutdownPhases),
     /// Nothing but an answer.
     Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Done,
+    Plan(Plan),
+    Tree(Arc<TreeSnapshot>),
 }
 
 /// Everything that can wake the supervisor. There is no other way in.
@@ -165,7 +199,8 @@ impl Supervisor {
         let (rules, bodies, until) = specification.take_apart()?;
         let (reports_in, reports) = bounded(REPORTS_MAX);
         let places = rules.iter().enumerate().map(|(place, rules)| (rules.name.to_string(), place)).collect();
-        let machine = Machine::new(self.name.clone(), strategy, until, rules, random, Instant::now());
+        let machine =
+            Machine::new(self.name.clone(), strategy, until, rules, Draws::Seeded(seed()), Instant::now());
         let running = Running {
             name: self.name.clone(),
             machine,
@@ -221,7 +256,24 @@ impl SupervisorHandle {
         }
     }
 
-    /// Starts a child that is down, or whose next try is still to come. Its budget is whole again.
+    /// The tree as it is now: other than [`snapshot`](Self::snapshot), with the present load of each child. Waits for
+    /// the supervisor.
+    pub fn look(&self) -> Result<Arc<TreeSnapshot>, OrderError> {
+        match self.ask(OrderKind::Look)? {
+            Answer::Tree(tree) => Ok(tree),
+            Answer::Done | Answer::Plan(_) => Err(OrderError::NotRunning),
+        }
+    }
+
+    /// What will be done with a child if each start of it fails after `fails_after`.
+    pub fn plan(&self, name: &str, fails_after: Duration) -> Result<Plan, OrderError> {
+        match self.ask(OrderKind::Plan { name: name.to_owned(), fails_after })? {
+            Answer::Plan(plan) => Ok(plan),
+            Answer::Done | Answer::Tree(_) => Err(OrderError::NotRunning),
+        }
+    }
+
+    /// Starts a child that is down, or whose next try is still to come. Its budget is whole again, also if it runs.
     pub fn start(&self, name: &str) -> Result<(), OrderError> {
         self.order(OrderKind::Start(name.to_owned()))
     }
@@ -248,6 +300,10 @@ impl SupervisorHandle {
     }
 
     fn order(&self, kind: OrderKind) -> Result<(), OrderError> {
+        self.ask(kind).map(|_| ())
+    }
+
+    fn ask(&self, kind: OrderKind) -> Result<Answer, OrderError> {
         if self.view.has_changed().is_err() {
             return Err(OrderError::NotRunning);
         }
@@ -347,8 +403,16 @@ impl Running {
         let _ = answer.try_send(outcome);
     }
 
-    fn obey(&mut self, kind: OrderKind, now: Instant) -> Result<(), OrderError> {
+    fn obey(&mut self, kind: OrderKind, now: Instant) -> Result<Answer, OrderError> {
         match kind {
+            OrderKind::Look => {
+                self.publish();
+                return Ok(Answer::Tree(self.view.borrow().clone()));
+            }
+            OrderKind::Plan { name, fails_after } => {
+                let place = self.place(&name)?;
+                return Ok(Answer::Plan(self.machine.plan(place, fails_after, now)));
+            }
             OrderKind::Start(name) => {
                 self.place_to_start(name).map(|place| self.machine.order_start(place, now))
             }
@@ -362,6 +426,7 @@ impl Running {
             }
             OrderKind::Answer => Ok(()),
         }
+        .map(|()| Answer::Done)
     }
 
     fn place_to_start(&self, name: String) -> Result<usize, OrderError> {
@@ -374,8 +439,7 @@ impl Running {
 
     fn place(&self, name: &str) -> Result<usize, OrderError> {
         self.places.get(name).copied().ok_or_else(|| {
-            let known = self.machine.children.iter().map(|child| format!("`{}`", child.rules.name));
-            OrderError::UnknownChild { name: name.to_owned(), known: known.collect::<Vec<_>>().join(", ") }
+            OrderError::unknown(name, || self.machine.children.iter().map(|child| child.rules.name.as_str()))
         })
     }
 
@@ -430,7 +494,12 @@ impl Running {
     }
 
     fn publish(&self) {
-        let bodies: Vec<_> = self.bodies.iter().map(|(kind, body)| (*kind, body.queued())).collect();
+        let body = |(kind, body): &(ChildKind, Box<dyn Host>)| Body {
+            kind: *kind,
+            load: body.load(),
+            busy: body.busy(),
+        };
+        let bodies: Vec<_> = self.bodies.iter().map(body).collect();
         let tree = self.machine.snapshot(&self.name, &bodies, Instant::now());
         self.view.send_replace(Arc::new(tree));
     }
@@ -438,7 +507,7 @@ impl Running {
     fn log_end(&self, outcome: &Outcome) {
         let Outcome { why, forced, pending } = outcome;
         for (place, (_, body)) in self.bodies.iter().enumerate() {
-            let queued = body.queued();
+            let queued = body.load().queued;
             if queued > 0 {
                 tracing::warn!(child = %self.name_of(place), queued, "stopped with inputs queued");
             }
@@ -447,8 +516,7 @@ impl Running {
     }
 }
 
-/// Drawn evenly from 0.0 to 1.0. Needs no quality, only that two processes and two children differ.
-fn random() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1_u64 << 53) as f64
+/// Another one in each process and for each supervisor.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }

@@ -81,7 +81,7 @@ fn built_in_name(name: &'static str) -> PeerName {
 
 #[cfg(test)]
 mod tests {
-    use interlock_actors::host::{Busy, Reports, Stop};
+    use interlock_actors::host::{Busy, Load, Reports, Stop};
 
     use super::*;
     use crate::supervisor::{Children, Strategy, Supervisor};
@@ -99,8 +99,8 @@ mod tests {
         fn busy(&self) -> Option<Busy> {
             None
         }
-        fn queued(&self) -> usize {
-            0
+        fn load(&self) -> Load {
+            Load::default()
         }
     }
 

@@ -66,6 +66,17 @@ impl TestRuntime {
         runtime
     }
 
+    /// Starts with settings under which not everything gets ready; waits until commands are answered.
+    pub(crate) fn start_degraded_with(settings: &str) -> Self {
+        let runtime = Self::begin_with(settings, |_| ());
+        eventually("the runtime to answer", || {
+            let answer =
+                runtime.http.get(runtime.url("/health")?).bearer_auth(runtime.token()?).send().ok()?;
+            answer.status().is_success().then_some(())
+        });
+        runtime
+    }
+
     /// Starts, with more settings and a changed command, and waits for nothing.
     pub(crate) fn begin_with(settings: &str, change: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::Notify;
@@ -56,6 +57,8 @@ pub(crate) struct Parcel {
     /// What it is, for people.
     pub(crate) what: String,
     bytes: usize,
+    /// Since when it waits here.
+    since: Instant,
     /// Failures it was in hand at.
     pub(crate) crashes: u32,
 }
@@ -197,10 +200,10 @@ impl Mailbox {
         }
     }
 
-    /// How many inputs wait, the one in hand not counted, and their bytes.
-    pub(crate) fn depth(&self) -> (usize, usize) {
+    /// How many inputs wait, the one in hand not counted, their bytes, and since when the oldest waits.
+    pub(crate) fn depth(&self) -> (usize, usize, Option<Instant>) {
         let state = self.lock();
-        (state.waiting.len(), state.waiting_bytes)
+        (state.waiting.len(), state.waiting_bytes, state.waiting.front().map(|parcel| parcel.since))
     }
 
     fn lock_for(&self, incarnation: u64) -> Option<MutexGuard<'_, State>> {
@@ -231,7 +234,7 @@ impl Parcel {
             }
             Input::Gap { filter, .. } => (format!("gap in `{filter}`"), 0),
         };
-        Self { input: Box::new(input), what, bytes: bytes + PARCEL_BYTES, crashes: 0 }
+        Self { input: Box::new(input), what, bytes: bytes + PARCEL_BYTES, since: Instant::now(), crashes: 0 }
     }
 
     /// The input once more, for the handler.

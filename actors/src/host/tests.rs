@@ -251,7 +251,7 @@ fn a_kill_ends_a_waiting_handler_and_leaves_its_input_unmarked() {
         stand.host.kill(false);
         assert_eq!(stand.report(), HostReport::Exited(Exit::Killed));
     }
-    assert_eq!(stand.host.queued(), 1);
+    assert_eq!(stand.host.load().queued, 1);
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn an_abandoned_incarnation_does_not_touch_the_next_one() {
     stand.await_done("block");
     stand.host.kill(true);
     stand.host.abandon(true);
-    assert_eq!(stand.host.queued(), 1, "the input in hand is back");
+    assert_eq!(stand.host.load().queued, 1, "the input in hand is back");
 
     // The second incarnation takes it again while the first is still blocked, and is not disturbed by its end.
     stand.start_ready(2);
@@ -295,7 +295,7 @@ fn a_stop_for_a_restart_leaves_the_queue_to_the_next_incarnation() {
     stand.deliver("two");
     stand.start_ready(1);
     assert_eq!(stand.report(), HostReport::Exited(Exit::Normal));
-    assert_eq!(stand.host.queued(), 1);
+    assert_eq!(stand.host.load().queued, 1);
     stand.start_ready(2);
     stand.await_done("two");
 }

@@ -11,7 +11,7 @@ use interlock_bus::envelope::now_ns;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::{CliError, Global, Output};
-use crate::{config::duration, exit::Exit};
+use crate::{config::duration, exit::Exit, lifecycle::DataDir};
 
 /// How often `--follow` looks whether something was written: one read of the database's change counter.
 const FOLLOW_POLL: Duration = Duration::from_millis(200);
@@ -95,7 +95,22 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     }
 }
 
-fn print(record: &LogRecord, json: bool, output: &mut Output) -> Result<(), CliError> {
+/// The last records of a component up to `until`, oldest first.
+pub(super) fn tail(
+    data_dir: &DataDir,
+    component: &str,
+    until: Timestamp,
+    limit: usize,
+) -> Result<Vec<LogRecord>, CliError> {
+    let database = data_dir.database();
+    let reader = Reader::open(&database, &DataKey::load(&data_dir.keys(), &database)?)?;
+    // What the supervisor saw it saw a little after it had been logged.
+    let until_ns = u64::try_from(until.as_nanosecond()).ok();
+    let query = LogQuery { component: Some(component.to_owned()), until_ns, limit, ..LogQuery::default() };
+    Ok(reader.logs(&query)?.into_iter().map(|stored| stored.record).collect())
+}
+
+pub(super) fn print(record: &LogRecord, json: bool, output: &mut Output) -> Result<(), CliError> {
     if json {
         let text =
             serde_json::to_string(record).map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;

@@ -8,12 +8,17 @@ use interlock_bus::{
 
 use super::CliError;
 use crate::{
+    admin::{self, Status},
     exit::Exit,
     lifecycle::{self, DataDir, Instance, LifecycleError},
+    supervisor::{OrderError, TreeSnapshot},
 };
 
 /// The peer that commands of this program are.
 pub(crate) const OPERATOR: &str = "operator";
+
+/// How long the instance may take to say how it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long connecting to a running instance may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,5 +69,39 @@ fn connect_failed(error: &ConnectError) -> CliError {
 }
 
 fn request_failed(error: &RequestError) -> CliError {
+    // What the runtime refuses it refuses in its own words.
+    if let RequestError::Failed { code, text, .. } = error {
+        let exit = match code.as_str() {
+            admin::UNKNOWN_COMPONENT | admin::NOT_BY_ITSELF => Exit::Misuse,
+            admin::STOPPING => Exit::Busy,
+            _ => Exit::from(error),
+        };
+        return CliError::new(exit, text.clone());
+    }
     CliError::new(Exit::from(error), format!("the running instance did not answer: {error}"))
+}
+
+/// How the running instance is.
+pub(super) fn status(data_dir: &DataDir, instance: &Instance, topic: &TopicName) -> Result<Status, CliError> {
+    let payload = Payload::bytes(Vec::new());
+    decode(&request(data_dir, instance, topic, payload, STATUS_TIMEOUT)?)
+}
+
+/// Reads an answer of the running instance.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(message: &Message) -> Result<T, CliError> {
+    message.decode().map_err(|error| {
+        CliError::new(Exit::Version, format!("the answer of the instance cannot be read: {error}"))
+    })
+}
+
+/// One JSON object on a line.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, CliError> {
+    serde_json::to_string(value).map_err(|error| CliError::new(Exit::Failed, error.to_string()))
+}
+
+/// The same mistake that the running instance would find, for a name that is in no answer of it.
+pub(super) fn unknown(name: &str, tree: &TreeSnapshot) -> CliError {
+    let names = || tree.children.iter().map(|child| child.name.as_str());
+    let error = OrderError::unknown(name, names);
+    CliError::new(Exit::Misuse, error.to_string())
 }

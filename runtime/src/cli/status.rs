@@ -1,9 +1,8 @@
 //! `interlock status`: the running instance, its tree, and where it listens.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
 use clap::Args;
-use interlock_bus::Payload;
 
 use super::{CliError, Global, Output, output::table, remote};
 use crate::{
@@ -12,9 +11,6 @@ use crate::{
     lifecycle::{DataDir, InstanceLock},
     supervisor::State,
 };
-
-/// How long the instance may take to answer; it does so from memory.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -49,11 +45,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
 
 fn ask(data_dir: &DataDir) -> Result<Status, CliError> {
     let instance = remote::instance(data_dir)?;
-    let payload = Payload::bytes(Vec::new());
-    let message = remote::request(data_dir, &instance, &admin::status_topic(), payload, STATUS_TIMEOUT)?;
-    message.decode().map_err(|error| {
-        CliError::new(Exit::Version, format!("the answer of the instance cannot be read: {error}"))
-    })
+    remote::status(data_dir, &instance, &admin::status_topic())
 }
 
 fn text(status: &Status) -> String {
@@ -111,13 +103,9 @@ fn components(status: &Status) -> String {
         if child.queued > 0 {
             detail.push(format!("{} queued", child.queued));
         }
-        let kind = match child.kind {
-            crate::supervisor::ChildKind::Actor => "actor",
-            crate::supervisor::ChildKind::Process => "process",
-        };
         rows.push(vec![
             child.name.clone(),
-            kind.to_owned(),
+            child.kind.as_str().to_owned(),
             child.state.as_str().to_owned(),
             child.restarts.to_string(),
             detail.join("; "),

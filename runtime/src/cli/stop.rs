@@ -1,5 +1,5 @@
 //! `interlock stop`: asks over the bus, or by the shutdown file if the bus does not answer, and waits for the end. An
-//! instance that has only just begun, or is ending already, is waited for.
+//! instance that has only just begun, or is ending already, is waited for. With a name it stops one component.
 
 use std::{
     thread,
@@ -9,9 +9,9 @@ use std::{
 use clap::Args;
 use interlock_bus::{Payload, keys::private_file};
 
-use super::{CliError, Global, Output, remote};
+use super::{CliError, Global, Output, order, remote};
 use crate::{
-    admin,
+    admin::{self, ComponentOrder},
     config::duration,
     exit::Exit,
     lifecycle::{self, DataDir, Instance, InstanceLock, LifecycleError, STOP_FILE, WATCHDOG_SLACK},
@@ -25,20 +25,21 @@ const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
+    /// One component, as `interlock ps` names it; without it everything is stopped.
+    component: Option<String>,
     /// How long to wait for the end; by default as long as a stop may take.
-    #[arg(long, value_name = "DURATION", value_parser = parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::argument)]
     timeout: Option<Duration>,
     /// Ask, and do not wait.
     #[arg(long, conflicts_with = "timeout")]
     no_wait: bool,
 }
 
-fn parse(text: &str) -> Result<Duration, String> {
-    duration::parse(text)
-        .ok_or_else(|| format!("`{text}` is no duration; write a number and a unit, for example `30s`"))
-}
-
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
+    if let Some(component) = &arguments.component {
+        let wait = (!arguments.no_wait).then_some(arguments.timeout.unwrap_or(order::WAIT));
+        return order::give(ComponentOrder::Stop, component, wait, global, output);
+    }
     let loaded = global.load()?;
     let data_dir = super::data_dir(&loaded.config)?;
     let limit = arguments.timeout.unwrap_or(loaded.config.shutdown.forced + WATCHDOG_SLACK);

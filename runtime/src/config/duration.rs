@@ -13,6 +13,12 @@ pub fn parse(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(*milliseconds)?))
 }
 
+/// Reads a duration given on the command line.
+pub(crate) fn argument(text: &str) -> Result<Duration, String> {
+    parse(text)
+        .ok_or_else(|| format!("`{text}` is no duration; write a number and a unit, for example `30s`"))
+}
+
 /// Writes a duration in the largest unit that divides it. What is below a millisecond is left out.
 pub fn text(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
@@ -20,6 +26,23 @@ pub fn text(duration: Duration) -> String {
     match UNITS.iter().find(|unit| milliseconds > 0 && whole(unit)) {
         Some((unit, size)) => format!("{}{unit}", milliseconds / u128::from(*size)),
         None => "0s".to_owned(),
+    }
+}
+
+/// A duration for somebody who reads a table: two or three digits and a unit.
+pub fn brief(duration: Duration) -> String {
+    let micros = duration.as_micros();
+    let tenths = |of: u128, unit: &str| {
+        let (whole, tenth) = (micros / of, micros % of * 10 / of);
+        if whole < 10 && tenth > 0 { format!("{whole}.{tenth} {unit}") } else { format!("{whole} {unit}") }
+    };
+    match duration.as_secs() {
+        0 if micros < 1000 => format!("{micros} us"),
+        0 => tenths(1000, "ms"),
+        1..120 => tenths(1_000_000, "s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -37,6 +60,17 @@ pub(super) fn serialize<S: serde::Serializer>(duration: &Duration, serializer: S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_brief_duration_has_two_or_three_digits() {
+        let brief = |micros| brief(Duration::from_micros(micros));
+        assert_eq!([brief(0), brief(999), brief(1500), brief(42_700)], ["0 us", "999 us", "1.5 ms", "42 ms"]);
+        assert_eq!([brief(2_000_000), brief(2_340_000), brief(119_000_000)], ["2 s", "2.3 s", "119 s"]);
+        assert_eq!(
+            [brief(120_000_000), brief(7_200_000_000), brief(200_000_000_000)],
+            ["2 min", "2 h", "2 d"]
+        );
+    }
 
     #[test]
     fn a_duration_reads_back_as_it_was_written() {

@@ -135,18 +135,23 @@ pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&
         .map(|(_, name)| name)
 }
 
-/// Levenshtein's distance: insertions, deletions and replacements from one text to the other.
+/// Insertions, deletions, replacements and swaps of neighbours from one text to the other.
 fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, byte) in from.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, other) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(byte != other);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+    let (from, to) = (from.as_bytes(), to.as_bytes());
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for (i, byte) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, other) in to.iter().enumerate() {
+            let mut least = (above[j] + usize::from(byte != other)).min(above[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *byte == to[j - 1] && from[i - 1] == *other {
+                least = least.min(before[j - 1] + 1);
+            }
+            row.push(least);
         }
+        before = std::mem::replace(&mut above, row);
     }
-    row[to.len()]
+    above[to.len()]
 }
 
 #[cfg(test)]
@@ -157,6 +162,7 @@ mod tests {
     fn a_misspelt_word_finds_the_one_that_was_meant() {
         let names = || ["listen", "workers", "body_bytes_max"].into_iter();
         assert_eq!(nearest("lisen", names()), Some("listen"));
+        assert_eq!(nearest("modle", ["model", "broker"].into_iter()), Some("model"));
         assert_eq!(nearest("body_byte_max", names()), Some("body_bytes_max"));
         assert_eq!(nearest("colour", names()), None);
     }

@@ -78,15 +78,19 @@ fn log(program: &PeerName, stream: Stream, text: &str) {
     // The level of an event is part of its static description: one line each.
     match level(stream, text) {
         Level::ERROR => {
-            tracing::error!(target: "interlock::program", %program, stream = stream_name, "{text}")
+            tracing::error!(target: "interlock::program", component = %program, %program, stream = stream_name, "{text}")
         }
-        Level::WARN => tracing::warn!(target: "interlock::program", %program, stream = stream_name, "{text}"),
-        Level::INFO => tracing::info!(target: "interlock::program", %program, stream = stream_name, "{text}"),
+        Level::WARN => {
+            tracing::warn!(target: "interlock::program", component = %program, %program, stream = stream_name, "{text}")
+        }
+        Level::INFO => {
+            tracing::info!(target: "interlock::program", component = %program, %program, stream = stream_name, "{text}")
+        }
         Level::DEBUG => {
-            tracing::debug!(target: "interlock::program", %program, stream = stream_name, "{text}")
+            tracing::debug!(target: "interlock::program", component = %program, %program, stream = stream_name, "{text}")
         }
         Level::TRACE => {
-            tracing::trace!(target: "interlock::program", %program, stream = stream_name, "{text}")
+            tracing::trace!(target: "interlock::program", component = %program, %program, stream = stream_name, "{text}")
         }
     }
 }

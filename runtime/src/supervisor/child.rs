@@ -50,6 +50,16 @@ pub enum ChildKind {
     Process,
 }
 
+impl ChildKind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Actor => "actor",
+            Self::Process => "process",
+        }
+    }
+}
+
 /// What must be there before a child is started. It is stopped before any of that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependencies {

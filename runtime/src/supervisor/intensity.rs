@@ -54,6 +54,12 @@ impl Intensity {
         self.failures.pop_front();
         Verdict::GiveUp
     }
+
+    /// Failures that count at `at`.
+    pub fn count(&self, at: Instant) -> usize {
+        let counts = |&&failure: &&Instant| at.saturating_duration_since(failure) <= self.period;
+        self.failures.iter().filter(counts).count()
+    }
 }
 
 /// The whole budget of one child: the intensity, and the failures without health in between.
@@ -80,6 +86,11 @@ impl Budget {
             Verdict::Restart if self.unhealthy_failures < UNHEALTHY_FAILURES => Verdict::Restart,
             _ => Verdict::GiveUp,
         }
+    }
+
+    /// Failures that count at `at`: within [`PERIOD`], and in a row without health.
+    pub fn used(&self, at: Instant) -> (usize, u32) {
+        (self.intensity.count(at), self.unhealthy_failures)
     }
 }
 

@@ -10,9 +10,10 @@ use interlock_actors::{
 use interlock_bus::PeerName;
 
 use super::{
-    backoff::Backoff,
+    backoff::{Backoff, Draws},
     child::Clocks,
     intensity::{Budget, HEALTHY_AFTER, Verdict},
+    plan::Plan,
     report::{Report, ReportContext},
     strategy::{AutoShutdown, Restart, Strategy, WhenSpent},
 };
@@ -104,13 +105,12 @@ pub(crate) struct Machine {
     auto_shutdown: Option<AutoShutdown>,
     pub(crate) children: Vec<Child>,
     pub(crate) stage: Stage,
-    random: Random,
+    draws: Draws,
+    /// When it was made.
+    pub(crate) begun: Instant,
     actions: Vec<Action>,
     questions: u64,
 }
-
-/// Draws evenly from 0.0 to 1.0.
-pub(crate) type Random = fn() -> f64;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -138,8 +138,25 @@ pub(crate) struct Child {
     pub(crate) proof: Option<String>,
     pub(crate) status: Option<String>,
     pub(crate) last_failure: Option<(Instant, Report)>,
-    budget: Budget,
+    /// How it came up the first time.
+    pub(crate) first: FirstStart,
+    pub(crate) budget: Budget,
     backoff: Backoff,
+    /// Waits drawn so far.
+    drawn: u64,
+}
+
+/// How a child came up the first time, for the question what made the start slow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FirstStart {
+    /// When nothing stood in its way any more.
+    pub(crate) began: Option<Instant>,
+    /// Whose readiness, or first failure, it had waited for last.
+    pub(crate) after: Option<usize>,
+    /// When it was ready, or had failed, for the first time.
+    settled: Option<Instant>,
+    /// When it was ready for the first time.
+    pub(crate) ready: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,7 +227,7 @@ impl Machine {
         strategy: Strategy,
         auto_shutdown: Option<AutoShutdown>,
         rules: Vec<Rules>,
-        random: Random,
+        draws: Draws,
         now: Instant,
     ) -> Self {
         let children = rules.into_iter().map(|rules| Child::new(rules, now)).collect();
@@ -220,7 +237,8 @@ impl Machine {
             auto_shutdown,
             children,
             stage: Stage::Running,
-            random,
+            draws,
+            begun: now,
             actions: Vec::new(),
             questions: 0,
         }
@@ -309,7 +327,7 @@ impl Machine {
         children.chain(stage.into_iter().flatten()).filter(|&at| at > now).min()
     }
 
-    /// Starts a child that is down; a child in backoff is tried at once. Its budget is whole again.
+    /// Starts a child that is down; a child in backoff is tried at once. Its budget is whole again, also if it runs.
     pub(crate) fn order_start(&mut self, index: usize, now: Instant) {
         if self.stage != Stage::Running {
             return;
@@ -319,7 +337,7 @@ impl Machine {
             Phase::Waiting { not_before, .. } => *not_before = None,
             Phase::Down(_) => child.enter(Phase::Waiting { not_before: None, retry: false }, now),
             Phase::Ending { then, .. } if *then == Then::Stay => *then = Then::Restart,
-            _ => return,
+            Phase::Starting { .. } | Phase::Running(_) | Phase::Ending { .. } => {}
         }
         child.forgive();
         self.settle(now);
@@ -445,6 +463,7 @@ impl Machine {
         self.report(index, context, failure.clone(), now);
 
         let child = &mut self.children[index];
+        child.first.settled.get_or_insert(now);
         child.enter(Phase::Down(Down::Failed), now);
         if self.stage != Stage::Running {
             return;
@@ -467,7 +486,8 @@ impl Machine {
             }
             (_, WhenSpent::LeaveFailed, Verdict::GiveUp) => {}
             (_, _, Verdict::Restart) => {
-                let wait = child.backoff.next((self.random)());
+                let wait = child.backoff.next(self.draws.draw(index, child.drawn));
+                child.drawn += 1;
                 child.enter(Phase::Waiting { not_before: Some(now + wait), retry: true }, now);
                 self.take_followers_along(index, now);
             }
@@ -592,6 +612,11 @@ impl Machine {
         }
         for index in 0..self.children.len() {
             if self.may_start(index, now) {
+                let after = self.waited_for_last(index);
+                let first = &mut self.children[index].first;
+                if first.began.is_none() {
+                    (first.began, first.after) = (Some(now), after);
+                }
                 let child = &mut self.children[index];
                 let incarnation = child.begin(now);
                 self.actions.push(Action::Start { child: index, incarnation });
@@ -609,10 +634,7 @@ impl Machine {
     fn stop_if_free(&mut self, index: usize, now: Instant) {
         let Phase::Ending { step: Step::Queued, then } = &self.children[index].phase else { return };
         let stop = if *then == Then::Restart { Stop::Restart } else { Stop::Final };
-        let built_on = (0..self.children.len()).any(|other| {
-            matches!(self.children[other].phase, Phase::Ending { .. }) && self.builds_on(other, index)
-        });
-        if built_on {
+        if !self.ends_after(index).is_empty() {
             return;
         }
         let child = &mut self.children[index];
@@ -630,14 +652,81 @@ impl Machine {
         rules.needs.contains(&other) || (in_line && other < one)
     }
 
+    /// Those that have to end before a child is asked to.
+    pub(crate) fn ends_after(&self, index: usize) -> Vec<usize> {
+        let ends_before = |&other: &usize| self.children[other].is_ending() && self.builds_on(other, index);
+        (0..self.children.len()).filter(ends_before).collect()
+    }
+
     fn may_start(&self, index: usize, now: Instant) -> bool {
+        let Phase::Waiting { not_before, .. } = self.children[index].phase else { return false };
+        not_before.is_none_or(|at| at <= now) && self.waits_for(index).is_empty()
+    }
+
+    /// Those that stand in the way of the start of a child that waits for it.
+    pub(crate) fn waits_for(&self, index: usize) -> Vec<usize> {
         let child = &self.children[index];
-        let Phase::Waiting { not_before, retry } = child.phase else { return false };
+        let Phase::Waiting { retry, .. } = child.phase else { return Vec::new() };
         let in_line = self.is_strict() || (child.rules.in_line && !retry && child.incarnation == 0);
-        not_before.is_none_or(|at| at <= now)
-            && child.rules.needs.iter().all(|&need| matches!(self.children[need].phase, Phase::Running(_)))
-            && (!in_line || (0..index).all(|earlier| self.has_settled(earlier)))
-            && !(self.is_strict() && self.children.iter().any(Child::is_ending))
+        let stands_in_the_way = |&other: &usize| {
+            let is_needed = child.rules.needs.contains(&other);
+            (is_needed && !matches!(self.children[other].phase, Phase::Running(_)))
+                || (in_line && other < index && !self.has_settled(other))
+                || (self.is_strict() && self.children[other].is_ending())
+        };
+        (0..self.children.len()).filter(stands_in_the_way).collect()
+    }
+
+    /// Who of those that stood in the way of the first start of a child was the last to do so.
+    fn waited_for_last(&self, index: usize) -> Option<usize> {
+        let rules = &self.children[index].rules;
+        let earlier = (0..index).filter(|_| rules.in_line || self.is_strict());
+        let in_line = earlier.filter_map(|other| Some((self.children[other].first.settled?, other)));
+        let needed = rules.needs.iter().filter_map(|&need| Some((self.children[need].first.ready?, need)));
+        needed.chain(in_line).max().map(|(_, other)| other)
+    }
+
+    /// What will be done if the child fails `fails_after` after each start from now on, never having been ready.
+    pub(crate) fn plan(&self, index: usize, fails_after: Duration, now: Instant) -> Plan {
+        let child = &self.children[index];
+        let name = child.rules.name.to_string();
+        let (waits_until, down) = match &child.phase {
+            Phase::Waiting { not_before, retry: true } => (Some(not_before.unwrap_or(now)), None),
+            Phase::Down(Down::Failed) => (None, Some(child.rules.when_spent)),
+            _ => (None, None),
+        };
+        let mut plan = Plan::new(name, child.rules.restart, child.rules.when_spent, fails_after);
+        if down.is_some() {
+            plan.is_down();
+            return plan;
+        }
+        if matches!(child.rules.restart, Restart::Temporary { .. }) {
+            return plan;
+        }
+        let (mut budget, mut backoff, mut drawn) = (child.budget.clone(), child.backoff, child.drawn);
+        let mut at = now;
+        if let Some(until) = waits_until {
+            plan.waits(until.saturating_duration_since(now));
+            at = until.max(now) + fails_after;
+        } else if let Some(ready) = child.ready_at
+            && now.saturating_duration_since(ready) >= HEALTHY_AFTER
+        {
+            // The failure that is supposed for now would find it healthy.
+            backoff.reset();
+        }
+        let mut ready_for = match (waits_until, child.ready_at) {
+            (None, Some(ready)) => now.saturating_duration_since(ready),
+            _ => Duration::ZERO,
+        };
+        while budget.record(at, std::mem::take(&mut ready_for)) == Verdict::Restart {
+            let bound = backoff.bound();
+            let wait = backoff.next(self.draws.draw(index, drawn));
+            drawn += 1;
+            plan.tries(wait, bound, at + wait - now);
+            at += wait + fails_after;
+        }
+        plan.gives_up(at.saturating_duration_since(now));
+        plan
     }
 
     /// Whether later children need not wait for this one any longer. Under a strategy with followers the
@@ -685,8 +774,10 @@ impl Child {
             proof: None,
             status: None,
             last_failure: None,
+            first: FirstStart::default(),
             budget: Budget::default(),
             backoff: Backoff::default(),
+            drawn: 0,
         }
     }
 
@@ -708,6 +799,8 @@ impl Child {
     fn on_ready(&mut self, proof: String, now: Instant) {
         if let Phase::Starting { .. } = self.phase {
             self.ready_at = Some(now);
+            self.first.settled.get_or_insert(now);
+            self.first.ready.get_or_insert(now);
             self.proof = Some(proof);
             let next = now + self.rules.clocks.ask_every;
             self.enter(Phase::Running(Asking::Silent { next, missed: 0 }), now);

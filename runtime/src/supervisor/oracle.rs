@@ -70,9 +70,11 @@ impl Model {
                 }
             },
             Operation::Stop(child) if self.is_up(child) => self.stop(child),
-            Operation::Start(child) if !self.is_up(child) => {
+            Operation::Start(child) => {
                 self.failures[child].clear();
-                self.start(child);
+                if !self.is_up(child) {
+                    self.start(child);
+                }
             }
             Operation::Restart(child) => {
                 self.failures[child].clear();

@@ -6,7 +6,7 @@
 //!   when asked), `frozen` (nor when killed), `mute` (answers no question).
 //! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `busy NAME SECONDS`: an incarnation does that.
 //! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
-//! - `status` shows the states.
+//! - `status` shows the states, `plan NAME 5s` what is done if each start fails after 5 s, `starts` how each came up first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,6 +20,7 @@ use interlock_actors::{
 };
 
 use super::{
+    backoff::Draws,
     child::{Clocks, Dependencies, check},
     machine::{Action, Machine, Phase, Rules, ShutdownPhases},
     strategy::{AutoShutdown, Restart, Strategy, WhenSpent},
@@ -45,6 +46,8 @@ scripts! {
     significant_children_end_the_supervisor,
     silence_and_a_stuck_handler_are_failures,
     orders_from_people,
+    a_plan_is_what_then_happens,
+    the_first_start_remembers_what_it_waited_for,
 }
 
 fn play(script: &str) {
@@ -132,9 +135,9 @@ impl Player {
             "all_significant" => AutoShutdown::AllSignificant,
             other => panic!("{other}"),
         });
-        let random = if head.get("jitter") == Some(&"1") { || 1.0 } else { || 0.0 };
+        let draws = Draws::Always(if head.get("jitter") == Some(&"1") { 1.0 } else { 0.0 });
         let now = Instant::now();
-        let machine = Machine::new("root".to_owned(), strategy, until, rules.collect(), random, now);
+        let machine = Machine::new("root".to_owned(), strategy, until, rules.collect(), draws, now);
         let waits = vec![None; machine.children.len()];
         let words = parts.into_iter().map(|(_, words)| words).enumerate().collect();
         let mut player =
@@ -170,6 +173,11 @@ impl Player {
             }
             "after" => self.pass(parse_duration(name)),
             "status" => self.status(),
+            "plan" => {
+                let plan = self.machine.plan(child(), parse_duration(rest), now).text();
+                let _ = writeln!(self.log, "{plan}");
+            }
+            "starts" => self.starts(),
             _ => panic!("unknown command `{line}`"),
         }
         self.follow();
@@ -268,6 +276,18 @@ impl Player {
                     let _ = writeln!(self.log, "wait  {} {:?}", child.rules.name, at - self.now);
                 }
             }
+        }
+    }
+
+    fn starts(&mut self) {
+        for child in &self.machine.children {
+            let first = &child.first;
+            let at = |at: Option<Instant>| {
+                at.map_or("-".to_owned(), |at| format!("{:?}", at - self.machine.begun))
+            };
+            let after = first.after.map_or("-", |after| self.machine.children[after].rules.name.as_str());
+            let (began, ready, name) = (at(first.began), at(first.ready), &child.rules.name);
+            let _ = writeln!(self.log, "{name} began at {began}, after {after}, ready at {ready}");
         }
     }
 

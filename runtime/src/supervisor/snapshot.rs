@@ -1,16 +1,20 @@
 //! What the tree looks like now, for `interlock status`, the admin API and health. Derived from the parts each time,
 //! never assigned, so that a start cannot hide a crash.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use interlock_actors::host::{Busy, Load};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
     child::ChildKind,
-    machine::{Child, Down, Machine, Phase, Stage, Then},
+    machine::{Child, Down, Machine, Phase, Stage, Step, Then},
     strategy::WhenSpent,
 };
+
+/// From when on it is said what a child is busy with: below it is no news.
+const BUSY_SHOWN_MS: u64 = 1000;
 
 /// The state of a child, or of the whole tree.
 ///
@@ -79,6 +83,9 @@ pub struct ChildSnapshot {
     pub since: Timestamp,
     /// Starts after the first.
     pub restarts: u64,
+    /// How often it was started.
+    #[serde(default)]
+    pub incarnation: u64,
     /// How readiness was proven; `None` while it is not ready.
     pub readiness: Option<String>,
     /// What it says about itself.
@@ -87,10 +94,74 @@ pub struct ChildSnapshot {
     pub last_failure: Option<FailureSnapshot>,
     /// When it is tried again; `None` if it is not waiting for that.
     pub next_try: Option<Timestamp>,
-    /// Children it waits for.
+    /// Children it waits for: to be ready, or before it can be asked to stop, to end.
     pub waits_for: Vec<String>,
+    /// When it is killed if it is not ready, or not gone, until then.
+    #[serde(default)]
+    pub deadline: Option<Timestamp>,
     /// Inputs waiting in front of it.
     pub queued: usize,
+    /// What weighs on it; queue and handler.
+    #[serde(default)]
+    pub load: LoadSnapshot,
+    /// What it used of its budget.
+    #[serde(default)]
+    pub budget: BudgetSnapshot,
+    /// How it came up the first time; `None` if it was never started.
+    #[serde(default)]
+    pub first_start: Option<StartSnapshot>,
+}
+
+/// What weighs on a child.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadSnapshot {
+    /// Bytes of what waits in front of it.
+    pub queued_bytes: usize,
+    /// How long the oldest input has waited.
+    pub oldest_ms: Option<u64>,
+    /// Inputs it has handled, of all incarnations.
+    pub handled: u64,
+    /// Half of the inputs of the last minutes took at most this.
+    pub handler_p50_us: Option<u64>,
+    /// 99 of 100 inputs of the last minutes took at most this.
+    pub handler_p99_us: Option<u64>,
+    /// What it has in hand, and for how long, if that is long.
+    pub busy: Option<BusySnapshot>,
+    /// Its process group, if it is a program that runs.
+    pub process: Option<u32>,
+    /// Resident memory of that group; `None` if nobody asked.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What a child has in hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusySnapshot {
+    /// With what.
+    pub with: String,
+    /// For how long, or since its last progress.
+    pub for_ms: u64,
+}
+
+/// What a child used of its restart budget, and what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetSnapshot {
+    /// Failures within the period.
+    pub failures: usize,
+    /// Failures in a row without a minute of health.
+    pub unhealthy_failures: u32,
+    /// Whether it is spent: the child is down and will not be tried again by itself.
+    pub spent: bool,
+}
+
+/// How a child came up the first time. Times count from the start of its supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartSnapshot {
+    /// When nothing stood in its way any more.
+    pub began_us: u64,
+    /// When it was ready; `None` if it never was.
+    pub ready_us: Option<u64>,
+    /// Whose readiness, or first failure, it had waited for last.
+    pub after: Option<String>,
 }
 
 /// A failure of a child.
@@ -106,6 +177,38 @@ pub struct FailureSnapshot {
     pub incarnation: u64,
 }
 
+/// What the loop knows of a body at one moment.
+pub(crate) struct Body {
+    pub(crate) kind: ChildKind,
+    pub(crate) load: Load,
+    pub(crate) busy: Option<Busy>,
+}
+
+impl Body {
+    fn snapshot(&self, now: Instant) -> LoadSnapshot {
+        let millis_since = |since: Instant| micros(now.saturating_duration_since(since)) / 1000;
+        let handled = self.load.handled;
+        LoadSnapshot {
+            queued_bytes: self.load.queued_bytes,
+            oldest_ms: self.load.oldest.map(millis_since),
+            handled: handled.count,
+            handler_p50_us: handled.p50.map(micros),
+            handler_p99_us: handled.p99.map(micros),
+            busy: self
+                .busy
+                .as_ref()
+                .map(|busy| BusySnapshot { with: busy.with.clone(), for_ms: millis_since(busy.since) })
+                .filter(|busy| busy.for_ms >= BUSY_SHOWN_MS),
+            process: self.load.process,
+            memory_bytes: None,
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl TreeSnapshot {
     /// The child named `name`.
     pub fn child(&self, name: &str) -> Option<&ChildSnapshot> {
@@ -114,8 +217,8 @@ impl TreeSnapshot {
 }
 
 impl Machine {
-    /// The tree now. `bodies` gives kind and queue length of each child.
-    pub(crate) fn snapshot(&self, name: &str, bodies: &[(ChildKind, usize)], now: Instant) -> TreeSnapshot {
+    /// The tree now. `bodies` gives kind and load of each child.
+    pub(crate) fn snapshot(&self, name: &str, bodies: &[Body], now: Instant) -> TreeSnapshot {
         let at = Timestamp::now();
         let wall = |instant: Instant| {
             let (ahead, behind) =
@@ -123,19 +226,28 @@ impl Machine {
             let shifted = at.checked_add(ahead).and_then(|at| at.checked_sub(behind));
             shifted.unwrap_or(at)
         };
-        let children = self.children.iter().zip(bodies).map(|(child, &(kind, queued))| {
+        let children = self.children.iter().enumerate().zip(bodies).map(|((index, child), body)| {
             let (next_try, waits_for) = match child.phase {
                 Phase::Waiting { not_before, .. } => {
-                    (not_before.filter(|&at| at > now), self.waits_for(child))
+                    (not_before.filter(|&at| at > now), self.names(self.waits_for(index)))
                 }
+                Phase::Ending { step: Step::Queued, .. } => (None, self.names(self.ends_after(index))),
                 _ => (None, Vec::new()),
+            };
+            let deadline = match child.phase {
+                Phase::Starting { deadline, .. }
+                | Phase::Ending { step: Step::Asked { deadline } | Step::Killed { deadline, .. }, .. } => {
+                    Some(wall(deadline))
+                }
+                _ => None,
             };
             ChildSnapshot {
                 name: child.rules.name.to_string(),
-                kind,
+                kind: body.kind,
                 state: child.state(),
                 since: wall(child.since),
                 restarts: child.incarnation.saturating_sub(1),
+                incarnation: child.incarnation,
                 readiness: child.proof.clone().filter(|_| child.state() == State::Running),
                 status: child.status.clone(),
                 last_failure: child.last_failure.as_ref().map(|(at, report)| FailureSnapshot {
@@ -146,7 +258,11 @@ impl Machine {
                 }),
                 next_try: next_try.map(wall),
                 waits_for,
-                queued,
+                deadline,
+                queued: body.load.queued,
+                load: body.snapshot(now),
+                budget: child.budget_snapshot(now),
+                first_start: self.first_start(child),
             }
         });
         TreeSnapshot { name: name.to_owned(), state: self.state(), at, children: children.collect() }
@@ -178,9 +294,18 @@ impl Machine {
         self.children.iter().map(counts_as).max().unwrap_or(State::Running)
     }
 
-    fn waits_for(&self, child: &Child) -> Vec<String> {
-        let needs = child.rules.needs.iter().map(|&need| &self.children[need]);
-        needs.filter(|need| need.state() != State::Running).map(|need| need.rules.name.to_string()).collect()
+    fn first_start(&self, child: &Child) -> Option<StartSnapshot> {
+        let since_begin = |at: Instant| micros(at.saturating_duration_since(self.begun));
+        let first = &child.first;
+        Some(StartSnapshot {
+            began_us: since_begin(first.began?),
+            ready_us: first.ready.map(since_begin),
+            after: first.after.map(|after| self.children[after].rules.name.to_string()),
+        })
+    }
+
+    fn names(&self, places: Vec<usize>) -> Vec<String> {
+        places.into_iter().map(|place| self.children[place].rules.name.to_string()).collect()
     }
 }
 
@@ -188,6 +313,11 @@ impl Child {
     /// Whether it ran before it came to wait in `phase`.
     fn has_run(&self, phase: &Phase) -> bool {
         self.incarnation == 1 && matches!(phase, Phase::Waiting { .. })
+    }
+
+    fn budget_snapshot(&self, now: Instant) -> BudgetSnapshot {
+        let (failures, unhealthy_failures) = self.budget.used(now);
+        BudgetSnapshot { failures, unhealthy_failures, spent: self.phase == Phase::Down(Down::Failed) }
     }
 
     pub(crate) fn state(&self) -> State {

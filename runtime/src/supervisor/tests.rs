@@ -156,7 +156,7 @@ fn a_blocked_thread_is_found_killed_abandoned_and_replaced_while_questions_are_a
     let asked = Instant::now();
     let error = supervision.handle().start("nobody").unwrap_err();
     assert!(asked.elapsed() < Duration::from_millis(50), "an order is answered beside a blocked actor");
-    assert_eq!(error.to_string(), "no child is named `nobody`; the children are `blocked`");
+    assert_eq!(error.to_string(), "no component is named `nobody`; there are `blocked`");
 
     let tree = wait(&supervision, |tree| tree.state == State::Running && tree.children[0].restarts == 1);
     let failure = tree.children[0].last_failure.as_ref().unwrap();
