@@ -90,22 +90,24 @@ fn seal_batch(
     writer: &mut BatchWriter,
     engine: &mut Engine,
 ) -> Result<bool, ZmtpError> {
-    let sealed = engine.send_written(FrameFlags::LAST, |out| {
-        let start = out.len();
-        while out.len() - start < limits::BATCH_BYTES {
-            if writer.in_fragments() {
-                while let Some(record) = hub.next_control(session) {
-                    writer.put_control(&record, out);
-                }
-                return writer.next_fragment(out);
-            }
-            if !hub.put_next(session, writer, out) {
-                return;
-            }
-        }
-    })?;
+    let sealed = engine.send_written(FrameFlags::LAST, |out| fill_batch(hub, session, writer, out))?;
     // A record that begins to go out in fragments may have put nothing yet.
     Ok(sealed || writer.in_fragments())
+}
+
+/// Appends what is ready to an empty batch, up to the size a batch aims at and one record beyond it.
+fn fill_batch(hub: &mut Hub, session: SessionId, writer: &mut BatchWriter, out: &mut Vec<u8>) {
+    let start = out.len();
+    while out.len() - start < limits::BATCH_BYTES {
+        if writer.in_fragments() {
+            match hub.next_control(session) {
+                Some(record) => writer.put_control(&record, out),
+                None => return writer.next_fragment(out),
+            }
+        } else if !hub.put_next(session, writer, out) {
+            return;
+        }
+    }
 }
 
 /// Seals one stock message; `false` if there was none.
@@ -146,5 +148,66 @@ fn deliver_locally(hub: &mut Hub, session: SessionId, sink: &Arc<dyn RecordSink>
     }
     if !records.is_empty() {
         sink.on_records(&mut records);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::native::{BatchReader, Block, Overflow, Record, SubscribeSpec};
+
+    #[test]
+    fn answers_in_front_of_a_fragment_never_make_a_batch_too_large_and_lose_nothing() {
+        let mut hub = Hub::new("broker".parse().unwrap(), 1);
+        let session = hub.open(SessionInfo {
+            peer: "peer".parse().unwrap(),
+            key: None,
+            kind: SessionKind::Native,
+            address: String::new(),
+            server_key: None,
+            permissions: crate::keys::Permissions::from_lists(&["#"], &["#"], &[], &[]).unwrap().into(),
+        });
+        let (program, peer) = (String::new(), String::new());
+        hub.record(session, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
+        hub.record(
+            session,
+            Record::Subscribe(SubscribeSpec {
+                id: 1,
+                serve: false,
+                retained: false,
+                probes: false,
+                overflow: Overflow::DropNewest,
+                queue_messages_max: 0,
+                queue_bytes_max: 0,
+                filter: "large".to_owned(),
+                group: String::new(),
+            }),
+        );
+        let payload = vec![7; 3 * limits::RECORD_BYTES_MAX];
+        hub.record(session, Record::Publish(Block::new(&"large".parse().unwrap(), b"", &payload)));
+        let (mut writer, mut reader, mut out) = (BatchWriter::default(), BatchReader::default(), Vec::new());
+        fill_batch(&mut hub, session, &mut writer, &mut out);
+        assert!(writer.in_fragments(), "the message goes out in fragments");
+
+        let pings: u64 = 20_000;
+        let ping = |number| Record::Ping { number, answer: false };
+        (0..pings).for_each(|number| hub.record(session, ping(number)));
+        let (mut answered, mut delivered) = (0, false);
+        while !out.is_empty() {
+            assert!(out.len() <= limits::NATIVE_FRAME_BYTES_MAX, "a batch of {} bytes", out.len());
+            reader.begin(std::mem::take(&mut out).into());
+            while let Some(record) = reader.next_record().unwrap() {
+                match record {
+                    Record::Ping { number, answer: true } => {
+                        assert_eq!(number, answered);
+                        answered += 1;
+                    }
+                    Record::Deliver { block, .. } => delivered = block.payload()[..] == payload[..],
+                    _ => {}
+                }
+            }
+            fill_batch(&mut hub, session, &mut writer, &mut out);
+        }
+        assert_eq!((answered, delivered), (pings, true));
     }
 }
