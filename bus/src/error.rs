@@ -120,6 +120,13 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Whether a broker that starts, stops or hangs at the moment looks like this: trying again may help.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Broken { .. } | Self::TimedOut { .. })
+    }
+}
+
 /// Why a publish was not accepted. The payload comes back with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

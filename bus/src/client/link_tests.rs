@@ -294,6 +294,38 @@ fn each_way_of_not_getting_in_is_its_own_error_and_names_the_way_out() {
     assert!(matches!(unreachable, ConnectError::Unreachable { .. }), "{unreachable}");
 }
 
+#[test]
+fn whoever_waits_for_the_broker_outlives_one_that_dies_in_the_handshake() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
+    let path = directory.path().join("bus.sock");
+    let endpoints = vec![Endpoint::Ipc(path.clone())];
+    let credentials = store.issue(&"alice".parse().unwrap(), &everything(), &endpoints, None).unwrap();
+    let dies_once = |listener: std::os::unix::net::UnixListener| {
+        std::thread::spawn(move || drop((listener.accept().unwrap(), listener)))
+    };
+
+    let dying = dies_once(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let broken = connect(credentials.clone()).unwrap_err();
+    assert!(matches!(broken, ConnectError::Broken { .. }), "{broken}");
+    dying.join().unwrap();
+    std::fs::remove_file(&path).unwrap();
+
+    let dying = dies_once(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let patient = ConnectOptions::new(credentials.clone()).timeout(TIMEOUT).waits_for_broker(true);
+    let client = std::thread::spawn(move || Client::connect_blocking(patient));
+    dying.join().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let _broker = start(&store, endpoints);
+    client.join().unwrap().unwrap();
+
+    // What waiting cannot cure is said at once.
+    let stranger = Credentials { keys: KeyPair::generate(), ..credentials };
+    let stranger = ConnectOptions::new(stranger).timeout(TIMEOUT * 10).waits_for_broker(true);
+    let refused = Client::connect_blocking(stranger).unwrap_err();
+    assert!(matches!(refused, ConnectError::KeyRefused { .. }), "{refused}");
+}
+
 /// A listener that sends `greeting` to the first who comes and then stays silent.
 fn impostor(greeting: &'static [u8]) -> (Endpoint, std::thread::JoinHandle<std::net::TcpStream>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -38,7 +38,8 @@ impl ConnectOptions {
         self
     }
 
-    /// Tries again until the timeout while nothing listens, for programs that may start before the broker.
+    /// Tries again until the timeout while nothing listens, or a broker dies or hangs in the handshake, for programs that
+    /// may start before the broker. What waiting cannot cure ends it at once: a key that is refused, another protocol.
     pub fn waits_for_broker(mut self, waits: bool) -> Self {
         self.waits_for_broker = waits;
         self

@@ -290,7 +290,7 @@ impl Remote<'_> {
                 Ok(session) => return Ok(session),
                 Err((error, _)) => error,
             };
-            let waits = self.options.waits_for_broker && matches!(error, ConnectError::Unreachable { .. });
+            let waits = self.options.waits_for_broker && error.is_passing();
             let pause = backoff(attempt, BACKOFF);
             if !waits || Instant::now() + pause >= deadline || !self.pause(pause) {
                 return Err(error);
@@ -462,7 +462,18 @@ fn connect_error(
         End::Zmtp(ZmtpError::Key(problem)) => {
             ConnectError::BadCredentials { name: credentials.name.clone(), problem: problem.to_string() }
         }
+        // A broker that dies; which of the two ends is seen depends on what it had read.
+        End::Zmtp(source @ ZmtpError::ClosedDuringHandshake { .. }) => ConnectError::Broken {
+            endpoint,
+            awaited: session.awaited(),
+            source: std::io::Error::new(std::io::ErrorKind::UnexpectedEof, source),
+        },
         End::Zmtp(source) => ConnectError::NotInterlock { endpoint, source },
+        End::Said(SessionEnd::Goodbye { code, text }) if code == "broker_stopping" => ConnectError::Broken {
+            endpoint,
+            awaited: session.awaited(),
+            source: std::io::Error::new(std::io::ErrorKind::ConnectionAborted, text),
+        },
         End::Said(SessionEnd::Goodbye { code, text }) if code != "version" => {
             ConnectError::Refused { endpoint, reason: format!("goodbye `{code}`: {text}") }
         }
