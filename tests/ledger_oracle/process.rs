@@ -81,6 +81,8 @@ pub(super) struct Party {
     orders: usize,
     fences: usize,
     gone: bool,
+    /// The broker had ended its session before it was ended from here: a stopped process cannot say so.
+    pub(super) cut: bool,
     /// Whether all it was told to publish has been taken by the broker.
     pub(super) finished: bool,
 }
@@ -111,7 +113,7 @@ impl Party {
             }
             shared.lock().unwrap().1 = true;
         });
-        let (lanes, stopped, orders, fences, gone, finished) = (Vec::new(), false, 0, 0, false, false);
+        let (lanes, stopped, orders, fences) = (Vec::new(), false, 0, 0);
         let party = Self {
             kind,
             name,
@@ -123,8 +125,9 @@ impl Party {
             input,
             orders,
             fences,
-            gone,
-            finished,
+            gone: false,
+            cut: false,
+            finished: false,
         };
         party.awaits("hello", 1);
         assert_eq!(party.count("hello"), 1, "{:?}", party.journal().0);
