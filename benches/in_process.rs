@@ -26,7 +26,7 @@ fn main() {
     let arguments = Arguments::read(&["bytes", "rounds", "warm-up-ms", "window-ms", "subscribers"]);
     let mut report = Report::begin("in_process");
     let bytes = arguments.value("bytes", 128usize);
-    report.line(&format!("- payload: {bytes} bytes, not copied\n"));
+    report.line(&format!("- payload: {bytes} bytes\n"));
     report.line("| subscribers | msg/s to each |\n|---|---|");
     for subscribers in arguments.list("subscribers", &[1, 4]) {
         let mut rates = Repeats::default();

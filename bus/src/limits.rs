@@ -154,8 +154,15 @@ pub const EVENTS_KEPT: usize = 1000;
 /// Bytes of a will: prefix, topic, header and payload. A larger one is denied with `too_large`.
 pub const WILL_BYTES_MAX: usize = 64 << 10;
 
-/// Commands from attached clients that may wait for the broker thread. A full queue is `Full`, at once.
-pub const LOCAL_COMMANDS_MAX: usize = 65_536;
+/// Commands of this process (attach a client, stop) that may wait for the broker's thread. Who finds it full tries again.
+pub const LOCAL_COMMANDS_MAX: usize = 1024;
+
+/// Records that an attached client holds for the broker's thread, beside [`OUTGOING_BYTES`]. Beyond, `publish` answers `Full`.
+pub const LOCAL_RECORDS_MAX: usize = 65_536;
+
+/// Bytes of a payload up to which it is copied between the broker and the clients in its own process. The bytes of a larger
+/// one are shared; but a message of one's own for each few bytes costs more than their copy.
+pub const LOCAL_COPY_BYTES_MAX: usize = 1024;
 
 /// Bytes a client holds for the broker before `publish` answers `Full`.
 pub const OUTGOING_BYTES: usize = 8 << 20;

@@ -5,16 +5,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use crossbeam_channel::Sender;
 
 use super::{BrokerError, hub::SessionId};
-use crate::{crypto::PublicKey, local::RecordSink, native::Record, peer::PeerName};
+use crate::{crypto::PublicKey, local::RecordSink, peer::PeerName};
 
 /// One request to the broker's thread.
 pub(crate) enum Command {
-    /// A record of an attached client.
-    Record(SessionId, Record),
     /// Opens a session in this process.
     Attach { peer: PeerName, sink: Arc<dyn RecordSink>, answer: Sender<Result<SessionId, BrokerError>> },
-    /// Ends such a session.
-    Detach(SessionId),
     /// Ends the sessions of a key that is no longer valid.
     CloseKey(PublicKey),
     /// Sends what is queued, for at most this long, says goodbye, and ends the thread.
@@ -24,9 +20,7 @@ pub(crate) enum Command {
 impl fmt::Debug for Command {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Record(..) => "Record",
             Self::Attach { .. } => "Attach",
-            Self::Detach(_) => "Detach",
             Self::CloseKey(_) => "CloseKey",
             Self::Stop { .. } => "Stop",
         })

@@ -41,8 +41,8 @@ use crate::{
     envelope,
     keys::{BrokerKeys, Registry},
     limits,
-    local::{CommandSource, RecordSink},
-    native::{self, BatchWriter, Record},
+    local::{CommandSource, Part, RecordSink},
+    native::{self, BatchReader, BatchWriter, Record},
     peer::PeerName,
     zmtp::{
         self, Engine, EngineEvent, FrameFlags, Metadata, OpenedFrame, Refusal, ServerConfig, SocketType,
@@ -67,8 +67,8 @@ pub(super) const WAKER: Token = Token(usize::MAX);
 const KEY_STORE: Token = Token(usize::MAX - 1);
 /// Tokens of listeners count down from here, those of connections up from zero.
 const LISTENERS: usize = usize::MAX - 16;
-/// Commands taken in one turn, so that attached clients cannot starve sockets.
-const COMMANDS_PER_TURN: usize = 4096;
+/// Commands taken in one turn.
+const COMMANDS_PER_TURN: usize = 1024;
 /// How often deadlines, pings and the registry are looked at while something is under way, and while nothing is.
 const TICK: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -206,6 +206,7 @@ impl Reactor {
                 );
             }
             self.take_commands(now);
+            self.take_outboxes(now);
             self.accept_if_room(now);
             self.read_turn(now);
             if now.duration_since(self.last_tick) >= TICK {
@@ -280,17 +281,40 @@ impl Reactor {
     fn take_commands(&mut self, now: Instant) {
         for _ in 0..COMMANDS_PER_TURN {
             match self.commands.next() {
-                Some(Command::Record(session, record)) => self.hub.record(session, record),
                 Some(Command::Attach { peer, sink, answer }) => {
                     // The caller may have given up; then the session ends with its sink.
                     let _ = answer.send(self.attach(peer, sink));
                 }
-                Some(Command::Detach(session)) => self.close_session(session, "closing", "", now),
                 Some(Command::CloseKey(key)) => self.close_key(&key, now),
                 Some(Command::Stop { grace }) => {
                     self.stop_at.get_or_insert(now + grace);
                 }
                 None => return,
+            }
+        }
+    }
+
+    /// Takes what attached clients have, of each at most [`limits::READ_TURN_BYTES`], so that none starves another
+    /// or a socket.
+    fn take_outboxes(&mut self, now: Instant) {
+        for (session, outbox) in self.commands.take_announced() {
+            let mut taken = 0;
+            while let Some(part) = outbox.next() {
+                taken += part.bytes();
+                match part {
+                    Part::Record(record) => self.hub.record(session, record),
+                    Part::Batch(batch, _) => {
+                        // Nothing comes in fragments here, so nothing stays in the reader.
+                        if let Err(error) = self.hub.batch(session, &mut BatchReader::default(), &batch) {
+                            self.close_session(session, "protocol", &error.to_string(), now);
+                        }
+                        outbox.give_back(batch);
+                    }
+                }
+                if taken >= limits::READ_TURN_BYTES {
+                    self.commands.announce_again(session, outbox);
+                    break;
+                }
             }
         }
     }

@@ -6,8 +6,9 @@
 //!
 //! | form | for | a message is |
 //! |---|---|---|
-//! | [`Form::Values`] | local sessions, and the policy `latest_only` | an [`Entry`], sharing its publisher's memory |
+//! | [`Form::Values`] | the policy `latest_only` | an [`Entry`], sharing its publisher's memory |
 //! | [`Form::Wire`] | sessions over a socket | copied once, as a record of the batch it will leave in; requests and large messages are entries |
+//! | [`Form::Local`] | clients in the broker's process | the same, but what is large begins at [`limits::LOCAL_COPY_BYTES_MAX`] |
 
 use std::collections::VecDeque;
 
@@ -32,6 +33,8 @@ pub enum Form {
     Values,
     /// As they go on the wire.
     Wire,
+    /// Small ones as on the wire, others as values.
+    Local,
 }
 
 /// One queued message.
@@ -163,7 +166,7 @@ impl SendQueue {
         let bytes = entry.block.bytes();
         // What has a deadline stays an entry, so that it can be looked at when its turn comes.
         let is_plain = entry.request.is_none() && entry.block.deadline_ms == 0;
-        if self.form == Form::Wire && is_plain && bytes <= CHUNKED_BLOCK_BYTES_MAX {
+        if is_plain && self.takes_as_bytes(bytes) {
             self.append_run(&entry.subscriptions, entry.row, std::iter::once(entry.block.view()), spare);
         } else {
             self.messages += 1;
@@ -173,7 +176,7 @@ impl SendQueue {
     }
 
     /// Takes messages of one publisher and topic as [`SendQueue::push`] would take each of them. `blocks`
-    /// is asked twice; their blocks have at most [`SendQueue::RUN_BLOCK_BYTES_MAX`] bytes, and the queue [`Form::Wire`].
+    /// is asked twice; the queue [takes them as bytes](SendQueue::takes_as_bytes).
     pub fn push_run<'a>(
         &mut self,
         subscriptions: &[u32],
@@ -182,7 +185,7 @@ impl SendQueue {
         spare: &mut SpareChunks,
         dropped: &mut Vec<Dropped>,
     ) -> PushedRun {
-        debug_assert_eq!(self.form, Form::Wire);
+        debug_assert!(blocks.clone().all(|block| self.takes_as_bytes(block.bytes())));
         let mut pushed = PushedRun::default();
         let (count, bytes) =
             blocks.clone().fold((0, 0), |(count, bytes), block| (count + 1, bytes + block.bytes()));
@@ -207,12 +210,19 @@ impl SendQueue {
         pushed
     }
 
-    /// Bytes of a block that [`SendQueue::push_run`] takes.
+    /// Bytes of a block that [`SendQueue::push_run`] takes at most.
     pub const RUN_BLOCK_BYTES_MAX: usize = CHUNKED_BLOCK_BYTES_MAX;
 
-    /// How this queue keeps its messages.
-    pub fn form(&self) -> Form {
-        self.form
+    /// Whether a block of `bytes` is kept as it goes on the wire.
+    pub fn takes_as_bytes(&self, bytes: usize) -> bool {
+        /// Prefix, topic and header, as they usually are.
+        const NAMES_BYTES: usize = 256;
+        bytes
+            <= match self.form {
+                Form::Values => return false,
+                Form::Wire => CHUNKED_BLOCK_BYTES_MAX,
+                Form::Local => limits::LOCAL_COPY_BYTES_MAX + NAMES_BYTES,
+            }
     }
 
     /// Appends blocks in wire form, to as many chunks as it takes.
@@ -550,7 +560,7 @@ mod tests {
     use super::*;
     use crate::broker::ledger::{Ledger, RowKey};
 
-    const FORMS: [Form; 2] = [Form::Values, Form::Wire];
+    const FORMS: [Form; 3] = [Form::Values, Form::Wire, Form::Local];
 
     fn row() -> RowId {
         Ledger::default().row(RowKey { publisher: None, topic: None, subscriber: None })

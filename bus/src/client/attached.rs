@@ -2,30 +2,31 @@
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
-    sync::{Arc, Mutex, OnceLock},
+    convert::Infallible,
+    sync::{Arc, OnceLock},
     thread,
 };
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{
     Client,
     core::{Core, SessionEnd},
-    lane::lock,
     link::{Link, LinkError, Place},
 };
+#[cfg(doc)]
+use crate::limits;
 use crate::{
     broker::{BrokerError, BrokerHandle},
-    limits,
-    local::{LocalPort, RecordSink},
-    native::{PublishParts, Record},
+    local::{Bound, LocalPort, Outbox, RecordSink, Refused},
+    native::{BatchReader, PublishParts, Record, RecordError},
     peer::PeerName,
 };
 
 impl BrokerHandle {
     /// A client in this process, for a registered peer: same permissions, same counters, no socket,
-    /// no encryption, no copy of the payload. It is not bound to any executor.
+    /// no encryption, no copy of a payload above [`limits::LOCAL_COPY_BYTES_MAX`]. It is not bound to any executor.
     ///
     /// # Errors
     /// [`BrokerError::NotAuthorised`], [`BrokerError::Ended`].
@@ -34,7 +35,8 @@ impl BrokerHandle {
         let core = Core::new(Arc::clone(&link) as Arc<dyn Link>);
         core.set_name(peer.clone());
         core.begin_session();
-        let port = self.attach_sink(peer, Arc::new(Sink(Arc::clone(&core))))?;
+        let sink = Sink { core: Arc::clone(&core), outbox: Arc::clone(&link.outbox) };
+        let port = self.attach_sink(peer, Arc::new(sink))?;
         // The broker sends nothing before our `hello`, which is the first record it gets.
         let _ = link.port.set(port);
         link.send_control(Core::hello());
@@ -49,82 +51,88 @@ thread_local! {
 }
 
 /// What the broker holds of the client.
-struct Sink(Arc<Core>);
+struct Sink {
+    core: Arc<Core>,
+    outbox: Arc<Outbox>,
+}
 
-impl RecordSink for Sink {
-    fn on_records(&self, records: &mut Vec<Record>) {
+impl Sink {
+    /// Has the client take something on the broker's thread.
+    fn take(&self, take: impl FnOnce(&Core) -> Result<(), SessionEnd>) {
         ON_BROKER_THREAD.set(true);
-        let taken = self.0.on_records(records);
+        let taken = take(&self.core);
         ON_BROKER_THREAD.set(false);
         if let Err(end) = taken
             && !matches!(end, SessionEnd::Goodbye { .. })
         {
             tracing::error!(?end, "the broker in this process sent what it should not");
-            self.0.session_closed(&end.to_string());
-            self.0.link().begin_close();
+            self.core.session_closed(&end.to_string());
+            self.core.link().begin_close();
         }
+    }
+}
+
+impl RecordSink for Sink {
+    fn on_records(&self, records: &mut Vec<Record>) {
+        self.take(|core| core.on_records(records));
+    }
+
+    fn on_batch(&self, batch: Bytes) {
+        self.take(|core| {
+            let (mut reader, mut records) = (BatchReader::default(), Vec::new());
+            reader.begin(batch);
+            let damaged = |error: RecordError| SessionEnd::Protocol { problem: error.to_string() };
+            while let Some(record) = reader.next_record().map_err(damaged)? {
+                records.push(record);
+            }
+            core.on_records(&mut records)
+        });
     }
 
     fn on_closed(&self, code: &str, text: &str) {
+        self.outbox.close();
         let separator = if text.is_empty() { "" } else { ": " };
-        self.0.session_closed(&format!("{code}{separator}{text}"));
+        self.core.session_closed(&format!("{code}{separator}{text}"));
     }
 }
 
 impl Drop for Sink {
     /// Also when the broker's thread panics.
     fn drop(&mut self) {
-        self.0.session_closed("the broker has ended");
+        self.outbox.close();
+        self.core.session_closed("the broker has ended");
     }
 }
 
-/// A queue into the broker's thread. Its bound is that of the broker: [`limits::LOCAL_COMMANDS_MAX`].
+/// An outbox that the broker's thread empties.
 #[derive(Debug, Default)]
 struct LocalLink {
     port: OnceLock<LocalPort>,
-    /// The lock also keeps numbers and records in the same order.
-    sequence: Mutex<u64>,
-    /// Control records that found the queue full on the broker's own thread. They go first next time.
-    backlog: Mutex<VecDeque<Record>>,
-    space: Notify,
+    outbox: Arc<Outbox>,
 }
 
 impl LocalLink {
-    fn try_send(&self, record: Record) -> Result<(), (LinkError, Record)> {
-        let Some(port) = self.port.get() else { return Err((LinkError::Closed, record)) };
-        let error =
-            |(record, full): (Record, bool)| (if full { LinkError::Full } else { LinkError::Closed }, record);
+    /// Adds to the outbox, and announces it if need be.
+    fn add<E>(&self, add: impl FnOnce(&Outbox) -> Result<bool, E>) -> Result<(), E> {
+        if add(&self.outbox)?
+            && let Some(port) = self.port.get()
         {
-            let mut backlog = lock(&self.backlog);
-            while let Some(first) = backlog.pop_front() {
-                if let Err((first, full)) = port.send(first) {
-                    backlog.push_front(first);
-                    return Err(error((record, full)));
-                }
-            }
+            port.announce(&self.outbox);
         }
-        let sent = port.send(record).map_err(error);
-        if let Err((LinkError::Full, _)) = &sent {
-            // The broker does not say when it has room again: whoever waits yields and tries again.
-            self.space.notify_waiters();
-        }
-        sent
+        Ok(())
     }
 
-    /// Sends what must not be refused. The broker's thread empties its queue without waiting for
+    /// Sends what must not be refused. The broker's thread empties the outbox without waiting for
     /// anybody, so waiting for it ends, except on that thread itself.
     fn send_surely(&self, mut record: Record) {
-        while let Err((error, back)) = self.try_send(record) {
-            if error == LinkError::Closed {
+        while let Err((refused, back)) = self.add(|outbox| outbox.send(record, Bound::Control)) {
+            if refused == Refused::Closed {
                 return;
             }
             if ON_BROKER_THREAD.get() {
-                let mut backlog = lock(&self.backlog);
-                if backlog.len() < limits::LOCAL_COMMANDS_MAX {
-                    backlog.push_back(back);
-                } else {
-                    tracing::error!("control records for the broker in this process are lost");
-                }
+                tracing::error!(
+                    "a control record for the broker in this process is lost: its outbox is full"
+                );
                 return;
             }
             record = back;
@@ -133,19 +141,24 @@ impl LocalLink {
     }
 }
 
+impl From<Refused> for LinkError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Full,
+            Refused::Closed => Self::Closed,
+            Refused::HeaderTooLarge(bytes) => Self::HeaderTooLarge { bytes },
+        }
+    }
+}
+
 impl Link for LocalLink {
     fn publish(&self, parts: &PublishParts<'_>, numbered: &mut dyn FnMut(u64)) -> Result<(), LinkError> {
-        let mut last = lock(&self.sequence);
-        let sequence = *last + 1;
-        let block = parts.block(sequence).map_err(|bytes| LinkError::HeaderTooLarge { bytes })?;
-        numbered(sequence);
-        self.try_send(Record::Publish(block)).map_err(|(error, _)| error)?;
-        *last = sequence;
-        Ok(())
+        Ok(self.add(|outbox| outbox.publish(parts, numbered))?)
     }
 
     fn send(&self, record: Record) -> Result<Place, (LinkError, Record)> {
-        self.try_send(record).map(|()| Place::default())
+        let sent = self.add(|outbox| outbox.send(record, Bound::Message));
+        sent.map(|()| Place::default()).map_err(|(refused, record)| (refused.into(), record))
     }
 
     fn send_last(&self, record: Record) {
@@ -161,15 +174,13 @@ impl Link for LocalLink {
     }
 
     fn space(&self) -> &Notify {
-        &self.space
+        &self.outbox.space
     }
 
     fn begin_session(&self) {}
 
     fn begin_close(&self) {
-        self.send_surely(Record::Goodbye { code: "closing".to_owned(), text: String::new() });
-        if let Some(port) = self.port.get() {
-            port.close();
-        }
+        let goodbye = Record::Goodbye { code: "closing".to_owned(), text: String::new() };
+        let Ok(()) = self.add(|outbox| Ok::<_, Infallible>(outbox.send_last(goodbye)));
     }
 }

@@ -12,9 +12,10 @@ use crate::{
     crypto::KeyPair,
     endpoint::Endpoint,
     envelope::Payload,
-    error::{ConnectError, RequestError},
+    error::{ConnectError, PublishError, RequestError},
     keys::{Credentials, KeyStore, Permissions, Rules},
     limits,
+    native::Overflow,
     topic::TopicName,
 };
 
@@ -417,4 +418,69 @@ fn attached_clients_learn_that_the_broker_has_ended() {
     assert!(client.publish(&topic("a"), Payload::text("x")).is_err());
     soon(client.close());
     assert!(fixture.broker.attach(&"bob".parse().unwrap()).is_err());
+}
+
+/// Publishes until the broker holds the topic; gives the number of messages.
+fn publish_until_held(publisher: &Client) -> usize {
+    let give_up = Instant::now() + TIMEOUT;
+    let mut published = 0;
+    loop {
+        match publisher.publish(&topic("held"), Payload::bytes(vec![0; 500])) {
+            Err(PublishError::Held { .. }) => return published,
+            Err(PublishError::Full { .. }) => std::thread::yield_now(),
+            other => other.map(|()| published += 1).unwrap(),
+        }
+        assert!(Instant::now() < give_up, "nothing holds the publisher");
+    }
+}
+
+#[test]
+fn a_publisher_that_a_subscriber_holds_goes_on_when_that_one_leaves_and_can_leave_itself() {
+    let fixture = fixture();
+    for ((link, publisher), (_, subscriber)) in
+        fixture.clients("alice").into_iter().zip(fixture.clients("bob"))
+    {
+        let subscribe = || {
+            let options = SubscribeOptions::default().overflow(Overflow::Wait).queue(8, 0);
+            soon(subscriber.subscribe(&"held".parse().unwrap(), options)).unwrap()
+        };
+        let held_by = subscribe();
+        publish_until_held(&publisher);
+        std::thread::scope(|scope| {
+            let next =
+                || soon(publisher.publish_waiting(&topic("held"), Payload::text("x"), &Default::default()));
+            let waits = scope.spawn(next);
+            drop(held_by);
+            assert!(waits.join().unwrap().is_ok(), "{link}");
+        });
+        let mut held_by = subscribe();
+        let published = publish_until_held(&publisher);
+        soon(publisher.close());
+        for number in 0..published {
+            let event = held_by.next_blocking(Instant::now() + TIMEOUT);
+            assert!(matches!(event, Ok(Event::Message(_))), "{link}: {event:?} instead of message {number}");
+        }
+    }
+}
+
+#[test]
+fn messages_of_every_size_keep_their_order_between_all_links() {
+    let fixture = fixture();
+    let sizes = [0, 1000, limits::LOCAL_COPY_BYTES_MAX, limits::LOCAL_COPY_BYTES_MAX + 1, 40_000, 300_000, 3];
+    for (to, subscriber) in fixture.clients("bob") {
+        for (from, publisher) in fixture.clients("alice") {
+            let mut subscription = subscribe(&subscriber, "order");
+            for number in 0..200usize {
+                let payload = vec![number as u8; sizes[number % sizes.len()]];
+                let payload = Payload::bytes([&(number as u64).to_le_bytes()[..], &payload].concat());
+                soon(publisher.publish_waiting(&topic("order"), payload, &Default::default())).unwrap();
+            }
+            for number in 0..200usize {
+                let event = subscription.next_blocking(Instant::now() + TIMEOUT).unwrap();
+                let Event::Message(message) = event else { panic!("{from} to {to}: {event:?}") };
+                assert_eq!(message.payload[..8], (number as u64).to_le_bytes(), "{from} to {to}");
+                assert_eq!(message.payload[8..], vec![number as u8; sizes[number % sizes.len()]]);
+            }
+        }
+    }
 }

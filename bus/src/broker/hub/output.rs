@@ -66,7 +66,7 @@ impl Hub {
     }
 
     /// Appends deliveries that wait in the form of the wire, if it is their turn.
-    fn put_deliveries(&mut self, id: SessionId, writer: &mut BatchWriter, out: &mut Vec<u8>) -> bool {
+    pub fn put_deliveries(&mut self, id: SessionId, writer: &BatchWriter, out: &mut Vec<u8>) -> bool {
         let Some(session) = find(&mut self.sessions, &self.generations, id) else { return false };
         let Some(at) = session.next_lane_with_output().filter(|_| !session.has_answers()) else {
             return false;

@@ -93,7 +93,7 @@ impl Hub {
     ) {
         let mut values = false;
         let pushed = self.push_with(target, |lane, spare, dropped| {
-            values = lane.queue.form() == Form::Values;
+            values = !blocks.clone().all(|block| lane.queue.takes_as_bytes(block.bytes()));
             match values {
                 true => PushedRun::default(),
                 false => {

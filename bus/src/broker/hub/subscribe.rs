@@ -51,7 +51,11 @@ impl Hub {
             let text = wait_not_permitted(&session.info.peer);
             return self.deny(id, operation, reference, "wait_not_permitted", &spec.filter, &text);
         }
-        let form = if session.info.kind == SessionKind::Native { Form::Wire } else { Form::Values };
+        let form = match session.info.kind {
+            SessionKind::Native => Form::Wire,
+            SessionKind::Local => Form::Local,
+            _ => Form::Values,
+        };
         let (messages_max, bytes_max) = self.bounds.of_queue(spec.queue_messages_max, spec.queue_bytes_max);
         let queue = SendQueue::new(spec.overflow, form, messages_max, bytes_max);
         let lane = Lane {

@@ -137,17 +137,25 @@ fn fragments_wait(connection: &Connection) -> bool {
     matches!(&connection.phase, Phase::Open { speech: Speech::Native { writer, .. }, .. } if writer.in_fragments())
 }
 
+/// Hands an attached client all that is for it: deliveries that stand together as batches, all else as values.
 fn deliver_locally(hub: &mut Hub, session: SessionId, sink: &Arc<dyn RecordSink>) {
-    let mut records = Vec::new();
-    while let Some(record) = hub.next_record(session) {
-        records.push(record);
-        if records.len() == LOCAL_BATCH {
+    let (mut records, writer) = (Vec::new(), BatchWriter::default());
+    loop {
+        let mut batch = Vec::new();
+        while batch.len() < limits::BATCH_BYTES && hub.put_deliveries(session, &writer, &mut batch) {}
+        let record = if batch.is_empty() { hub.next_record(session) } else { None };
+        let is_last = batch.is_empty() && record.is_none();
+        records.extend(record);
+        if !records.is_empty() && (is_last || !batch.is_empty() || records.len() == LOCAL_BATCH) {
             sink.on_records(&mut records);
             records.clear();
         }
-    }
-    if !records.is_empty() {
-        sink.on_records(&mut records);
+        if is_last {
+            return;
+        }
+        if !batch.is_empty() {
+            sink.on_batch(batch.into());
+        }
     }
 }
 
