@@ -19,6 +19,7 @@ mod core;
 #[cfg(test)]
 mod core_tests;
 mod gate;
+mod intake;
 mod lane;
 mod link;
 #[cfg(test)]

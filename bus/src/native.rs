@@ -3,14 +3,16 @@
 pub mod batch;
 pub mod block;
 mod body;
+mod deliver_run;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod large;
 pub mod record;
 mod words;
 
-pub use batch::{BatchReader, BatchWriter, Incoming};
+pub use batch::{BatchReader, BatchWriter, Incoming, Received};
 pub use block::{Block, BlockView, PublishParts};
+pub use deliver_run::DeliverRun;
 pub use record::{CreditScope, Record, RecordError, SubscribeSpec, SubscriptionIds};
 pub use words::{Operation, Overflow, Status};
 

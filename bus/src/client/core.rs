@@ -22,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     gate::Gate,
-    lane::{Item, Lane, SharedTicket, Ticket, lock},
+    lane::{Deliveries, Item, Lane, SharedTicket, Ticket, lock},
     link::{Link, LinkError, LinkState, Place},
     options::{Ack, PublishOptions},
     reply_stream::{ReplyEnd, ReplyQueue, ReplyStream},
@@ -33,7 +33,10 @@ use crate::{
     envelope::{Header, Payload, now_ns},
     error::{Denial, PublishError, ReplyError, RequestError, SubscribeError},
     limits,
-    native::{self, Block, CreditScope, Operation, PublishParts, Record, Status, SubscribeSpec},
+    native::{
+        self, BatchReader, Block, CreditScope, DeliverRun, Operation, PublishParts, Received, Record,
+        RecordError, Status, SubscribeSpec,
+    },
     peer::PeerName,
     topic::{TopicFilter, TopicName},
 };
@@ -346,6 +349,33 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Takes one batch from the broker, each part of it after `watch` has seen it. Gives the number of its records.
+    ///
+    /// # Errors
+    /// Why the session must end. What came before is taken.
+    pub(crate) fn on_batch<E: From<SessionEnd> + From<RecordError>>(
+        &self,
+        reader: &mut BatchReader,
+        mut watch: impl FnMut(&Received) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let mut state = lock(&self.state);
+        let mut records = 0;
+        while let Some(received) = reader.next_received()? {
+            watch(&received)?;
+            match received {
+                Received::Deliveries(run) => {
+                    records += run.messages();
+                    on_run(&state, run)?;
+                }
+                Received::Record(record) => {
+                    records += 1;
+                    self.on_record(&mut state, record)?;
+                }
+            }
+        }
+        Ok(records)
     }
 
     fn on_record(&self, state: &mut State, record: Record) -> Result<(), SessionEnd> {
@@ -811,6 +841,15 @@ fn on_deliveries(
         if let Some(lane) = &mut lane {
             lane.push(Item::Delivery { origin, block, ticket: Ticket::Own { session } });
         }
+    }
+    Ok(())
+}
+
+/// Deliveries for one subscription alone, in one piece: its lane is looked up, locked and woken once.
+fn on_run(state: &State, run: DeliverRun) -> Result<(), SessionEnd> {
+    let origin = origin_of(state, run.origin())?;
+    if let Some(subscribed) = state.subscriptions.get(&run.subscription()) {
+        subscribed.lane.push(Item::Deliveries(Deliveries { origin, run, session: state.session }));
     }
     Ok(())
 }

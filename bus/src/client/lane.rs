@@ -9,7 +9,7 @@ use std::{
 use super::{link::Link, service::Served};
 use crate::{
     limits,
-    native::{Block, CreditScope, Record},
+    native::{Block, CreditScope, DeliverRun, Record},
     peer::PeerName,
 };
 
@@ -33,6 +33,8 @@ pub(crate) enum Item {
         /// Whom to credit once it has been consumed.
         ticket: Ticket,
     },
+    /// Published messages that came in one piece for this lane alone.
+    Deliveries(Deliveries),
     /// A request for this service.
     Request {
         /// Who asks.
@@ -57,9 +59,21 @@ impl Item {
     fn bytes(&self) -> u64 {
         match self {
             Self::Delivery { block, .. } | Self::Request { block, .. } => block.bytes() as u64,
+            Self::Deliveries(Deliveries { run, .. }) => run.bytes() as u64,
             Self::Gap { .. } => 0,
         }
     }
+}
+
+/// Messages that are not taken apart before each one's turn.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    /// Who published them.
+    pub(crate) origin: PeerName,
+    /// They.
+    pub(crate) run: DeliverRun,
+    /// The session they came in.
+    pub(crate) session: u32,
 }
 
 /// What is owed to the broker for one delivery.
@@ -185,7 +199,7 @@ impl Lane {
     }
 
     /// Counts one delivery as consumed and sends credit if enough has come together.
-    fn count(&self, session: u32, bytes: usize, link: &dyn Link) {
+    pub(crate) fn count(&self, session: u32, bytes: usize, link: &dyn Link) {
         let mut credit = lock(&self.credit);
         if credit.session != session {
             return;

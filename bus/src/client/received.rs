@@ -5,7 +5,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::{
     codec::{self, CodecError},
     envelope::Message,
-    native::Block,
+    native::{Block, BlockView},
     peer::PeerName,
     topic::{TopicError, TopicName},
 };
@@ -47,12 +47,22 @@ impl TopicMemory {
 
     /// Reads a block.
     pub(crate) fn message(&mut self, origin: PeerName, block: Block) -> Result<Message, DamagedMessage> {
+        let payload = block.payload();
+        self.message_of(origin, &block.view(), payload)
+    }
+
+    /// Reads a block whose payload is in shared memory.
+    pub(crate) fn message_of(
+        &mut self,
+        origin: PeerName,
+        block: &BlockView<'_>,
+        payload: Bytes,
+    ) -> Result<Message, DamagedMessage> {
         let topic = self.topic(block.topic())?;
         let header = codec::header(block.header())?;
-        let (sequence, flags) = (block.sequence, block.flags);
-        let payload = block.into_payload();
-        let payload = if flags & Block::PARTS == 0 { payload } else { join_parts(payload)? };
-        Ok(Message { topic, origin, sequence, header, payload, retained: flags & Block::RETAIN != 0 })
+        let payload = if block.flags & Block::PARTS == 0 { payload } else { join_parts(payload)? };
+        let retained = block.flags & Block::RETAIN != 0;
+        Ok(Message { topic, origin, sequence: block.sequence, header, payload, retained })
     }
 }
 

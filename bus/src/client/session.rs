@@ -2,15 +2,18 @@
 
 use std::{
     fmt, io,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
 use mio::{Registry, Token, event::Event};
+use smallvec::SmallVec;
 
 use super::{
     core::{Core, SessionEnd},
+    intake::Intake,
     link::Link,
     outgoing::{Batch, Demand, Outgoing},
     readers::Readers,
@@ -19,8 +22,8 @@ use super::{
 use crate::{
     crypto::PublicKey,
     limits,
-    native::{BatchReader, BatchWriter, Record, RecordError},
-    zmtp::{Command, Engine, EngineEvent, FrameFlags, ZmtpError},
+    native::{BatchReader, BatchWriter, Received, Record, RecordError},
+    zmtp::{Command, Engine, EngineEvent, FrameFlags, OpenedFrame, ZmtpError},
 };
 
 /// The socket's events.
@@ -30,8 +33,6 @@ pub(super) const WAKER: Token = Token(1);
 
 /// How long the broker may take to hear a goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes taken from the socket at once.
-const SCRATCH_BYTES: usize = 64 << 10;
 /// An output buffer above this is not kept when it is empty.
 const OUTPUT_BYTES_KEPT: usize = 4 * limits::WRITE_BUFFER_BYTES;
 /// The number of pings that only look for a sign of life.
@@ -94,6 +95,12 @@ impl From<ZmtpError> for End {
     }
 }
 
+impl From<SessionEnd> for End {
+    fn from(end: SessionEnd) -> Self {
+        Self::Said(end)
+    }
+}
+
 impl From<RecordError> for End {
     fn from(error: RecordError) -> Self {
         Self::Record(error)
@@ -112,6 +119,14 @@ enum Stage {
         until: Instant,
         said: bool,
     },
+}
+
+/// A frame that was opened.
+struct Opened {
+    /// Where its content is.
+    body: Range<usize>,
+    more: bool,
+    command: bool,
 }
 
 /// How far a write has come.
@@ -136,10 +151,10 @@ pub(super) struct Session {
     end: Option<End>,
     /// Bytes of the engine's output that are written.
     written: usize,
-    input: BytesMut,
-    scratch: Vec<u8>,
+    /// What has come of the handshake and is not taken.
+    handshake: BytesMut,
+    intake: Intake,
     reader: BatchReader,
-    records: Vec<Record>,
     /// A key of the broker that it has told, until the client's own thread takes it.
     new_broker_key: Option<PublicKey>,
     control: Batch,
@@ -166,10 +181,9 @@ impl Session {
             stage: Stage::Connecting,
             end: None,
             written: 0,
-            input: BytesMut::new(),
-            scratch: vec![0; SCRATCH_BYTES],
+            handshake: BytesMut::new(),
+            intake: Intake::default(),
             reader: BatchReader::default(),
-            records: Vec::new(),
             new_broker_key: None,
             control: Batch::default(),
             messages: Batch::default(),
@@ -452,16 +466,17 @@ impl Session {
         let mut taken = 0;
         let mut ended = false;
         while self.readable && taken < limits::READ_TURN_BYTES {
-            match self.socket.read(&mut self.scratch) {
+            let room = self.intake.room();
+            match self.socket.read(room) {
                 Ok(0) => {
                     ended = true;
                     break;
                 }
                 Ok(bytes) => {
-                    self.input.extend_from_slice(&self.scratch[..bytes]);
-                    taken += bytes;
                     // It gave all it had, and will tell of more.
-                    self.readable = bytes == self.scratch.len() || self.read_closed;
+                    self.readable = bytes == room.len() || self.read_closed;
+                    self.intake.came(bytes);
+                    taken += bytes;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -472,48 +487,103 @@ impl Session {
             self.heard_at = Instant::now();
             self.pinged_at = None;
         }
-        while let Some(event) = self.engine.poll(&mut self.input)? {
-            self.frame_since = None;
-            self.on_event(event)?;
+        if !self.engine.is_ready() {
+            self.shake_hands()?;
         }
-        self.frame_since = match self.engine.missing(&self.input) {
+        let records = match self.engine.is_ready() {
+            true => self.take_frames(core)?,
+            false => 0,
+        };
+        let untaken = match self.engine.is_ready() {
+            true => self.intake.untaken(),
+            false => &mut self.handshake[..],
+        };
+        self.frame_since = match self.engine.missing(untaken) {
             0 => None,
             _ => self.frame_since.or(Some(self.heard_at)),
         };
-        let records = self.records.len();
-        self.hand_over(core)?;
         match ended {
-            true => Err(self.engine.end_of_stream(&self.input).map_or(End::PeerClosed, End::Zmtp)),
+            true => Err(self.engine.end_of_stream(untaken).map_or(End::PeerClosed, End::Zmtp)),
             false => Ok(records),
         }
     }
 
-    fn on_event(&mut self, event: EngineEvent) -> Result<(), End> {
-        match event {
-            EngineEvent::Ready { .. } => {
-                self.stage = Stage::Hello;
-                self.seal_record(&Core::hello())
-            }
-            EngineEvent::PeerError { reason } => Err(End::PeerError { reason }),
-            EngineEvent::Frame { body, command: true, .. } => self.on_command(&body),
-            EngineEvent::Frame { more: true, .. } => {
-                Err(protocol("a batch is one frame, and this one has more"))
-            }
-            EngineEvent::Frame { body, .. } => {
-                self.reader.begin(body);
-                while let Some(record) = self.reader.next_record()? {
-                    match record {
-                        Record::BrokerKey { key, .. } => {
-                            self.new_broker_key = Some(PublicKey::from_bytes(key));
-                        }
-                        record => self.records.push(record),
-                    }
+    /// Gives what has come to the handshake, and takes back what stands behind its end.
+    fn shake_hands(&mut self) -> Result<(), End> {
+        self.handshake.extend_from_slice(self.intake.untaken());
+        self.intake = Intake::default();
+        while !self.engine.is_ready()
+            && let Some(event) = self.engine.poll(&mut self.handshake)?
+        {
+            self.frame_since = None;
+            match event {
+                EngineEvent::Ready { .. } => {
+                    self.stage = Stage::Hello;
+                    self.seal_record(&Core::hello())?;
                 }
-                Ok(())
+                EngineEvent::PeerError { reason } => return Err(End::PeerError { reason }),
+                // Frames come in a session, and a server's events do not come to a client.
+                EngineEvent::Frame { .. } | EngineEvent::Authenticate { .. } => {}
             }
-            // A server's events do not come to a client.
-            _ => Ok(()),
         }
+        if self.engine.is_ready() {
+            let behind = std::mem::take(&mut self.handshake);
+            // No more than one read has brought.
+            self.intake.room()[..behind.len()].copy_from_slice(&behind);
+            self.intake.came(behind.len());
+        }
+        Ok(())
+    }
+
+    /// Opens the whole frames that have come and hands their records over. Returns the number of records.
+    fn take_frames(&mut self, core: &Core) -> Result<usize, End> {
+        let mut opened: SmallVec<[Opened; 8]> = SmallVec::new();
+        let mut end = 0;
+        let broken = loop {
+            match self.engine.open_frame(&mut self.intake.untaken()[end..]) {
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+                Ok(Some(OpenedFrame { body, more, command, bytes })) => {
+                    let body = end + bytes - body.len()..end + bytes;
+                    opened.push(Opened { body, more, command });
+                    end += bytes;
+                }
+            }
+        };
+        let mut records = 0;
+        if end > 0 {
+            self.frame_since = None;
+            let taken = self.intake.take(end);
+            for Opened { body, more, command } in &opened {
+                let body = taken.slice(body.clone());
+                match (command, more) {
+                    (true, _) => self.on_command(&body)?,
+                    (false, true) => return Err(protocol("a batch is one frame, and this one has more")),
+                    (false, false) => records += self.on_batch(core, body)?,
+                }
+            }
+        }
+        match broken {
+            Some(error) => Err(error.into()),
+            None => Ok(records),
+        }
+    }
+
+    fn on_batch(&mut self, core: &Core, batch: Bytes) -> Result<usize, End> {
+        self.reader.begin(batch);
+        let (stage, new_broker_key) = (&mut self.stage, &mut self.new_broker_key);
+        core.on_batch(&mut self.reader, |received| {
+            match received {
+                Received::Record(Record::Hello { .. }) if *stage == Stage::Hello => *stage = Stage::Open,
+                Received::Record(Record::Goodbye { .. }) => {}
+                _ if *stage == Stage::Hello => return Err(protocol("its first record is not hello")),
+                Received::Record(Record::BrokerKey { key, .. }) => {
+                    *new_broker_key = Some(PublicKey::from_bytes(*key));
+                }
+                _ => {}
+            }
+            Ok(())
+        })
     }
 
     fn on_command(&mut self, body: &Bytes) -> Result<(), End> {
@@ -525,19 +595,6 @@ impl Session {
             Command::Error { reason } => Err(End::PeerError { reason }),
             _ => Ok(()),
         }
-    }
-
-    /// Gives the records to the core, all of one turn at once.
-    fn hand_over(&mut self, core: &Core) -> Result<(), End> {
-        let Some(first) = self.records.first() else { return Ok(()) };
-        if self.stage == Stage::Hello {
-            match first {
-                Record::Hello { .. } => self.stage = Stage::Open,
-                Record::Goodbye { .. } => {}
-                _ => return Err(protocol("its first record is not hello")),
-            }
-        }
-        core.on_records(&mut self.records).map_err(End::Said)
     }
 }
 

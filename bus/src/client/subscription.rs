@@ -10,8 +10,8 @@ use std::{
 
 use super::{
     core::Handle,
-    lane::{Item, Lane},
-    received::TopicMemory,
+    lane::{Deliveries, Item, Lane},
+    received::{DamagedMessage, TopicMemory},
 };
 use crate::{blocking, envelope::Message, error::NextError, topic::TopicFilter};
 
@@ -51,19 +51,21 @@ impl Subscription {
     /// [`Subscription::next`] for executors' own loops.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         loop {
+            if let Some(read) = self.consumer.next_of_run() {
+                return Poll::Ready(Some(self.event(read)));
+            }
             let event = match self.consumer.poll_item(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(Item::Gap { count, reason })) => Event::Gap { count, reason },
                 Poll::Ready(Some(Item::Delivery { origin, block, ticket })) => {
                     self.consumer.settle(ticket, block.bytes());
-                    match self.consumer.topics.message(origin, block) {
-                        Ok(message) => Event::Message(message),
-                        Err(problem) => {
-                            tracing::warn!(filter = %self.filter, %problem, "a message cannot be read");
-                            Event::Gap { count: Some(1), reason: "damaged_message".to_owned() }
-                        }
-                    }
+                    let read = self.consumer.topics.message(origin, block);
+                    self.event(read)
+                }
+                Poll::Ready(Some(Item::Deliveries(run))) => {
+                    self.consumer.run = Some(run);
+                    continue;
                 }
                 // A request to a subscription is a probe: the application has taken all that was before it.
                 Poll::Ready(Some(Item::Request { block, ticket, served, .. })) => {
@@ -75,6 +77,16 @@ impl Subscription {
                 }
             };
             return Poll::Ready(Some(event));
+        }
+    }
+
+    fn event(&self, read: Result<Message, DamagedMessage>) -> Event {
+        match read {
+            Ok(message) => Event::Message(message),
+            Err(problem) => {
+                tracing::warn!(filter = %self.filter, %problem, "a message cannot be read");
+                Event::Gap { count: Some(1), reason: "damaged_message".to_owned() }
+            }
         }
     }
 
@@ -123,13 +135,36 @@ pub(super) struct Consumer {
     pub(super) topics: TopicMemory,
     /// Taken from the lane and not yet given out.
     taken: VecDeque<Item>,
+    /// The run that messages are taken from now; it stood before those.
+    run: Option<Deliveries>,
     /// Other lanes that get credit because of ours; flushed before waiting.
     owed: Vec<Arc<Lane>>,
 }
 
 impl Consumer {
     pub(super) fn new(handle: Arc<Handle>, lane: Arc<Lane>) -> Self {
-        Self { handle, lane, topics: TopicMemory::default(), taken: VecDeque::new(), owed: Vec::new() }
+        Self {
+            handle,
+            lane,
+            topics: TopicMemory::default(),
+            taken: VecDeque::new(),
+            run: None,
+            owed: Vec::new(),
+        }
+    }
+
+    /// The next message of the run that was begun.
+    fn next_of_run(&mut self) -> Option<Result<Message, DamagedMessage>> {
+        let Self { run, lane, handle, topics, .. } = self;
+        let Deliveries { origin, run: deliveries, session } = run.as_mut()?;
+        let next = deliveries.next_with(|block, payload| {
+            lane.count(*session, block.bytes(), handle.core.link());
+            topics.message_of(origin.clone(), block, payload)
+        });
+        if next.is_none() {
+            *run = None;
+        }
+        next
     }
 
     pub(super) fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<Option<Item>> {
@@ -181,7 +216,7 @@ impl Drop for Consumer {
                     self.settle_dropped(ticket, block.bytes());
                     served.end_dropped(self.handle.core.link());
                 }
-                Item::Gap { .. } => {}
+                Item::Deliveries(_) | Item::Gap { .. } => {}
             }
         }
         let link = self.handle.core.link();

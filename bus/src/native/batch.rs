@@ -6,6 +6,7 @@ use bytes::{Buf, Bytes};
 
 use super::{
     block::{Block, BlockView, PublishParts},
+    deliver_run::DeliverRun,
     large::LargeBuffer,
     record::{Record, RecordError, kind},
 };
@@ -104,7 +105,7 @@ pub fn delivered_block(record: &[u8]) -> Option<BlockView<'_>> {
 }
 
 /// Takes the first record off `batch`, which is not empty.
-fn split_record<'a>(batch: &mut &'a [u8]) -> Result<&'a [u8], RecordError> {
+pub(super) fn split_record<'a>(batch: &mut &'a [u8]) -> Result<&'a [u8], RecordError> {
     let Some((length, rest)) = batch.split_first_chunk::<4>() else {
         return Err(RecordError::Length { bytes: 4, limit: batch.len() });
     };
@@ -160,14 +161,9 @@ impl BatchReader {
     /// [`RecordError`] if a length or a body is impossible; the session should end.
     pub fn next_record(&mut self) -> Result<Option<Record>, RecordError> {
         while !self.batch.is_empty() {
-            let Some(length) = self.batch.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes) as usize)
-            else {
-                return Err(RecordError::Length { bytes: 4, limit: self.batch.len() });
-            };
+            let mut rest = &self.batch[..];
+            let length = split_record(&mut rest)?.len();
             self.batch.advance(4);
-            if length == 0 || length > self.batch.len() {
-                return Err(RecordError::Length { bytes: length, limit: self.batch.len() });
-            }
             match Record::take(self.batch.split_to(length))? {
                 Some(Record::Fragment { last, piece }) => {
                     if let Some(record) = self.join(last, &piece)? {
@@ -179,6 +175,18 @@ impl BatchReader {
             }
         }
         Ok(None)
+    }
+
+    /// The next whole record, or all deliveries to one subscription from one origin that follow each other;
+    /// `None` at the end of the batch.
+    ///
+    /// # Errors
+    /// As [`BatchReader::next_record`].
+    pub fn next_received(&mut self) -> Result<Option<Received>, RecordError> {
+        match DeliverRun::split_from(&mut self.batch) {
+            Some(run) => Ok(Some(Received::Deliveries(run))),
+            None => Ok(self.next_record()?.map(Received::Record)),
+        }
     }
 
     /// The next whole record of `rest`, what was not yet read of a batch; `None` at its end. Publishes
@@ -226,6 +234,15 @@ impl BatchReader {
     }
 }
 
+/// A part of a batch, as [`BatchReader::next_received`] gives it.
+#[derive(Debug)]
+pub enum Received {
+    /// Deliveries, still in the batch.
+    Deliveries(DeliverRun),
+    /// Any other record, and a delivery that several subscriptions share or that came in fragments.
+    Record(Record),
+}
+
 /// A record of a batch, as [`BatchReader::next_in`] gives it.
 #[derive(Debug)]
 pub enum Incoming<'a> {
@@ -255,6 +272,43 @@ mod tests {
             all(&mut BatchReader::default(), batch),
             [Record::Cancel { id: 1 }, Record::Cancel { id: 2 }]
         );
+    }
+
+    #[test]
+    fn deliveries_to_one_subscription_from_one_origin_are_one_run_and_others_end_it() {
+        let mut batch = Vec::new();
+        let topic = "a/b".parse().unwrap();
+        let mut deliver = |subscriptions: &[u32], origin, payload: &[u8]| {
+            let block = Block::new(&topic, b"h", payload);
+            put_deliver(subscriptions, &block.view().stamped(origin, 0), &mut batch);
+        };
+        deliver(&[1], 7, b"one");
+        deliver(&[1], 7, b"");
+        deliver(&[1], 8, b"other origin");
+        deliver(&[2], 8, b"other subscription");
+        deliver(&[2, 1], 8, b"shared");
+        deliver(&[2], 8, b"last");
+        BatchWriter::default().put(&Record::Cancel { id: 1 }, &mut batch);
+        let mut reader = BatchReader::default();
+        reader.begin(batch.into());
+        let mut runs = Vec::new();
+        while let Some(received) = reader.next_received().unwrap() {
+            runs.push(match received {
+                Received::Record(_) => vec![],
+                Received::Deliveries(mut run) => {
+                    let read = |block: &BlockView<'_>, payload: Bytes| {
+                        assert_eq!((block.topic(), block.header()), (&b"a/b"[..], &b"h"[..]));
+                        payload
+                    };
+                    std::iter::from_fn(|| run.next_with(read)).collect()
+                }
+            });
+        }
+        let runs: Vec<Vec<&[u8]>> =
+            runs.iter().map(|run| run.iter().map(|payload| &payload[..]).collect()).collect();
+        let expected: [&[&[u8]]; 6] =
+            [&[b"one", b""], &[b"other origin"], &[b"other subscription"], &[], &[b"last"], &[]];
+        assert_eq!(runs, expected);
     }
 
     #[test]

@@ -209,6 +209,11 @@ impl<'a> BlockView<'a> {
         Ok(view)
     }
 
+    /// The header's bytes.
+    pub fn header(&self) -> &'a [u8] {
+        &self.content[self.topic_bytes.into()..self.names_bytes()]
+    }
+
     /// The topic's bytes, not yet checked.
     pub fn topic(&self) -> &'a [u8] {
         &self.content[..self.topic_bytes.into()]
