@@ -278,10 +278,17 @@ impl Model {
         let Some(server) = &mut self.sessions[request.server] else { return };
         let subscriber = server.peer.clone();
         let lane = server.lanes.iter_mut().find(|lane| lane.id == request.lane);
+        let mut unreported = Vec::new();
         let waiting = lane.and_then(|lane| {
             let at = lane.queue.iter().position(|queued| queued.request == Some(key))?;
-            lane.queue.remove(at)
+            let waiting = lane.queue.remove(at);
+            if lane.queue.is_empty() {
+                unreported = lane.take_losses();
+            }
+            waiting
         });
+        let gaps = unreported.into_iter().map(|(subscription, count)| Sent::Gap { subscription, count });
+        server.control.extend(gaps);
         match waiting {
             None => server.control.push_back(Sent::Cancel),
             Some(queued) => {
@@ -737,6 +744,18 @@ impl Pair {
         }
         assert_eq!(theirs, self.model.ledger);
     }
+}
+
+#[test]
+fn losses_behind_a_request_that_was_withdrawn_are_told_at_once() {
+    let mut pair = Pair::new();
+    pair.apply(&Op::Subscribe { at: 0, id: 2, filter: 0, serve: true, overflow: 0, max: 1 });
+    pair.apply(&Op::Request { at: 2, id: 2, topic: 0 });
+    pair.apply(&Op::Request { at: 0, id: 1, topic: 0 });
+    pair.apply(&Op::Cancel { at: 2, id: 2 });
+    pair.apply(&Op::Edit { at: 0, rights: 0 });
+    let told: Vec<Sent> = std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent).collect();
+    assert!(told.contains(&Sent::Gap { subscription: 2, count: 1 }), "{told:?}");
 }
 
 proptest! {
