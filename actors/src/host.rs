@@ -113,6 +113,8 @@ pub enum HostReport {
     Status(String),
     /// It asks for so much more time from now on, to get ready or to stop. Less than it has anyway changes nothing.
     Extend(Duration),
+    /// It runs, and does less than it should: why; `None` takes that back.
+    Impaired(Option<String>),
     /// The answer to [`Host::ask`].
     Alive {
         /// The number of the question.

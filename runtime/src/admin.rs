@@ -47,6 +47,9 @@ pub const UNKNOWN_COMPONENT: &str = "unknown_component";
 /// The code of a refusal because the order would cut off who gave it.
 pub const NOT_BY_ITSELF: &str = "not_by_itself";
 
+/// The code of a refusal because the supervisor of the component is down.
+pub const SUPERVISOR_DOWN: &str = "supervisor_down";
+
 /// The code of a refusal because the runtime is stopping.
 pub const STOPPING: &str = "stopping";
 
@@ -258,6 +261,7 @@ impl From<OrderError> for Refusal {
     fn from(error: OrderError) -> Self {
         let code = match error {
             OrderError::UnknownChild { .. } => UNKNOWN_COMPONENT,
+            OrderError::SupervisorDown { .. } => SUPERVISOR_DOWN,
             OrderError::Stopping { .. } | OrderError::NotRunning => STOPPING,
         };
         Self { code, text: error.to_string() }

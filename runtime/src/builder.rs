@@ -33,7 +33,7 @@ use interlock_actors::{
 };
 use interlock_bus::{PeerName, Permissions};
 
-use crate::{cli, config::schema, exit::Exit};
+use crate::{cli, config::schema, exit::Exit, supervisor::Strategy};
 
 /// The runtime; begin with [`Runtime::builder`].
 #[derive(Debug)]
@@ -59,6 +59,10 @@ pub(crate) struct Extra {
     pub(crate) name: PeerName,
     pub(crate) permissions: Permissions,
     pub(crate) host: Box<MakeHost>,
+    /// The group it belongs to, by its place.
+    pub(crate) group: Option<usize>,
+    /// Whether its group is restarted when it is given up.
+    pub(crate) essential: bool,
 }
 
 impl fmt::Debug for Extra {
@@ -71,6 +75,7 @@ impl fmt::Debug for Extra {
 #[derive(Debug, Default)]
 pub struct Extras {
     pub(crate) actors: Vec<Extra>,
+    pub(crate) groups: Vec<(PeerName, Strategy)>,
     pub(crate) mistake: Option<String>,
 }
 
@@ -94,12 +99,36 @@ impl Builder {
         permissions: Permissions,
         factory: impl Fn() -> Result<A, Failure> + Send + Sync + 'static,
     ) -> Self {
-        match self.check(name) {
+        self.extras.add(name, permissions, factory, None, false);
+        self
+    }
+
+    /// Adds a group: actors under a supervisor of their own, which restarts them together as `strategy` says. Give it
+    /// its actors in `fill`.
+    ///
+    /// ```no_run
+    /// # use interlock::{Actor, Context, Failure, Input, Permissions, Runtime, supervisor::Strategy};
+    /// # #[derive(Default)] struct Ears;
+    /// # impl Actor for Ears {
+    /// #     async fn handle(&mut self, _: Input, _: &Context) -> Result<(), Failure> { Ok(()) }
+    /// # }
+    /// # #[derive(Default)] struct Mouth;
+    /// # impl Actor for Mouth {
+    /// #     async fn handle(&mut self, _: Input, _: &Context) -> Result<(), Failure> { Ok(()) }
+    /// # }
+    /// # fn rights() -> Permissions { Permissions::default() }
+    /// // The two share a device: when one fails, both begin anew.
+    /// Runtime::builder().group("speech", Strategy::OneForAll, |group| {
+    ///     group.actor("ears", rights(), Ears::default).essential_actor("mouth", rights(), Mouth::default)
+    /// });
+    /// ```
+    pub fn group(mut self, name: &str, strategy: Strategy, fill: impl FnOnce(Group) -> Group) -> Self {
+        match self.extras.check(name) {
             Ok(name) => {
-                let host = Box::new(|name: &PeerName, bus: Bus, mailroom: &Arc<Mailroom>| {
-                    ActorHost::new(name.clone(), bus, mailroom, factory)
-                });
-                self.extras.actors.push(Extra { name, permissions, host });
+                let place = self.extras.groups.len();
+                self.extras.groups.push((name, strategy));
+                let Group { extras, .. } = fill(Group { extras: self.extras, place });
+                self.extras = extras;
             }
             Err(mistake) => {
                 self.extras.mistake.get_or_insert(mistake);
@@ -113,6 +142,61 @@ impl Builder {
     pub fn run(self) -> ExitCode {
         cli::main(self.extras)
     }
+}
+
+/// The actors of a group; see [`Builder::group`].
+#[derive(Debug)]
+pub struct Group {
+    extras: Extras,
+    place: usize,
+}
+
+impl Group {
+    /// Adds an actor. If it is given up, the group goes on without it.
+    pub fn actor<A: Actor>(
+        mut self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.add(name, permissions, move || Ok(factory()), Some(self.place), false);
+        self
+    }
+
+    /// Adds an actor without which the group is nothing: if it does not start, or is given up, the group is restarted as
+    /// a whole, and in the end given up itself.
+    pub fn essential_actor<A: Actor>(
+        mut self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.add(name, permissions, move || Ok(factory()), Some(self.place), true);
+        self
+    }
+}
+
+impl Extras {
+    fn add<A: Actor>(
+        &mut self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> Result<A, Failure> + Send + Sync + 'static,
+        group: Option<usize>,
+        essential: bool,
+    ) {
+        match self.check(name) {
+            Ok(name) => {
+                let host = Box::new(|name: &PeerName, bus: Bus, mailroom: &Arc<Mailroom>| {
+                    ActorHost::new(name.clone(), bus, mailroom, factory)
+                });
+                self.actors.push(Extra { name, permissions, host, group, essential });
+            }
+            Err(mistake) => {
+                self.mistake.get_or_insert(mistake);
+            }
+        }
+    }
 
     fn check(&self, name: &str) -> Result<PeerName, String> {
         let peer: PeerName =
@@ -120,25 +204,28 @@ impl Builder {
         if schema::NAMES_TAKEN.contains(&name) {
             return Err(format!("actor name `{name}` is that of a built-in component; choose another"));
         }
-        if self.extras.actors.iter().any(|extra| extra.name == peer) {
-            return Err(format!("two actors are named `{name}`; give each a name of its own"));
+        let mut taken =
+            self.actors.iter().map(|extra| &extra.name).chain(self.groups.iter().map(|(name, _)| name));
+        if taken.any(|taken| *taken == peer) {
+            return Err(format!("two actors or groups are named `{name}`; give each a name of its own"));
         }
         Ok(peer)
     }
-}
 
-impl Extras {
     /// The actors, if their list makes sense together with the configured programs.
     pub(crate) fn checked<'a>(
-        self,
+        mut self,
         programs: impl Iterator<Item = &'a PeerName>,
-    ) -> Result<Vec<Extra>, cli::CliError> {
-        let clash = programs.into_iter().find(|name| self.actors.iter().any(|extra| extra.name == **name));
-        let mistake = self
-            .mistake
-            .or_else(|| clash.map(|name| format!("`program.name` is `{name}`, the name of an actor")));
+    ) -> Result<Self, cli::CliError> {
+        let clash = programs.into_iter().find(|name| {
+            let is_group = self.groups.iter().any(|(group, _)| group == *name);
+            is_group || self.actors.iter().any(|extra| extra.name == **name)
+        });
+        let mistake = self.mistake.take().or_else(|| {
+            clash.map(|name| format!("`program.name` is `{name}`, the name of an actor or a group"))
+        });
         match mistake {
-            None => Ok(self.actors),
+            None => Ok(self),
             Some(mistake) => Err(cli::CliError::new(Exit::Misuse, mistake)),
         }
     }
@@ -170,6 +257,10 @@ mod tests {
         assert!(with(&["a/b"]).unwrap().contains("`a/b`"));
         assert!(with(&["gateway"]).unwrap().contains("built-in"));
         assert!(with(&["one", "one"]).unwrap().contains("two actors"));
+        let grouped = Runtime::builder().group("one", Strategy::OneForAll, |group| {
+            group.actor("two", Permissions::default(), || Idle).actor("one", Permissions::default(), || Idle)
+        });
+        assert!(grouped.extras.mistake.unwrap().contains("two actors or groups are named `one`"));
         assert!(with(&["taken"]).unwrap().contains("program.name"));
     }
 }

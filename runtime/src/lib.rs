@@ -19,7 +19,7 @@ pub mod supervisor;
 mod telemetry;
 pub mod tree;
 
-pub use builder::{Builder, Runtime};
+pub use builder::{Builder, Group, Runtime};
 pub use interlock_actors as actors;
 pub use interlock_actors::{
     actor::{Actor, Failure, Input},

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     admin::Admin,
-    builder::{Extra, Extras},
+    builder::Extras,
     cli::{self, CliError, Output},
     config::{BackEnd, Loaded, ModelSection},
     exit::Exit,
@@ -103,7 +103,7 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         exit: Slot::default(),
         listened: Slot::default(),
     });
-    peers::enrol(&site, &extras)?;
+    peers::enrol(&site, &extras.actors)?;
     if keys_are_new || database_is_new {
         let _ = print_made(&site, keys_are_new, database_is_new, output);
     }
@@ -130,7 +130,7 @@ struct Life<'a> {
     output: &'a mut Output,
 }
 
-async fn live(mut life: Life<'_>, extras: Vec<Extra>, instance: Instance) -> Result<Exit, CliError> {
+async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<Exit, CliError> {
     let site = life.site;
     let shared = Arc::new(Mutex::new(instance));
     life.write_instance(&lock(&shared))?;

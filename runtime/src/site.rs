@@ -19,14 +19,14 @@ use interlock_bus::{Bounds, BrokerConfig, BrokerError, Endpoint, KeyStore};
 
 use crate::{
     admin::{self, Admin},
-    builder::Extra,
+    builder::{Extra, Extras},
     component::{self, ComponentSettings, MODEL},
     config::{self, Config, Placement},
     exit::Exit,
     lifecycle::DataDir,
     peers::{RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
-    supervisor::{ChildKind, ChildSpecification},
+    supervisor::{ChildKind, ChildSpecification, Children},
     tree::{self, BrokerActor, BrokerSeat, BuiltIn},
 };
 
@@ -154,7 +154,7 @@ pub(crate) type MakeAdmin = Arc<dyn Fn() -> Admin + Send + Sync>;
 /// All children, in start order: the built-in ones, the actors of the user, the programs of the user.
 pub(crate) fn children(
     site: &Arc<Site>,
-    extras: Vec<Extra>,
+    extras: Extras,
     make_admin: MakeAdmin,
 ) -> Result<Vec<ChildSpecification>, Failure> {
     let (model, model_kind) = model(site)?;
@@ -174,12 +174,34 @@ pub(crate) fn children(
         gateway: host(site, "gateway", on_bus(site, "gateway"), |site| Ok(Gateway::new(site.gateway()))),
     };
     let mut children = tree::built_in(hosts, &site.config.shutdown);
-    for extra in extras {
-        let host = (extra.host)(&extra.name, site.seat.attach(extra.name.clone()), &site.mailroom);
-        children.push(ChildSpecification::actor(extra.name, host).depends_on([name_of("broker")]));
-    }
+    children.extend(actors(site, extras)?);
     for settings in &site.config.programs {
         children.push(tree::program(settings, &site.seat, &name_of(RUNTIME))?);
+    }
+    Ok(children)
+}
+
+/// The actors of the user, in the order in which they were added; a group stands where its first one does.
+fn actors(site: &Site, extras: Extras) -> Result<Vec<ChildSpecification>, Failure> {
+    let mut children: Vec<ChildSpecification> = Vec::new();
+    let mut actors = extras.actors.into_iter().peekable();
+    let child = |extra: Extra| {
+        let host = (extra.host)(&extra.name, site.seat.attach(extra.name.clone()), &site.mailroom);
+        let child = ChildSpecification::actor(extra.name, host);
+        if extra.essential { child.escalates() } else { child }
+    };
+    while let Some(extra) = actors.next() {
+        let Some(place) = extra.group else {
+            children.push(child(extra).depends_on([name_of("broker")]));
+            continue;
+        };
+        let mut below = vec![child(extra)];
+        while let Some(next) = actors.next_if(|next| next.group == Some(place)) {
+            below.push(child(next));
+        }
+        let (name, strategy) = extras.groups[place].clone();
+        let group = ChildSpecification::supervisor(name, strategy, Children::Lasting(below))?;
+        children.push(group.depends_on([name_of("broker")]));
     }
     Ok(children)
 }

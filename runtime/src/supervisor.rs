@@ -10,6 +10,7 @@ pub mod critical_path;
 pub mod explain;
 pub mod intensity;
 mod machine;
+mod nested;
 pub mod plan;
 pub mod report;
 pub mod snapshot;
@@ -26,13 +27,13 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, Hasher, RandomState},
     io,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use interlock_actors::host::{Host, HostReport, Reports};
+use interlock_actors::host::{HostReport, Reports, Stop};
 use interlock_bus::PeerName;
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -41,7 +42,9 @@ use crate::config::schema::nearest;
 
 use self::{
     backoff::Draws,
+    child::Member,
     machine::{Action, Machine},
+    nested::Above,
     snapshot::Body,
 };
 pub use self::{
@@ -89,6 +92,8 @@ pub struct Supervision {
 pub struct SupervisorHandle {
     orders: Sender<Order>,
     view: watch::Receiver<Arc<TreeSnapshot>>,
+    /// The supervisors among its children, once it has any.
+    below: Arc<OnceLock<Vec<SupervisorHandle>>>,
 }
 
 /// Why an order was not carried out.
@@ -104,6 +109,14 @@ pub enum OrderError {
         nearest: Option<String>,
         /// The names there are.
         known: String,
+    },
+    /// The supervisor of the child is down, and the child with it.
+    #[error("`{name}` belongs to `{supervisor}`, which is down; start that")]
+    SupervisorDown {
+        /// The child.
+        name: String,
+        /// Its supervisor.
+        supervisor: String,
     },
     /// It is shutting down, so nothing is started any more.
     #[error("the supervisor is shutting down; `{name}` was not started")]
@@ -152,11 +165,30 @@ enum OrderKind {
     Start(String),
     Stop(String),
     Restart(String),
-    Plan { name: String, fails_after: Duration },
+    Plan {
+        name: String,
+        fails_after: Duration,
+    },
     Look,
     Shutdown(ShutdownPhases),
+    /// A supervisor above stops this one.
+    End(Stop, ShutdownPhases),
+    /// A supervisor above asks whether this one lives.
+    Alive(u64),
     /// Nothing but an answer.
     Answer,
+}
+
+impl OrderKind {
+    /// The child it is about.
+    fn child(&self) -> Option<&str> {
+        match self {
+            Self::Start(name) | Self::Stop(name) | Self::Restart(name) | Self::Plan { name, .. } => {
+                Some(name)
+            }
+            Self::Look | Self::Shutdown(_) | Self::End(..) | Self::Alive(_) | Self::Answer => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -185,7 +217,12 @@ impl Supervisor {
             children: Vec::new(),
         };
         let (view, seen) = watch::channel(Arc::new(empty));
-        Self { name, orders, view, handle: SupervisorHandle { orders: orders_in, view: seen } }
+        Self {
+            name,
+            orders,
+            view,
+            handle: SupervisorHandle { orders: orders_in, view: seen, below: Arc::default() },
+        }
     }
 
     /// Its handle. Orders fail with [`OrderError::NotRunning`] until it is started.
@@ -195,26 +232,35 @@ impl Supervisor {
 
     /// Starts the children of `specification` in order, on a thread of its own. Returns at once: watch the handle.
     pub fn start(self, strategy: Strategy, children: Children) -> Result<Supervision, StartError> {
+        let (name, handle) = (self.name.clone(), self.handle.clone());
+        let mut running = self.running(strategy, children)?;
+        // Joined by `Supervision::join`.
+        let thread = std::thread::Builder::new().name(name).spawn(move || running.run())?;
+        Ok(Supervision { handle, thread })
+    }
+
+    fn running(self, strategy: Strategy, children: Children) -> Result<Running, TreeError> {
         let specification = SupervisorSpecification { name: self.name.clone(), strategy, children };
-        let (rules, bodies, until) = specification.take_apart()?;
+        let (rules, members, until) = specification.take_apart()?;
         let (reports_in, reports) = bounded(REPORTS_MAX);
         let places = rules.iter().enumerate().map(|(place, rules)| (rules.name.to_string(), place)).collect();
-        let machine =
-            Machine::new(self.name.clone(), strategy, until, rules, Draws::Seeded(seed()), Instant::now());
-        let running = Running {
-            name: self.name.clone(),
-            machine,
-            bodies,
+        let below = members.iter().filter_map(|member| member.below.clone()).collect();
+        // It is empty: this is the only place that fills it, and it is passed once.
+        let _ = self.handle.below.set(below);
+        let now = Instant::now();
+        let draws = Draws::Seeded(seed());
+        Ok(Running {
+            machine: Machine::new(self.name.clone(), strategy, until, rules, draws, now),
+            name: self.name,
+            members,
             places,
             orders: self.orders,
             reports_in,
             reports,
             view: self.view,
-            timed: Instant::now(),
-        };
-        // Joined by `Supervision::join`.
-        let thread = std::thread::Builder::new().name(self.name).spawn(move || running.run())?;
-        Ok(Supervision { handle: self.handle, thread })
+            timed: now,
+            above: None,
+        })
     }
 }
 
@@ -259,6 +305,10 @@ impl SupervisorHandle {
     /// The tree as it is now: other than [`snapshot`](Self::snapshot), with the present load of each child. Waits for
     /// the supervisor.
     pub fn look(&self) -> Result<Arc<TreeSnapshot>, OrderError> {
+        for below in self.below.get().into_iter().flatten() {
+            // One that does not run has no load.
+            let _ = below.look();
+        }
         match self.ask(OrderKind::Look)? {
             Answer::Tree(tree) => Ok(tree),
             Answer::Done | Answer::Plan(_) => Err(OrderError::NotRunning),
@@ -304,6 +354,15 @@ impl SupervisorHandle {
     }
 
     fn ask(&self, kind: OrderKind) -> Result<Answer, OrderError> {
+        if let Some(name) = kind.child()
+            && let Some((below, tree)) = self.holder(name)
+        {
+            if tree.state == State::Stopped {
+                let (name, supervisor) = (name.to_owned(), tree.name.clone());
+                return Err(OrderError::SupervisorDown { name, supervisor });
+            }
+            return below.ask(kind);
+        }
         if self.view.has_changed().is_err() {
             return Err(OrderError::NotRunning);
         }
@@ -315,11 +374,19 @@ impl SupervisorHandle {
     }
 }
 
+impl SupervisorHandle {
+    /// The supervisor below that has a child of this name, and its tree.
+    fn holder(&self, name: &str) -> Option<(&SupervisorHandle, Arc<TreeSnapshot>)> {
+        let trees = self.below.get()?.iter().map(|below| (below, below.snapshot()));
+        trees.into_iter().find(|(_, tree)| tree.child(name).is_some())
+    }
+}
+
 /// The supervisor on its thread.
 struct Running {
     name: String,
     machine: Machine,
-    bodies: Vec<(ChildKind, Box<dyn Host>)>,
+    members: Vec<Member>,
     places: HashMap<String, usize>,
     orders: Receiver<Order>,
     reports_in: Sender<(usize, u64, HostReport)>,
@@ -327,10 +394,12 @@ struct Running {
     view: watch::Sender<Arc<TreeSnapshot>>,
     /// Up to when the machine knows the time.
     timed: Instant,
+    /// Who supervises it.
+    above: Option<Above>,
 }
 
 impl Running {
-    fn run(mut self) -> Outcome {
+    fn run(&mut self) -> Outcome {
         let _entered = tracing::info_span!("supervisor", name = self.name).entered();
         self.machine.start(Instant::now());
         let mut unseen = 0;
@@ -424,6 +493,16 @@ impl Running {
                 self.machine.shutdown(phases, now);
                 Ok(())
             }
+            OrderKind::End(stop, phases) => {
+                self.machine.shutdown_for(stop, phases, now);
+                Ok(())
+            }
+            OrderKind::Alive(nonce) => {
+                if let Some(above) = &self.above {
+                    above.answer(nonce);
+                }
+                Ok(())
+            }
             OrderKind::Answer => Ok(()),
         }
         .map(|()| Answer::Done)
@@ -439,7 +518,8 @@ impl Running {
 
     fn place(&self, name: &str) -> Result<usize, OrderError> {
         self.places.get(name).copied().ok_or_else(|| {
-            OrderError::unknown(name, || self.machine.children.iter().map(|child| child.rules.name.as_str()))
+            let tree = self.view.borrow().clone();
+            OrderError::unknown(name, || tree.children.iter().map(|child| child.name.as_str()))
         })
     }
 
@@ -465,22 +545,22 @@ impl Running {
                     // Fails only when the supervisor has ended, and then nobody wants to know.
                     let _ = reports_in.send((child, incarnation, report));
                 });
-                self.bodies[child].1.start(incarnation, reports);
+                self.members[child].host.start(incarnation, reports);
             }
             Action::Stop { child, stop } => {
                 tracing::info!(child = %self.name_of(child), ?stop, "stop");
-                self.bodies[child].1.stop(stop);
+                self.members[child].host.stop(stop);
             }
             Action::Kill { child, at_fault } => {
                 tracing::warn!(child = %self.name_of(child), at_fault, "kill");
-                self.bodies[child].1.kill(at_fault);
+                self.members[child].host.kill(at_fault);
             }
             Action::Abandon { child, at_fault } => {
                 tracing::error!(child = %self.name_of(child), at_fault, "abandon: it did not end when killed");
-                self.bodies[child].1.abandon(at_fault);
+                self.members[child].host.abandon(at_fault);
             }
             Action::Ask { child, nonce } => {
-                let body = &mut self.bodies[child].1;
+                let body = &mut self.members[child].host;
                 body.ask(nonce);
                 let busy = body.busy();
                 self.machine.on_busy(child, busy, Instant::now());
@@ -493,21 +573,25 @@ impl Running {
         &self.machine.children[child].rules.name
     }
 
-    fn publish(&self) {
-        let body = |(kind, body): &(ChildKind, Box<dyn Host>)| Body {
-            kind: *kind,
-            load: body.load(),
-            busy: body.busy(),
-        };
-        let bodies: Vec<_> = self.bodies.iter().map(body).collect();
-        let tree = self.machine.snapshot(&self.name, &bodies, Instant::now());
-        self.view.send_replace(Arc::new(tree));
+    fn publish(&mut self) {
+        let body =
+            |member: &Member| Body { kind: member.kind, load: member.host.load(), busy: member.host.busy() };
+        let bodies: Vec<_> = self.members.iter().map(body).collect();
+        let mut tree = self.machine.snapshot(&self.name, &bodies, Instant::now());
+        let below: Vec<_> =
+            self.members.iter().map(|member| member.below.as_ref().map(SupervisorHandle::snapshot)).collect();
+        tree.insert_below(&below);
+        let tree = Arc::new(tree);
+        self.view.send_replace(tree.clone());
+        if let Some(above) = &mut self.above {
+            above.tell(&tree);
+        }
     }
 
     fn log_end(&self, outcome: &Outcome) {
         let Outcome { why, forced, pending } = outcome;
-        for (place, (_, body)) in self.bodies.iter().enumerate() {
-            let queued = body.load().queued;
+        for (place, member) in self.members.iter().enumerate() {
+            let queued = member.host.load().queued;
             if queued > 0 {
                 tracing::warn!(child = %self.name_of(place), queued, "stopped with inputs queued");
             }

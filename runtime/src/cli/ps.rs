@@ -41,11 +41,14 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
 
 fn row(child: &ChildSnapshot, at: Timestamp) -> Vec<String> {
     let load = &child.load;
-    // A program has its queue in the broker: `bus info` shows it.
+    // A program has its queue in the broker: `bus info` shows it. A supervisor has none.
     let own = |text: String| if child.kind == ChildKind::Actor { text } else { "-".to_owned() };
     let time = |us: Option<u64>| us.map_or("-".to_owned(), |us| brief(Duration::from_micros(us)));
     vec![
-        child.name.clone(),
+        match child.supervisor {
+            Some(_) => format!("  {}", child.name),
+            None => child.name.clone(),
+        },
         child.kind.as_str().to_owned(),
         child.state.as_str().to_owned(),
         brief(Duration::try_from(at.duration_since(child.since)).unwrap_or_default()),

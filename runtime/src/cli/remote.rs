@@ -73,6 +73,7 @@ fn request_failed(error: &RequestError) -> CliError {
     if let RequestError::Failed { code, text, .. } = error {
         let exit = match code.as_str() {
             admin::UNKNOWN_COMPONENT | admin::NOT_BY_ITSELF => Exit::Misuse,
+            admin::SUPERVISOR_DOWN => Exit::NotReady,
             admin::STOPPING => Exit::Busy,
             _ => Exit::from(error),
         };

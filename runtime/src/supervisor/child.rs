@@ -1,12 +1,17 @@
 //! Child specifications: what a supervisor is given, and the check of a whole list of them.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use interlock_actors::host::Host;
 use interlock_bus::PeerName;
 
 use super::{
+    SupervisorHandle,
     machine::Rules,
+    nested::Nested,
     strategy::{AutoShutdown, No, Restart, Strategy, WhenSpent},
 };
 
@@ -29,6 +34,8 @@ pub struct ChildSpecification<S = No> {
     pub kind: ChildKind,
     /// Its body, which builds each incarnation afresh.
     pub host: Body,
+    /// The supervisor that the body is, if it is one.
+    pub(crate) below: Option<SupervisorHandle>,
 }
 
 /// A host, boxed: two kinds exist, actors and programs.
@@ -41,13 +48,16 @@ impl std::fmt::Debug for Body {
 }
 
 /// What kind of body a child has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChildKind {
     /// A thread of this process.
+    #[default]
     Actor,
     /// A program, in a process group of its own.
     Process,
+    /// A supervisor with children of its own.
+    Supervisor,
 }
 
 impl ChildKind {
@@ -56,6 +66,7 @@ impl ChildKind {
         match self {
             Self::Actor => "actor",
             Self::Process => "process",
+            Self::Supervisor => "supervisor",
         }
     }
 }
@@ -107,6 +118,11 @@ impl Clocks {
 
     /// The clocks of a program.
     pub const PROCESS: Self = Self { stop_grace: Duration::from_secs(10), ..Self::ACTOR };
+
+    /// The clocks of a supervisor, longer than the phases of its own stop. Each child that gets ready moves its start
+    /// deadline.
+    pub const SUPERVISOR: Self =
+        Self { start_deadline: Duration::from_secs(40), stop_grace: Duration::from_secs(125), ..Self::ACTOR };
 }
 
 impl<S> ChildSpecification<S> {
@@ -125,12 +141,30 @@ impl<S> ChildSpecification<S> {
             clocks: Clocks::ACTOR,
             kind: ChildKind::Actor,
             host: Body(host),
+            below: None,
         }
     }
 
     /// A permanent child with the usual rules, on a program.
     pub fn process(name: PeerName, host: impl Host + 'static) -> Self {
         Self { clocks: Clocks::PROCESS, kind: ChildKind::Process, ..Self::actor(name, host) }
+    }
+
+    /// A permanent child that is a supervisor. What its children need besides each other, it needs itself.
+    ///
+    /// | inside | here |
+    /// |---|---|
+    /// | a child that escalates spends its budget, or does not start | it fails, and is restarted with all its children |
+    /// | another child spends its budget | it is degraded |
+    /// | its significant children have ended | it ends normally |
+    ///
+    /// # Errors
+    /// The list of children contradicts itself.
+    pub fn supervisor(name: PeerName, strategy: Strategy, children: Children) -> Result<Self, TreeError> {
+        let nested = Nested::new(SupervisorSpecification { name: name.to_string(), strategy, children })?;
+        let below = Some(nested.handle());
+        let (clocks, kind) = (Clocks::SUPERVISOR, ChildKind::Supervisor);
+        Ok(Self { clocks, kind, below, ..Self::actor(name, nested) })
     }
 
     /// Without it nothing works: its spent budget ends the supervisor.
@@ -232,9 +266,7 @@ pub enum TreeError {
 impl SupervisorSpecification {
     /// Checks the list and takes it apart: rules for the machine, bodies for the loop.
     #[expect(clippy::type_complexity, reason = "used once, by the loop")]
-    pub(crate) fn take_apart(
-        self,
-    ) -> Result<(Vec<Rules>, Vec<(ChildKind, Box<dyn Host>)>, Option<AutoShutdown>), TreeError> {
+    pub(crate) fn take_apart(self) -> Result<(Vec<Rules>, Vec<Member>, Option<AutoShutdown>), TreeError> {
         let (until, parts): (_, Vec<_>) = match self.children {
             Children::Lasting(children) => {
                 (None, children.into_iter().map(ChildSpecification::part).collect())
@@ -243,19 +275,41 @@ impl SupervisorSpecification {
                 (Some(until), children.into_iter().map(ChildSpecification::part).collect())
             }
         };
-        let places = check(parts.iter().map(|(rules, dependencies, ..)| (&rules.name, dependencies)))?;
+        let places = check(parts.iter().map(|(rules, dependencies, _)| (&rules.name, dependencies)))?;
+        check_names_below(&parts)?;
         let mut rules = Vec::new();
-        let mut bodies = Vec::new();
-        for ((rule, _, kind, body), needs) in parts.into_iter().zip(places) {
+        let mut members = Vec::new();
+        for ((rule, _, member), needs) in parts.into_iter().zip(places) {
             rules.push(Rules { needs, ..rule });
-            bodies.push((kind, body));
+            members.push(member);
         }
-        Ok((rules, bodies, until))
+        Ok((rules, members, until))
     }
 }
 
+/// One child, as the loop has it.
+pub(crate) struct Member {
+    pub(crate) kind: ChildKind,
+    pub(crate) host: Box<dyn Host>,
+    pub(crate) below: Option<SupervisorHandle>,
+}
+
+/// A name is one in the whole tree: orders and the bus know no other.
+fn check_names_below(parts: &[(Rules, Dependencies, Member)]) -> Result<(), TreeError> {
+    let mut names: HashSet<String> = parts.iter().map(|(rules, ..)| rules.name.to_string()).collect();
+    for below in parts.iter().filter_map(|(.., member)| member.below.as_ref()) {
+        for child in &below.snapshot().children {
+            if !names.insert(child.name.clone()) {
+                let name = child.name.parse().expect("names in a tree are peer names");
+                return Err(TreeError::Duplicate { name });
+            }
+        }
+    }
+    Ok(())
+}
+
 impl<S: Into<bool>> ChildSpecification<S> {
-    fn part(self) -> (Rules, Dependencies, ChildKind, Box<dyn Host>) {
+    fn part(self) -> (Rules, Dependencies, Member) {
         let rules = Rules {
             name: self.name,
             restart: self.restart.settled(),
@@ -264,7 +318,8 @@ impl<S: Into<bool>> ChildSpecification<S> {
             in_line: self.dependencies.in_line,
             clocks: self.clocks,
         };
-        (rules, self.dependencies, self.kind, self.host.0)
+        let member = Member { kind: self.kind, host: self.host.0, below: self.below };
+        (rules, self.dependencies, member)
     }
 }
 

@@ -67,6 +67,12 @@ fn waiting(tree: &TreeSnapshot, child: &ChildSnapshot, lines: &mut Lines) {
 }
 
 fn history(tree: &TreeSnapshot, child: &ChildSnapshot, lines: &mut Lines) {
+    if let Some(supervisor) = &child.supervisor {
+        lines.push(("supervisor", format!("`{supervisor}`")));
+    }
+    if let Some(why) = &child.impaired {
+        lines.push(("impaired", why.clone()));
+    }
     if let Some(proof) = &child.readiness {
         lines.push(("ready", proof.clone()));
     }
@@ -156,6 +162,8 @@ mod tests {
             incarnation: 1,
             readiness: None,
             status: None,
+            impaired: None,
+            supervisor: None,
             last_failure: None,
             next_try: None,
             waits_for: Vec::new(),

@@ -117,6 +117,8 @@ pub(crate) enum Stage {
     Running,
     Stopping {
         why: Why,
+        /// What children are told.
+        stop: Stop,
         kill_at: Instant,
         give_up_at: Instant,
         forced: Vec<PeerName>,
@@ -133,10 +135,14 @@ pub(crate) struct Child {
     pub(crate) since: Instant,
     /// How often it was started; zero before the first time.
     pub(crate) incarnation: u64,
+    /// How often it had been started when its supervisor began.
+    pub(crate) before: u64,
     /// Since when the present incarnation is ready.
     ready_at: Option<Instant>,
     pub(crate) proof: Option<String>,
     pub(crate) status: Option<String>,
+    /// Why it does less than it should, though it runs.
+    pub(crate) impaired: Option<String>,
     pub(crate) last_failure: Option<(Instant, Report)>,
     /// How it came up the first time.
     pub(crate) first: FirstStart,
@@ -257,8 +263,17 @@ impl Machine {
         }
     }
 
-    /// Starts what can be started.
+    /// Starts what can be started. After its end it begins again, with whole budgets; only incarnations go on counting.
     pub(crate) fn start(&mut self, now: Instant) {
+        if matches!(self.stage, Stage::Stopped(_)) {
+            self.stage = Stage::Running;
+            for child in &mut self.children {
+                child.before = child.incarnation;
+                (child.ready_at, child.proof, child.status, child.impaired) = (None, None, None, None);
+                child.forgive();
+                child.enter(Phase::Waiting { not_before: None, retry: false }, now);
+            }
+        }
         self.settle(now);
     }
 
@@ -272,6 +287,7 @@ impl Machine {
             HostReport::Ready { proof } => child.on_ready(proof, now),
             HostReport::Progress(text) => child.on_progress(text, now),
             HostReport::Status(text) => child.status = Some(text),
+            HostReport::Impaired(why) => child.impaired = why,
             HostReport::Extend(by) => child.on_extend(by, now),
             HostReport::Alive { nonce } => child.on_alive(nonce),
             HostReport::Exited(exit) => self.on_exit(index, exit, now),
@@ -365,16 +381,22 @@ impl Machine {
 
     /// Begins the shutdown. A second call makes it shorter, never longer.
     pub(crate) fn shutdown(&mut self, phases: ShutdownPhases, now: Instant) {
-        self.stop_all(Why::Asked, phases, now);
+        self.shutdown_for(Stop::Final, phases, now);
+    }
+
+    /// [`Machine::shutdown`]; for a restart children leave their queues to their next incarnations.
+    pub(crate) fn shutdown_for(&mut self, stop: Stop, phases: ShutdownPhases, now: Instant) {
+        self.stop_all(Why::Asked, stop, phases, now);
         self.on_time(now);
     }
 
-    fn stop_all(&mut self, because: Why, phases: ShutdownPhases, now: Instant) {
+    fn stop_all(&mut self, because: Why, wanted: Stop, phases: ShutdownPhases, now: Instant) {
         let (kill, give_up) = (now + phases.drain, now + phases.forced);
         match &mut self.stage {
             Stage::Running => {
                 self.stage = Stage::Stopping {
                     why: because,
+                    stop: wanted,
                     kill_at: kill,
                     give_up_at: give_up,
                     forced: Vec::new(),
@@ -383,7 +405,9 @@ impl Machine {
                 for index in 0..self.children.len() {
                     self.children[index].end(Then::Stay, now);
                     // One that was asked to stop for a restart leaves its queue; now it is to take it.
-                    if let Phase::Ending { step: Step::Asked { .. }, .. } = self.children[index].phase {
+                    if let Phase::Ending { step: Step::Asked { .. }, .. } = self.children[index].phase
+                        && wanted == Stop::Final
+                    {
                         self.actions.push(Action::Stop { child: index, stop: Stop::Final });
                     }
                 }
@@ -452,7 +476,7 @@ impl Machine {
             child.backoff.reset();
         }
         let verdict = child.budget.record(now, ready_for);
-        let first_start = child.incarnation == 1 && !was_ready;
+        let first_start = child.starts() == 1 && !was_ready;
         let (restart, when_spent, name) =
             (child.rules.restart, child.rules.when_spent, child.rules.name.clone());
         let context = match (&self.stage, was_ready) {
@@ -473,6 +497,7 @@ impl Machine {
             (_, WhenSpent::Escalate, _) if first_start => {
                 self.stop_all(
                     Why::StartFailed { child: name, reason: failure },
+                    Stop::Restart,
                     ShutdownPhases::default(),
                     now,
                 );
@@ -480,6 +505,7 @@ impl Machine {
             (_, WhenSpent::Escalate, Verdict::GiveUp) => {
                 self.stop_all(
                     Why::Escalated { child: name, reason: failure },
+                    Stop::Restart,
                     ShutdownPhases::default(),
                     now,
                 );
@@ -519,7 +545,7 @@ impl Machine {
             }
         };
         if ends {
-            self.stop_all(Why::AutoShutdown, ShutdownPhases::default(), now);
+            self.stop_all(Why::AutoShutdown, Stop::Final, ShutdownPhases::default(), now);
         }
     }
 
@@ -633,7 +659,11 @@ impl Machine {
     /// Asks a child to stop once everything that builds on it and is ending too has ended.
     fn stop_if_free(&mut self, index: usize, now: Instant) {
         let Phase::Ending { step: Step::Queued, then } = &self.children[index].phase else { return };
-        let stop = if *then == Then::Restart { Stop::Restart } else { Stop::Final };
+        let stop = match (&self.stage, then) {
+            (_, Then::Restart) => Stop::Restart,
+            (Stage::Stopping { stop, .. }, _) => *stop,
+            _ => Stop::Final,
+        };
         if !self.ends_after(index).is_empty() {
             return;
         }
@@ -667,7 +697,7 @@ impl Machine {
     pub(crate) fn waits_for(&self, index: usize) -> Vec<usize> {
         let child = &self.children[index];
         let Phase::Waiting { retry, .. } = child.phase else { return Vec::new() };
-        let in_line = self.is_strict() || (child.rules.in_line && !retry && child.incarnation == 0);
+        let in_line = self.is_strict() || (child.rules.in_line && !retry && child.starts() == 0);
         let stands_in_the_way = |&other: &usize| {
             let is_needed = child.rules.needs.contains(&other);
             (is_needed && !matches!(self.children[other].phase, Phase::Running(_)))
@@ -736,7 +766,7 @@ impl Machine {
         match child.phase {
             Phase::Running(_) | Phase::Down(_) => true,
             Phase::Waiting { retry: true, .. } if !self.is_strict() => true,
-            Phase::Starting { .. } if !self.is_strict() => child.incarnation > 1,
+            Phase::Starting { .. } if !self.is_strict() => child.starts() > 1,
             // Waits for one that will not come up soon. Needs lie earlier, so this ends.
             Phase::Waiting { .. } => child.rules.needs.iter().any(|&need| {
                 !matches!(self.children[need].phase, Phase::Running(_)) && self.has_settled(need)
@@ -770,9 +800,11 @@ impl Child {
             phase: Phase::Waiting { not_before: None, retry: false },
             since: now,
             incarnation: 0,
+            before: 0,
             ready_at: None,
             proof: None,
             status: None,
+            impaired: None,
             last_failure: None,
             first: FirstStart::default(),
             budget: Budget::default(),
@@ -791,6 +823,7 @@ impl Child {
         self.ready_at = None;
         self.proof = None;
         self.status = None;
+        self.impaired = None;
         let granted = self.rules.clocks.start_deadline;
         self.enter(Phase::Starting { deadline: now + granted, granted }, now);
         self.incarnation
@@ -851,6 +884,11 @@ impl Child {
             Phase::Waiting { .. } if to == Then::Stay => self.enter(Phase::Down(Down::Stopped), now),
             Phase::Waiting { .. } | Phase::Down(_) => {}
         }
+    }
+
+    /// How often it was started since its supervisor began.
+    pub(crate) fn starts(&self) -> u64 {
+        self.incarnation - self.before
     }
 
     fn forgive(&mut self) {

@@ -1,6 +1,7 @@
 //! Plays the scripts in `scripts/` against the machine. Above a `---` what is done, below it exactly what follows.
 //!
 //! Commands:
+//! - `below NAME strategy=S ... children=...` before the tree: child `NAME` is a supervisor, with these children.
 //! - `tree strategy=S [jitter=1] [until=any_significant] children=a,b(word word)...` starts a tree. Words: `escalate`,
 //!   `transient`, `temporary`, `significant`, `on:x` (needs, and is out of line), `slow` (not ready by itself), `deaf` (does not stop
 //!   when asked), `frozen` (nor when killed), `mute` (answers no question).
@@ -16,13 +17,15 @@ use std::{
 
 use interlock_actors::{
     actor::Failure,
-    host::{Busy, Exit, HostReport},
+    host::{Busy, Exit, HostReport, Stop},
 };
 
 use super::{
     backoff::Draws,
     child::{Clocks, Dependencies, check},
-    machine::{Action, Machine, Phase, Rules, ShutdownPhases},
+    machine::{Action, KILL_GRACE, Machine, Phase, Rules, ShutdownPhases},
+    nested::{Standing, exit_of},
+    snapshot::Body,
     strategy::{AutoShutdown, Restart, Strategy, WhenSpent},
 };
 
@@ -48,30 +51,36 @@ scripts! {
     orders_from_people,
     a_plan_is_what_then_happens,
     the_first_start_remembers_what_it_waited_for,
+    a_supervisor_below_fails_when_a_child_of_it_escalates,
+    a_supervisor_below_has_the_state_of_its_parts_and_ends_with_its_significant_children,
+    a_stop_goes_through_supervisors_in_reverse_order,
 }
 
 fn play(script: &str) {
     let mut player = None;
+    let mut below = Vec::new();
+    let mut differs = false;
+    let mut played = String::new();
     for block in script.split("\n\n") {
-        let (commands, expected) = block.split_once("---").unwrap_or((block, ""));
-        let commands = commands.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+        let (done, expected) = block.split_once("---").unwrap_or((block, ""));
+        let commands = done.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
         let mut log = String::new();
-        let mut said = String::new();
         for command in commands {
-            let _ = writeln!(said, "{command}");
+            if let Some(tree) = command.strip_prefix("below ") {
+                below.push(tree.split_once(' ').unwrap());
+                continue;
+            }
             if let Some(tree) = command.strip_prefix("tree ") {
-                player = Some(Player::new(tree));
+                player = Some(Player::with_below(tree, &std::mem::take(&mut below)));
             } else {
                 player.as_mut().expect("a script begins with a tree").command(command);
             }
             log += &std::mem::take(&mut player.as_mut().unwrap().log);
         }
-        assert_eq!(
-            log.trim(),
-            expected.trim(),
-            "after\n{said}this followed (left), that was expected (right)"
-        );
+        differs |= log.trim() != expected.trim();
+        let _ = writeln!(played, "{done}---\n{log}");
     }
+    assert!(!differs, "something else was expected; this is what followed:\n{played}");
 }
 
 pub(super) struct Player {
@@ -82,10 +91,44 @@ pub(super) struct Player {
     reports: VecDeque<(usize, u64, HostReport)>,
     waits: Vec<Option<Instant>>,
     log: String,
+    below: Vec<Below>,
+}
+
+/// A child that is a supervisor.
+struct Below {
+    child: usize,
+    player: Player,
+    standing: Standing,
+    runs: bool,
+    killed: bool,
 }
 
 impl Player {
     pub(super) fn new(line: &str) -> Self {
+        Self::with_below(line, &[])
+    }
+
+    fn with_below(line: &str, below: &[(&str, &str)]) -> Self {
+        let now = Instant::now();
+        let mut player = Self::build("root", line, now);
+        for (name, line) in below {
+            let player_below = Self::build(name, line, now);
+            let child = player.place(name).expect("a child of the tree below which there are more");
+            player.machine.children[child].rules.clocks = Clocks::SUPERVISOR;
+            player.below.push(Below {
+                child,
+                player: player_below,
+                standing: Standing::default(),
+                runs: false,
+                killed: false,
+            });
+        }
+        player.machine.start(now);
+        player.follow();
+        player
+    }
+
+    fn build(name: &str, line: &str, now: Instant) -> Self {
         let (head, children) = line.split_once("children=").unwrap();
         let head: HashMap<&str, &str> =
             head.split_whitespace().map(|pair| pair.split_once('=').unwrap()).collect();
@@ -136,15 +179,15 @@ impl Player {
             other => panic!("{other}"),
         });
         let draws = Draws::Always(if head.get("jitter") == Some(&"1") { 1.0 } else { 0.0 });
-        let now = Instant::now();
-        let machine = Machine::new("root".to_owned(), strategy, until, rules.collect(), draws, now);
+        let machine = Machine::new(name.to_owned(), strategy, until, rules.collect(), draws, now);
         let waits = vec![None; machine.children.len()];
         let words = parts.into_iter().map(|(_, words)| words).enumerate().collect();
-        let mut player =
-            Self { machine, begin: now, now, words, reports: VecDeque::new(), waits, log: String::new() };
-        player.machine.start(now);
-        player.follow();
-        player
+        let (reports, log, below) = (VecDeque::new(), String::new(), Vec::new());
+        Self { machine, begin: now, now, words, reports, waits, log, below }
+    }
+
+    fn place(&self, name: &str) -> Option<usize> {
+        self.machine.children.iter().position(|child| child.rules.name.as_str() == name)
     }
 
     pub(super) fn command(&mut self, line: &str) {
@@ -152,7 +195,13 @@ impl Player {
         let (verb, name, rest) =
             (words.next().unwrap(), words.next().unwrap_or(""), words.next().unwrap_or(""));
         let now = self.now;
-        let place = self.machine.children.iter().position(|child| child.rules.name.as_str() == name);
+        let place = self.place(name);
+        if let (None, Some(below)) =
+            (place, self.below.iter_mut().find(|below| below.player.place(name).is_some()))
+        {
+            below.player.command(line);
+            return self.follow();
+        }
         let child = || place.unwrap_or_else(|| panic!("no child `{name}` in `{line}`"));
         match verb {
             "fail" => self.exits(child(), Exit::Failed(Failure::new(rest))),
@@ -202,12 +251,32 @@ impl Player {
 
     fn pass(&mut self, duration: Duration) {
         let end = self.now + duration;
-        while let Some(timer) = self.machine.next_timer(self.now).filter(|&timer| timer <= end) {
-            self.now = timer;
-            self.machine.on_time(timer);
+        while let Some(timer) = self.next_timer().filter(|&timer| timer <= end) {
+            self.on_time(timer);
             self.follow();
         }
-        self.now = end;
+        self.set_now(end);
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        let below = self.below.iter().filter_map(|below| below.player.next_timer());
+        below.chain(self.machine.next_timer(self.now)).min()
+    }
+
+    fn on_time(&mut self, at: Instant) {
+        self.set_now(at);
+        self.machine.on_time(at);
+        for below in &mut self.below {
+            if !below.player.is_over() {
+                below.player.on_time(at);
+                below.player.follow();
+            }
+        }
+    }
+
+    fn set_now(&mut self, now: Instant) {
+        self.now = now;
+        self.below.iter_mut().for_each(|below| below.player.set_now(now));
     }
 
     /// Writes down what the machine wants, and lets the children answer.
@@ -218,6 +287,7 @@ impl Player {
                 self.act(action);
             }
             self.note_waits();
+            self.hear_from_below();
             let Some((child, incarnation, report)) = self.reports.pop_front() else { break };
             self.machine.on_report(child, incarnation, report, self.now);
         }
@@ -228,7 +298,72 @@ impl Player {
         }
     }
 
+    /// What supervisors below did, and what they say of it.
+    fn hear_from_below(&mut self) {
+        for below in &mut self.below {
+            self.log += &below.player.take_log();
+            if !below.runs {
+                continue;
+            }
+            let (child, machine) = (below.child, &below.player.machine);
+            let incarnation = self.machine.children[child].incarnation;
+            let bodies: Vec<_> = machine.children.iter().map(|_| Body::default()).collect();
+            let tree = machine.snapshot("below", &bodies, self.now);
+            let told = below.standing.follow(&tree);
+            let news = told.into_iter().filter(|report| !matches!(report, HostReport::Status(_)));
+            self.reports.extend(news.map(|report| (child, incarnation, report)));
+            if let Some(outcome) = machine.outcome() {
+                below.runs = false;
+                let exit = HostReport::Exited(exit_of(outcome.clone(), below.killed));
+                self.reports.push_back((child, incarnation, exit));
+            }
+        }
+    }
+
+    /// Whether the action is for a supervisor below, which then does it its way.
+    fn act_below(&mut self, action: &Action) -> bool {
+        let (Action::Start { child, .. }
+        | Action::Stop { child, .. }
+        | Action::Kill { child, .. }
+        | Action::Ask { child, .. }) = *action
+        else {
+            return false;
+        };
+        let now = self.now;
+        let Some(below) = self.below.iter_mut().find(|below| below.child == child) else { return false };
+        let machine = &mut below.player.machine;
+        let word = match action {
+            Action::Start { .. } => {
+                (below.killed, below.runs, below.standing) = (false, true, Standing::default());
+                machine.start(now);
+                "start"
+            }
+            Action::Stop { stop, .. } => {
+                machine.shutdown_for(*stop, ShutdownPhases::default(), now);
+                "stop "
+            }
+            Action::Kill { .. } => {
+                below.killed = true;
+                let phases = ShutdownPhases { drain: Duration::ZERO, forced: KILL_GRACE / 2 };
+                machine.shutdown_for(Stop::Restart, phases, now);
+                "kill "
+            }
+            Action::Ask { nonce, .. } => {
+                let incarnation = self.machine.children[child].incarnation;
+                self.reports.push_back((child, incarnation, HostReport::Alive { nonce: *nonce }));
+                return true;
+            }
+            _ => return false,
+        };
+        let _ = writeln!(self.log, "{word} {}", self.machine.children[child].rules.name);
+        below.player.follow();
+        true
+    }
+
     fn act(&mut self, action: Action) {
+        if self.act_below(&action) {
+            return;
+        }
         let is = |child: usize, word: &str| self.words[&child].iter().any(|there| there == word);
         let name = |child: usize| self.machine.children[child].rules.name.clone();
         let (line, answer) = match action {
@@ -295,6 +430,9 @@ impl Player {
         let at = self.now - self.begin;
         let _ = write!(self.log, "{at:?} {}:", self.machine.state().as_str());
         for child in &self.machine.children {
+            let _ = write!(self.log, " {}={}", child.rules.name, child.state().as_str());
+        }
+        for child in self.below.iter().flat_map(|below| &below.player.machine.children) {
             let _ = write!(self.log, " {}={}", child.rules.name, child.state().as_str());
         }
         self.log.push('\n');

@@ -1,7 +1,10 @@
 //! What the tree looks like now, for `interlock status`, the admin API and health. Derived from the parts each time,
 //! never assigned, so that a start cannot hide a crash.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use interlock_actors::host::{Busy, Load};
 use jiff::Timestamp;
@@ -23,7 +26,7 @@ const BUSY_SHOWN_MS: u64 = 1000;
 /// | `Stopped` | not running, by order or at its normal end | all are down |
 /// | `Stopping` | on its way out | it is shutting down |
 /// | `Error` | failed, and not tried again | a child that escalates has failed |
-/// | `Degraded` | failed, and waits for its next try | another child has failed, or was stopped by order |
+/// | `Degraded` | failed, and waits for its next try; or runs and does less than it should | another child has failed, or was stopped by order |
 /// | `Starting` | waits for others, or is not ready yet | a child is starting |
 /// | `Running` | ready, proven | all are |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,7 +69,7 @@ pub struct TreeSnapshot {
     pub state: State,
     /// When this was true.
     pub at: Timestamp,
-    /// In start order.
+    /// In start order; those of a supervisor among them follow it.
     pub children: Vec<ChildSnapshot>,
 }
 
@@ -90,6 +93,12 @@ pub struct ChildSnapshot {
     pub readiness: Option<String>,
     /// What it says about itself.
     pub status: Option<String>,
+    /// Why it does less than it should, though it runs.
+    #[serde(default)]
+    pub impaired: Option<String>,
+    /// The supervisor it belongs to, if that is not the root.
+    #[serde(default)]
+    pub supervisor: Option<String>,
     /// Its last failure, of whatever incarnation.
     pub last_failure: Option<FailureSnapshot>,
     /// When it is tried again; `None` if it is not waiting for that.
@@ -178,6 +187,7 @@ pub struct FailureSnapshot {
 }
 
 /// What the loop knows of a body at one moment.
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct Body {
     pub(crate) kind: ChildKind,
     pub(crate) load: Load,
@@ -216,6 +226,39 @@ impl TreeSnapshot {
     }
 }
 
+impl TreeSnapshot {
+    /// Puts the children of each supervisor among the children behind it: `below` has its tree, by place.
+    pub(crate) fn insert_below(&mut self, below: &[Option<Arc<TreeSnapshot>>]) {
+        if below.iter().all(Option::is_none) {
+            return;
+        }
+        for (mut child, below) in std::mem::take(&mut self.children).into_iter().zip(below) {
+            let Some(tree) = below else {
+                self.children.push(child);
+                continue;
+            };
+            let (name, after) =
+                (child.name.clone(), child.first_start.as_ref().and_then(|first| first.after.clone()));
+            // Below it is what took the time: the path of the start leads through its last child.
+            let last = tree
+                .children
+                .iter()
+                .filter_map(|child| Some((child.first_start.as_ref()?.ready_us?, &child.name)));
+            if let (Some(first), Some((_, last))) = (&mut child.first_start, last.max()) {
+                first.after = Some(last.clone());
+            }
+            self.children.push(child);
+            self.children.extend(tree.children.iter().cloned().map(|mut child| {
+                child.supervisor.get_or_insert_with(|| name.clone());
+                if let Some(first) = &mut child.first_start {
+                    first.after = first.after.take().or_else(|| after.clone());
+                }
+                child
+            }));
+        }
+    }
+}
+
 impl Machine {
     /// The tree now. `bodies` gives kind and load of each child.
     pub(crate) fn snapshot(&self, name: &str, bodies: &[Body], now: Instant) -> TreeSnapshot {
@@ -248,8 +291,10 @@ impl Machine {
                 since: wall(child.since),
                 restarts: child.incarnation.saturating_sub(1),
                 incarnation: child.incarnation,
-                readiness: child.proof.clone().filter(|_| child.state() == State::Running),
+                readiness: child.proof.clone().filter(|_| matches!(child.phase, Phase::Running(_))),
                 status: child.status.clone(),
+                impaired: child.impaired.clone().filter(|_| matches!(child.phase, Phase::Running(_))),
+                supervisor: None,
                 last_failure: child.last_failure.as_ref().map(|(at, report)| FailureSnapshot {
                     at: wall(*at),
                     reason: report.reason.to_string(),
@@ -276,12 +321,14 @@ impl Machine {
             Stage::Running => {}
         }
         let counts_as = |child: &Child| match (child.state(), &child.phase, child.rules.when_spent) {
+            // It runs: less than it should, but it does.
+            (State::Degraded, Phase::Running(_), _) => State::Degraded,
             (State::Degraded | State::Error, _, WhenSpent::Escalate) => State::Error,
             (State::Error, ..) | (_, Phase::Down(Down::Stopped), _) => State::Degraded,
             // A finished child has done what it was for.
             (_, Phase::Down(Down::Finished), _) => State::Running,
             // Coming back: a restart must not look like a start.
-            (State::Starting, phase, when_spent) if child.incarnation > 1 || child.has_run(phase) => {
+            (State::Starting, phase, when_spent) if child.starts() > 1 || child.has_run(phase) => {
                 match when_spent {
                     WhenSpent::Escalate => State::Error,
                     WhenSpent::LeaveFailed => State::Degraded,
@@ -312,7 +359,7 @@ impl Machine {
 impl Child {
     /// Whether it ran before it came to wait in `phase`.
     fn has_run(&self, phase: &Phase) -> bool {
-        self.incarnation == 1 && matches!(phase, Phase::Waiting { .. })
+        self.starts() == 1 && matches!(phase, Phase::Waiting { .. })
     }
 
     fn budget_snapshot(&self, now: Instant) -> BudgetSnapshot {
@@ -324,6 +371,7 @@ impl Child {
         match &self.phase {
             Phase::Waiting { retry: true, .. } => State::Degraded,
             Phase::Waiting { retry: false, .. } | Phase::Starting { .. } => State::Starting,
+            Phase::Running(_) if self.impaired.is_some() => State::Degraded,
             Phase::Running(_) => State::Running,
             // Killed for a failure: it is down already, only not gone.
             Phase::Ending { then: Then::Fail(_), .. } => State::Degraded,

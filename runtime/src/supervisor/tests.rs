@@ -209,3 +209,73 @@ fn a_program_is_a_child_like_any_other() {
     assert_eq!(tree.child("calm").unwrap().state, State::Running);
     stop(supervision);
 }
+
+fn group(name: &str, strategy: Strategy, children: Vec<ChildSpecification>) -> ChildSpecification {
+    ChildSpecification::supervisor(name.parse().unwrap(), strategy, Children::Lasting(children)).unwrap()
+}
+
+#[test]
+fn a_supervisor_is_a_child_like_any_other_and_its_children_take_orders_through_the_root() {
+    let mailroom = Mailroom::open().unwrap();
+    let inner = group("inner", Strategy::OneForOne, vec![clumsy("deep", &mailroom, "nowhere", 0)]);
+    let outer = group("outer", Strategy::OneForAll, vec![inner, clumsy("b", &mailroom, "tick", 1)]);
+    let supervision = supervise(vec![clumsy("first", &mailroom, "nowhere", 0), outer]);
+    // `b` fails once and takes `inner`, with all below it, along.
+    let tree = wait(&supervision, |tree| {
+        tree.state == State::Running && tree.child("deep").is_some_and(|deep| deep.incarnation == 2)
+    });
+    let names: Vec<_> = tree.children.iter().map(|child| child.name.as_str()).collect();
+    assert_eq!(names, ["first", "outer", "inner", "deep", "b"]);
+    let below = |name: &str| tree.child(name).unwrap().supervisor.clone();
+    assert_eq!(
+        (below("first"), below("inner"), below("b")),
+        (None, Some("outer".into()), Some("outer".into()))
+    );
+    assert_eq!(below("deep").as_deref(), Some("inner"));
+    assert_eq!((tree.child("outer").unwrap().restarts, tree.child("first").unwrap().restarts), (0, 0));
+
+    let handle = supervision.handle();
+    handle.stop("deep").unwrap();
+    wait(&supervision, |tree| {
+        tree.state == State::Degraded
+            && tree.child("deep").is_some_and(|deep| deep.state == State::Stopped)
+            && tree.child("outer").is_some_and(|outer| outer.impaired.is_some())
+    });
+    handle.start("deep").unwrap();
+    wait(&supervision, |tree| tree.state == State::Running);
+    handle.stop("outer").unwrap();
+    wait(&supervision, |tree| tree.child("outer").is_some_and(|outer| outer.state == State::Stopped));
+    let error = handle.restart("b").unwrap_err().to_string();
+    assert_eq!(error, "`b` belongs to `outer`, which is down; start that");
+    handle.start("outer").unwrap();
+    let tree = wait(&supervision, |tree| tree.state == State::Running);
+    assert_eq!(tree.child("deep").unwrap().incarnation, 4);
+    let error = handle.restart("depe").unwrap_err().to_string();
+    assert!(error.starts_with("no component is named `depe`; `deep`?"), "{error}");
+    assert_eq!(stop(supervision).to_string(), "stopped as asked");
+}
+
+#[test]
+fn a_child_that_escalates_fails_its_supervisor_which_the_one_above_restarts() {
+    let mailroom = Mailroom::open().unwrap();
+    // Its first start fails: it is not tried again, but its supervisor is.
+    let children =
+        vec![clumsy("calm", &mailroom, "nowhere", 0), clumsy("vital", &mailroom, "started", 2).escalates()];
+    let supervision = supervise(vec![group("group", Strategy::OneForOne, children)]);
+    let tree = wait(&supervision, |tree| tree.state == State::Running);
+    let group = tree.child("group").unwrap();
+    assert_eq!(group.restarts, 2);
+    let reason = &group.last_failure.as_ref().unwrap().reason;
+    assert!(reason.starts_with("`vital` did not start: panicked in `started`"), "{reason}");
+    assert_eq!(tree.child("calm").unwrap().incarnation, 3);
+    assert_eq!(stop(supervision).to_string(), "stopped as asked");
+}
+
+#[test]
+fn a_name_is_one_in_the_whole_tree() {
+    let mailroom = Mailroom::open().unwrap();
+    let below = group("group", Strategy::OneForOne, vec![clumsy("twice", &mailroom, "nowhere", 0)]);
+    let children = vec![clumsy("twice", &mailroom, "nowhere", 0), below];
+    let error = Supervisor::new("root").start(Strategy::OneForOne, Children::Lasting(children)).unwrap_err();
+    assert!(error.to_string().contains("two children are named `twice`"), "{error}");
+}
