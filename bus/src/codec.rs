@@ -81,9 +81,15 @@ mod fact {
     pub(super) const STREAM: u16 = 7;
 }
 
+/// Bytes of a header without facts: id, time and the number of facts.
+pub(crate) const PLAIN_HEADER_BYTES: usize = 16 + 8 + 8;
+
 /// Appends `header` in the form `bus/WIRE.md` calls "header": bincode's format of
 /// `(id: [u8; 16], published_at_ns: u64, facts: Vec<(u16, Vec<u8>)>)`.
 pub fn put_header(header: &Header, out: &mut Vec<u8>) {
+    if let Some(bytes) = plain_header(header) {
+        return out.extend_from_slice(&bytes);
+    }
     out.extend_from_slice(header.id.as_bytes());
     out.extend_from_slice(&header.published_at_ns.to_le_bytes());
     let count_at = out.len();
@@ -123,6 +129,34 @@ pub fn put_header(header: &Header, out: &mut Vec<u8>) {
         );
     }
     out[count_at..count_at + 8].copy_from_slice(&count.to_le_bytes());
+}
+
+/// A header that says no more than id and time, as most do; `None` if it says more.
+pub(crate) fn plain_header(header: &Header) -> Option<[u8; PLAIN_HEADER_BYTES]> {
+    let Header {
+        id,
+        published_at_ns,
+        content_type,
+        reply_to,
+        correlation,
+        schema,
+        traceparent,
+        stream,
+        user,
+    } = header;
+    let is_plain = *content_type == ContentType::Bytes
+        && reply_to.is_none()
+        && correlation.is_none()
+        && schema.is_none()
+        && traceparent.is_none()
+        && stream.is_none()
+        && user.is_empty();
+    is_plain.then(|| {
+        let mut bytes = [0; PLAIN_HEADER_BYTES];
+        bytes[..16].copy_from_slice(id.as_bytes());
+        bytes[16..24].copy_from_slice(&published_at_ns.to_le_bytes());
+        bytes
+    })
 }
 
 /// Reads what [`put_header`] wrote. No bytes at all are [`Header::absent`].

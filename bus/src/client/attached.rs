@@ -20,7 +20,7 @@ use crate::limits;
 use crate::{
     broker::{BrokerError, BrokerHandle},
     local::{Bound, LocalPort, Outbox, RecordSink, Refused},
-    native::{BatchReader, PublishParts, Record, RecordError},
+    native::{BatchReader, PublishParts, Record},
     peer::PeerName,
 };
 
@@ -79,13 +79,9 @@ impl RecordSink for Sink {
 
     fn on_batch(&self, batch: Bytes) {
         self.take(|core| {
-            let (mut reader, mut records) = (BatchReader::default(), Vec::new());
+            let mut reader = BatchReader::default();
             reader.begin(batch);
-            let damaged = |error: RecordError| SessionEnd::Protocol { problem: error.to_string() };
-            while let Some(record) = reader.next_record().map_err(damaged)? {
-                records.push(record);
-            }
-            core.on_records(&mut records)
+            core.on_batch(&mut reader, |_| Ok(())).map(|_records| ())
         });
     }
 

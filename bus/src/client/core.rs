@@ -76,6 +76,12 @@ pub(crate) enum SessionEnd {
     Protocol { problem: String },
 }
 
+impl From<RecordError> for SessionEnd {
+    fn from(error: RecordError) -> Self {
+        Self::Protocol { problem: error.to_string() }
+    }
+}
+
 impl fmt::Display for SessionEnd {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -335,20 +341,7 @@ impl Core {
     /// Takes what the broker sent. After an error the session must end.
     pub(crate) fn on_records(&self, records: &mut Vec<Record>) -> Result<(), SessionEnd> {
         let mut state = lock(&self.state);
-        let mut records = records.drain(..).peekable();
-        while let Some(record) = records.next() {
-            match record {
-                Record::Deliver { subscriptions, block } if subscriptions.len() == 1 => {
-                    let more = || match records.next_if(|next| is_delivery_for(next, &subscriptions))? {
-                        Record::Deliver { block, .. } => Some(block),
-                        _ => None,
-                    };
-                    on_deliveries(&state, subscriptions[0], block, more)?;
-                }
-                record => self.on_record(&mut state, record)?,
-            }
-        }
-        Ok(())
+        records.drain(..).try_for_each(|record| self.on_record(&mut state, record))
     }
 
     /// Takes one batch from the broker, each part of it after `watch` has seen it. Gives the number of its records.
@@ -818,33 +811,6 @@ fn origin_of(state: &State, origin: u32) -> Result<PeerName, SessionEnd> {
     })
 }
 
-fn is_delivery_for(record: &Record, expected: &[u32]) -> bool {
-    matches!(record, Record::Deliver { subscriptions, .. } if subscriptions[..] == *expected)
-}
-
-/// A run of deliveries for one subscription alone: its lane is looked up, locked and woken once.
-fn on_deliveries(
-    state: &State,
-    subscription: u32,
-    first: Block,
-    more: impl FnMut() -> Option<Block>,
-) -> Result<(), SessionEnd> {
-    let session = state.session;
-    let mut lane = state.subscriptions.get(&subscription).map(|subscribed| subscribed.lane.fill());
-    let mut known: Option<(u32, PeerName)> = None;
-    for block in std::iter::once(first).chain(std::iter::from_fn(more)) {
-        let origin = match known.take() {
-            Some((number, name)) if number == block.origin => name,
-            _ => origin_of(state, block.origin)?,
-        };
-        known = Some((block.origin, origin.clone()));
-        if let Some(lane) = &mut lane {
-            lane.push(Item::Delivery { origin, block, ticket: Ticket::Own { session } });
-        }
-    }
-    Ok(())
-}
-
 /// Deliveries for one subscription alone, in one piece: its lane is looked up, locked and woken once.
 fn on_run(state: &State, run: DeliverRun) -> Result<(), SessionEnd> {
     let origin = origin_of(state, run.origin())?;
@@ -854,11 +820,18 @@ fn on_run(state: &State, run: DeliverRun) -> Result<(), SessionEnd> {
     Ok(())
 }
 
-/// A delivery that several subscriptions share.
+/// A delivery by itself, which several subscriptions may share.
 fn on_deliver(state: &State, subscriptions: &[u32], block: Block) -> Result<(), SessionEnd> {
     let origin = origin_of(state, block.origin)?;
     let session = state.session;
     let lane = |id: &u32| state.subscriptions.get(id).map(|subscribed| &subscribed.lane);
+    if let [only] = subscriptions {
+        let ticket = Ticket::Own { session };
+        if let Some(lane) = lane(only) {
+            lane.push(Item::Delivery { origin, block, ticket });
+        }
+        return Ok(());
+    }
     let Some(first) = subscriptions.first() else { return Ok(()) };
     let lanes: Vec<_> = subscriptions.iter().filter_map(lane).collect();
     let shared = lane(first).map(|lane| Arc::new(SharedTicket { lane: Arc::clone(lane), session }));

@@ -68,6 +68,14 @@ impl BatchWriter {
 
 /// Appends a publish; see [`PublishParts::put`].
 pub fn put_publish(parts: &PublishParts<'_>, sequence: u64, out: &mut Vec<u8>) -> Result<(), usize> {
+    if let Some((head, header)) = parts.plain_head(sequence) {
+        let topic = parts.topic.as_str().as_bytes();
+        out.reserve(head.len() + topic.len() + header.len() + parts.payload.len());
+        for piece in [&head[..], topic, &header, parts.payload] {
+            out.extend_from_slice(piece);
+        }
+        return Ok(());
+    }
     let length_at = out.len();
     out.extend_from_slice(&[0; 4]);
     parts.put(sequence, out).inspect_err(|_| out.truncate(length_at))?;
@@ -255,6 +263,7 @@ pub enum Incoming<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::envelope::{ContentType, Header};
 
     fn all(reader: &mut BatchReader, batch: Vec<u8>) -> Vec<Record> {
         reader.begin(batch.into());
@@ -272,6 +281,28 @@ mod tests {
             all(&mut BatchReader::default(), batch),
             [Record::Cancel { id: 1 }, Record::Cancel { id: 2 }]
         );
+    }
+
+    #[test]
+    fn a_publish_written_at_once_has_the_bytes_of_its_record_whatever_its_header_says() {
+        let topic = "a/b".parse().unwrap();
+        let headers = [
+            Header::new(),
+            Header::absent(),
+            Header { content_type: ContentType::Json, ..Header::new() },
+            Header { schema: Some(7), ..Header::new() },
+            Header { user: vec![("k".to_owned(), "v".to_owned())], ..Header::new() },
+        ];
+        for header in &headers {
+            for payload in [Bytes::new(), Bytes::from_static(b"payload")] {
+                let parts =
+                    PublishParts { flags: 3, deadline_ms: 9, topic: &topic, header, payload: &payload };
+                let (mut at_once, mut as_record) = (b"before".to_vec(), b"before".to_vec());
+                put_publish(&parts, 5, &mut at_once).unwrap();
+                put_framed(&Record::Publish(parts.block(5).unwrap()), &mut as_record);
+                assert_eq!(at_once, as_record);
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,12 @@ use super::{
     large::LargeBuffer,
     record::{RecordError, kind},
 };
-use crate::{codec, envelope::Header, limits, topic::TopicName};
+use crate::{
+    codec::{self, PLAIN_HEADER_BYTES},
+    envelope::Header,
+    limits,
+    topic::TopicName,
+};
 
 /// The part of a message all sides share: the broker-owned prefix, then topic, header and payload.
 ///
@@ -290,6 +295,9 @@ impl<'a> BlockView<'a> {
     }
 }
 
+/// Bytes of a publish in front of its topic: length, kind and the block's prefix.
+const PUBLISH_HEAD_BYTES: usize = 4 + 1 + Block::PREFIX_BYTES;
+
 /// A publish before it is a record: a client's link writes it straight into a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct PublishParts<'a> {
@@ -306,6 +314,29 @@ pub struct PublishParts<'a> {
 }
 
 impl PublishParts<'_> {
+    /// The record, behind its length, but for topic, header and payload, with the header's bytes: if the header is plain.
+    pub(super) fn plain_head(
+        &self,
+        sequence: u64,
+    ) -> Option<([u8; PUBLISH_HEAD_BYTES], [u8; PLAIN_HEADER_BYTES])> {
+        let header = codec::plain_header(self.header)?;
+        let (flags, deadline_ms) = (self.flags, self.deadline_ms);
+        let topic = self.topic.as_str().as_bytes();
+        let view = BlockView {
+            flags,
+            sequence,
+            deadline_ms,
+            header_bytes: PLAIN_HEADER_BYTES as u16,
+            ..BlockView::new(topic, &[])
+        };
+        let mut head = [0; PUBLISH_HEAD_BYTES];
+        let length = PUBLISH_HEAD_BYTES - 4 + topic.len() + PLAIN_HEADER_BYTES + self.payload.len();
+        head[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        head[4] = kind::PUBLISH;
+        head[5..].copy_from_slice(&view.prefix());
+        Some((head, header))
+    }
+
     /// Appends `kind u8 | block`. A header above [`limits::HEADER_BYTES_MAX`] gives its size, and `out` is as it was.
     pub fn put(&self, sequence: u64, out: &mut Vec<u8>) -> Result<(), usize> {
         let start = out.len();
