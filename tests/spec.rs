@@ -14,6 +14,8 @@ mod wire_proxy;
 mod authentication;
 /// A broker that is killed under load and started again.
 mod broker_restart;
+/// What breaks from outside: kills, suspended processes, a full disk, a read-only directory, a jumping clock.
+mod chaos;
 /// The chat page, in Chromium.
 mod chat_page;
 /// What people ask of a running tree and order: `ps`, `explain`, `plan`, `critical-path`, `start`, `stop`, `restart`.
@@ -46,6 +48,8 @@ mod python_module;
 mod readiness;
 /// Edits of `authorized.toml` while the broker runs: at once, as a whole, and felt by nobody else.
 mod registry_edits;
+/// A configuration that changes while the runtime runs.
+mod reload;
 /// Keys stay out of what is shown, said and dumped.
 mod secrets;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.

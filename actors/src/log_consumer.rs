@@ -28,7 +28,7 @@ use crate::{
         CONFIRM_IDS_MAX, Confirm, Confirmed, ConsumerState, Level, LogRecord, Probe, ProbeAnswer, topic_level,
     },
     log_transport::{OnLogPath, STATUS_EVERY},
-    store::{Store, StoreError},
+    store::{Appended, Refused, Store, StoreError},
     topics,
 };
 
@@ -40,6 +40,8 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const CONFIRMS_WAITING_MAX: usize = 256;
 /// Ids remembered as stored, to answer without a look into the store.
 const RECENT_IDS_MAX: usize = 16_384;
+/// Pause before a store is tried again that another process holds, or whose disk takes nothing: nobody tells of either's end.
+const STORE_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a consumer cannot go on. Nobody was told of anything that is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,8 @@ pub struct ConsumerReport {
     pub foreign: u64,
     /// Times at which messages were lost on the way; they are sent again by those who care.
     pub gaps: u64,
+    /// Batches that the store took only at a later try.
+    pub retried: u64,
 }
 
 impl fmt::Display for ConsumerReport {
@@ -96,7 +100,18 @@ enum Event {
     Link(LinkState),
     Confirm(Option<Request>),
     Probe(Option<Request>),
+    /// The store may take what is held.
+    StoreAgain,
     Log(Option<BusEvent>),
+}
+
+/// Records that the store has not taken yet. Nothing more is taken from the bus meanwhile.
+struct Held {
+    batch: Vec<LogRecord>,
+    /// Whether messages were lost before or among them.
+    gap: bool,
+    /// Why the store did not take them; `None` before the first try.
+    refusal: Option<StoreError>,
 }
 
 /// A consumer that has taken its place on the bus.
@@ -109,6 +124,7 @@ pub struct Consumer {
     confirms: Service,
     probes: Service,
     waiting: Vec<Waiting>,
+    held: Option<Held>,
     recent: Recent,
     report: ConsumerReport,
 }
@@ -149,6 +165,7 @@ impl Consumer {
                 confirms,
                 probes,
                 waiting: Vec::new(),
+                held: None,
                 recent: Recent::default(),
                 report: ConsumerReport::default(),
             };
@@ -186,7 +203,8 @@ impl Consumer {
                 },
                 request = self.probes.next() => Event::Probe(request),
                 request = self.confirms.next() => Event::Confirm(request),
-                event = self.logs.next() => Event::Log(event),
+                () = tokio::time::sleep(STORE_RETRY_PAUSE), if self.held.is_some() => Event::StoreAgain,
+                event = self.logs.next(), if self.held.is_none() => Event::Log(event),
             };
             match event {
                 Event::Stop => return self.finish().await,
@@ -204,6 +222,10 @@ impl Consumer {
                 Event::Link(_) => {}
                 Event::Probe(Some(request)) => self.on_probe(request).await,
                 Event::Confirm(Some(request)) => self.on_confirm(request).await?,
+                Event::StoreAgain => {
+                    self.store_held().await?;
+                    report(self.report);
+                }
                 Event::Log(Some(event)) => {
                     self.on_logs(event).await?;
                     report(self.report);
@@ -212,13 +234,22 @@ impl Consumer {
         }
     }
 
-    /// Takes nothing new, stores what has arrived, answers everybody.
+    /// Takes nothing new, stores what has arrived, answers everybody. What the store does not take now is not waited for:
+    /// nobody was told that it is stored.
     async fn finish(mut self) -> Result<(), ConsumerError> {
         self.announce(false).await?;
-        while let Some(event) = self.logs.try_next() {
+        if self.held.is_some() {
+            self.store_held().await?;
+        }
+        while self.held.is_none()
+            && let Some(event) = self.logs.try_next()
+        {
             self.on_logs(event).await?;
         }
-        self.settle_waiting().await
+        match self.held.take().and_then(|held| held.refusal) {
+            Some(refusal) => Err(refusal.into()),
+            None => self.settle_waiting().await,
+        }
     }
 
     async fn announce(&self, ready: bool) -> Result<(), ConsumerError> {
@@ -282,9 +313,26 @@ impl Consumer {
             }
             next = if batch.len() < BATCH_RECORDS_MAX { self.logs.try_next() } else { None };
         }
+        self.held = Some(Held { batch, gap, refusal: None });
+        self.store_held().await
+    }
+
+    /// Tries to store what is held, waiting for a place in the writer's queue, and answers whoever waited for it.
+    async fn store_held(&mut self) -> Result<(), ConsumerError> {
+        let Some(Held { batch, gap, refusal }) = self.held.take() else { return Ok(()) };
         if !batch.is_empty() {
             let ids: Vec<Uuid> = batch.iter().map(|record| record.id).collect();
-            self.append(batch).await?;
+            match self.store.append_waiting(batch).await {
+                Ok(appended) => self.count(appended, refusal.is_some()),
+                Err(Refused { error, work: Some(batch) }) if may_pass(&error) => {
+                    if refusal.is_none() {
+                        tracing::error!(%error, "log records wait for the store");
+                    }
+                    self.held = Some(Held { batch, gap, refusal: Some(error) });
+                    return Ok(());
+                }
+                Err(Refused { error, .. }) => return Err(error.into()),
+            }
             let stored: HashSet<Uuid> = ids.iter().copied().collect();
             for waiting in &mut self.waiting {
                 waiting.missing.retain(|id| !stored.contains(id));
@@ -305,6 +353,16 @@ impl Consumer {
         Ok(())
     }
 
+    fn count(&mut self, appended: Appended, again: bool) {
+        self.report.stored += appended.stored as u64;
+        self.report.duplicates += appended.duplicates as u64;
+        self.report.refused += appended.refused.len() as u64;
+        self.report.retried += u64::from(again);
+        for (id, reason) in appended.refused {
+            tracing::error!(%id, %reason, "the store refuses a log record; it is lost");
+        }
+    }
+
     async fn settle_waiting(&mut self) -> Result<(), ConsumerError> {
         for waiting in std::mem::take(&mut self.waiting) {
             self.settle(waiting).await?;
@@ -321,19 +379,6 @@ impl Consumer {
             missing.retain(|id| !present.contains(id));
         }
         answer(waiting.request, &Confirmed { missing }).await;
-        Ok(())
-    }
-
-    /// Waits for a place in the writer's queue: the sender keeps what is not confirmed, so nothing is lost meanwhile. A
-    /// store that went on being locked by another process ends this incarnation.
-    async fn append(&mut self, batch: Vec<LogRecord>) -> Result<(), ConsumerError> {
-        let appended = self.store.append_waiting(batch).await.map_err(|refused| refused.error)?;
-        self.report.stored += appended.stored as u64;
-        self.report.duplicates += appended.duplicates as u64;
-        self.report.refused += appended.refused.len() as u64;
-        for (id, reason) in appended.refused {
-            tracing::error!(%id, %reason, "the store refuses a log record; it is lost");
-        }
         Ok(())
     }
 
@@ -413,6 +458,18 @@ impl Actor for LogConsumer {
         }
         Ok(())
     }
+}
+
+/// Whether the store may take the same records later: another process lets go, the disk has space again.
+fn may_pass(error: &StoreError) -> bool {
+    error.is_transient()
+        || matches!(
+            error,
+            StoreError::DiskFull { .. }
+                | StoreError::ReadOnly { .. }
+                | StoreError::Disk { .. }
+                | StoreError::File { .. }
+        )
 }
 
 /// The ids stored last.

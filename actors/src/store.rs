@@ -12,7 +12,10 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -86,6 +89,7 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<JoinHandle<()>>>,
     counts: Arc<writer::Counts>,
+    log_age_max_ms: Arc<AtomicU64>,
 }
 
 /// What the writer of a store has done since the store was opened.
@@ -122,8 +126,11 @@ impl Store {
         migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
         identity::record(&connection, path, key)?;
 
-        let retention =
-            writer::Retention { log_rows_max: options.log_rows_max, log_age_max: options.log_age_max };
+        let log_age_max_ms = Arc::new(AtomicU64::new(milliseconds(options.log_age_max)));
+        let retention = writer::Retention {
+            log_rows_max: options.log_rows_max,
+            log_age_max_ms: Arc::clone(&log_age_max_ms),
+        };
         let counts = Arc::new(writer::Counts::default());
         let writer = writer::Writer::new(
             path.to_owned(),
@@ -152,6 +159,7 @@ impl Store {
             writer: Mutex::new(Some(thread)),
             readers: Mutex::new(readers),
             counts,
+            log_age_max_ms,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -173,6 +181,11 @@ impl Store {
     pub async fn append_waiting(&self, records: Vec<LogRecord>) -> Result<Appended, Refused<Vec<LogRecord>>> {
         let appended = self.shared.jobs.submit_waiting(logs::Append(records)).await;
         appended.map_err(|refused| refused.map(|work| work.0))
+    }
+
+    /// Another age of log records to keep; what is older goes with the next trimming.
+    pub fn keep_logs_for(&self, age_max: Duration) {
+        self.shared.log_age_max_ms.store(milliseconds(age_max), Ordering::Relaxed);
     }
 
     /// Creates a conversation; `false` if it was there already.
@@ -254,6 +267,10 @@ impl Store {
     pub fn is_open(&self) -> bool {
         locked(&self.shared.writer).as_ref().is_some_and(|thread| !thread.is_finished())
     }
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A lock that a panic elsewhere does not take away: what it guards is whole at every instant.

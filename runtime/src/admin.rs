@@ -8,6 +8,7 @@
 //! | `interlock/runtime/start-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/stop-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/restart-component/v1` | a name, as text | [`Ordered`] |
+//! | `interlock/runtime/reload/v1` | nothing | `{"Ok":` a [`ReloadReport`](crate::config::live::ReloadReport)`}`, or `{"Err":` all mistakes`}` |
 //! | `interlock/runtime/stop/v1` | nothing | `{"stopping":true}`, at once |
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
     lifecycle::{Instance, Shutdown, ShutdownStatus, StopReason},
     peers::RUNTIME,
     process::memory,
+    reload::{ConfigStatus, ReloadHandle},
     supervisor::{OrderError, SupervisorHandle, TreeSnapshot},
 };
 
@@ -36,6 +38,7 @@ const PLAN: &str = "interlock/runtime/plan/v1";
 const START: &str = "interlock/runtime/start-component/v1";
 const STOP_ONE: &str = "interlock/runtime/stop-component/v1";
 const RESTART: &str = "interlock/runtime/restart-component/v1";
+const RELOAD: &str = "interlock/runtime/reload/v1";
 const STOP: &str = "interlock/runtime/stop/v1";
 
 /// Everything that the runtime serves.
@@ -71,6 +74,11 @@ pub fn plan_topic() -> TopicName {
     topic(PLAN)
 }
 
+/// Where it is asked to read its configuration again.
+pub fn reload_topic() -> TopicName {
+    topic(RELOAD)
+}
+
 /// Where a stop of everything is asked for.
 pub fn stop_topic() -> TopicName {
     topic(STOP)
@@ -92,6 +100,9 @@ pub struct Status {
     /// The shutdown, once one has begun.
     #[serde(default)]
     pub shutdown: Option<ShutdownStatus>,
+    /// What is to be said of its configuration.
+    #[serde(default)]
+    pub config: ConfigStatus,
 }
 
 /// An order about one component.
@@ -138,10 +149,10 @@ pub struct PlanRequest {
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) instance: Arc<Mutex<Instance>>,
-    pub(crate) model: String,
     pub(crate) tree: SupervisorHandle,
     pub(crate) stop: mpsc::Sender<StopReason>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) reload: ReloadHandle,
 }
 
 /// Why a request is not answered with what it asked for.
@@ -178,6 +189,7 @@ impl Actor for Admin {
                 return Ok(answered?);
             }
             RESTART => self.order(ComponentOrder::Restart, &request).await?,
+            RELOAD => Ok(Payload::json(&self.reload.ask().await)?),
             STOP => {
                 let peer = request.message.origin.to_string();
                 // A full queue means that a stop was asked for already.
@@ -204,7 +216,7 @@ impl Admin {
     fn status(&self, tree: TreeSnapshot) -> Status {
         let instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let shutdown = self.shutdown.status(Instant::now());
-        Status { instance, model: self.model.clone(), tree, shutdown }
+        Status { instance, model: self.reload.model(), tree, shutdown, config: self.reload.status() }
     }
 
     async fn plan(&self, request: &Request) -> Result<Result<Payload, Refusal>, Failure> {
@@ -289,7 +301,7 @@ mod tests {
     fn the_topics_are_valid_and_served() {
         let filter: TopicFilter = ALL.parse().unwrap();
         let orders = [ComponentOrder::Start, ComponentOrder::Stop, ComponentOrder::Restart];
-        let topics = [status_topic(), ps_topic(), plan_topic(), stop_topic()];
+        let topics = [status_topic(), ps_topic(), plan_topic(), reload_topic(), stop_topic()];
         for topic in topics.into_iter().chain(orders.map(ComponentOrder::topic)) {
             assert!(filter.matches(&topic));
         }

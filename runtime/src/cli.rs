@@ -10,6 +10,7 @@ mod order;
 mod output;
 mod plan;
 mod ps;
+mod reload;
 pub(crate) mod remote;
 mod status;
 mod stop;
@@ -95,6 +96,8 @@ enum Verb {
     Stop(stop::Arguments),
     /// Start one component that is down, or try it now; with a whole restart budget.
     Start(order::Arguments),
+    /// Let the running instance read its configuration again; see which changes wait for its next start.
+    Reload(reload::Arguments),
     /// Restart one component; with a whole restart budget.
     Restart(order::Arguments),
     /// Show what was logged, whether the runtime runs or not.
@@ -127,6 +130,7 @@ fn dispatch(arguments: Arguments, extras: Extras, output: &mut Output) -> Result
         Verb::Plan(arguments) => plan::run(&arguments, global, output),
         Verb::CriticalPath(arguments) => critical_path::run(&arguments, global, output),
         Verb::Start(arguments) => order::run(ComponentOrder::Start, &arguments, global, output),
+        Verb::Reload(arguments) => reload::run(&arguments, global, output),
         Verb::Restart(arguments) => order::run(ComponentOrder::Restart, &arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),

@@ -4,8 +4,10 @@
 //! built in and is the lowest layer. Nothing else knows a default.
 
 pub mod duration;
+pub mod json_schema;
 pub mod kind;
 mod layers;
+pub mod live;
 pub mod problem;
 pub mod schema;
 pub mod show;
@@ -392,6 +394,8 @@ pub struct Loaded {
     pub held: BTreeMap<String, Held>,
     /// The file that was read.
     pub file: Option<PathBuf>,
+    /// Where it all came from, to be read again.
+    pub sources: Sources,
 }
 
 impl Config {
@@ -420,8 +424,14 @@ impl Config {
         check_programs(&mut layers);
         check_combinations(&mut layers);
         if layers.problems.is_empty() {
-            let config = typed(&layers).map_err(|problem| ConfigError { problems: vec![problem] })?;
-            return Ok(Loaded { config, held: layers.settings, file: sources.file.clone() });
+            let programs = layers.programs.iter().map(|program| {
+                let keys = program.keys.iter().map(|(key, held)| ((*key).to_owned(), held.value.clone()));
+                Value::Table(keys.collect())
+            });
+            let config = typed(&layers.settings, programs.collect())
+                .map_err(|problem| ConfigError { problems: vec![problem] })?;
+            let (file, sources) = (sources.file.clone(), sources.clone());
+            return Ok(Loaded { config, held: layers.settings, file, sources });
         }
         Err(ConfigError { problems: layers.problems })
     }
@@ -575,22 +585,19 @@ fn check_combinations(layers: &mut Layers) {
     layers.problems.append(&mut problems);
 }
 
-/// The typed value of checked layers.
-fn typed(layers: &Layers) -> Result<Config, Problem> {
+/// The typed value of checked settings and programs.
+fn typed(settings: &BTreeMap<String, Held>, programs: Vec<Value>) -> Result<Config, Problem> {
     let mut table = toml::Table::new();
     for setting in schema::SETTINGS {
         let section = table.entry(setting.section).or_insert_with(|| Value::Table(toml::Table::new()));
-        if let (Value::Table(section), Some(held)) = (section, layers.settings.get(&setting.path())) {
+        if let (Value::Table(section), Some(held)) = (section, settings.get(&setting.path())) {
             section.insert(setting.key.to_owned(), held.value.clone());
         }
     }
-    let programs = layers.programs.iter().map(|program| {
-        Value::Table(program.keys.iter().map(|(key, held)| ((*key).to_owned(), held.value.clone())).collect())
-    });
-    table.insert("program".to_owned(), Value::Array(programs.collect()));
+    table.insert("program".to_owned(), Value::Array(programs));
     serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
         let key = error.path().to_string();
-        let origin = layers.settings.get(&key).map(|held| held.origin.clone());
+        let origin = settings.get(&key).map(|held| held.origin.clone());
         Problem { origin, text: format!("`{key}`: {}", error.into_inner().message()), key }
     })
 }

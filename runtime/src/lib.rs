@@ -13,6 +13,7 @@ pub mod exit;
 pub mod lifecycle;
 mod peers;
 pub mod process;
+pub mod reload;
 mod run;
 mod site;
 pub mod supervisor;

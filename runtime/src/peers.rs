@@ -63,7 +63,7 @@ pub(crate) fn enrol(site: &Site, extras: &[Extra]) -> Result<(), KeyError> {
         keys.ensure(&extra.name, &extra.permissions, &site.endpoints)?;
         keys.set_permissions(&extra.name, &extra.permissions)?;
     }
-    for program in &site.config.programs {
+    for program in &site.config().programs {
         let permissions = program.permissions();
         keys.ensure(&program.name, &permissions, &site.endpoints)?;
         keys.set_permissions(&program.name, &permissions)?;

@@ -191,22 +191,39 @@ impl Default for GuardianCommand {
 }
 
 /// Hosts a [`Program`].
-#[derive(Debug)]
 pub struct ProgramHost {
     name: PeerName,
     program: Arc<Program>,
+    /// Makes the program afresh for each incarnation.
+    remake: Option<Box<dyn Fn() -> Program + Send>>,
     present: Option<Arc<Line>>,
 }
 
 impl ProgramHost {
     /// A host that runs `program` under `name`.
     pub fn new(name: PeerName, program: Program) -> Self {
-        Self { name, program: Arc::new(program), present: None }
+        Self { name, program: Arc::new(program), remake: None, present: None }
+    }
+
+    /// A host whose program is made afresh for each incarnation, as its settings then are.
+    pub fn remade(name: PeerName, make: impl Fn() -> Program + Send + 'static) -> Self {
+        let mut host = Self::new(name, Program::new(""));
+        host.remake = Some(Box::new(make));
+        host
+    }
+}
+
+impl fmt::Debug for ProgramHost {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("ProgramHost").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 impl Host for ProgramHost {
     fn start(&mut self, incarnation: u64, reports: Reports) {
+        if let Some(make) = &self.remake {
+            self.program = Arc::new(make());
+        }
         let line = Arc::new(Line::default());
         self.present = Some(line.clone());
         let run = Run { name: self.name.clone(), program: self.program.clone(), incarnation, line, reports };

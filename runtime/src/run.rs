@@ -20,19 +20,20 @@ use crate::{
     admin::Admin,
     builder::Extras,
     cli::{self, CliError, Output},
-    config::{BackEnd, Loaded, ModelSection},
+    config::{Loaded, live::LiveConfig},
     exit::Exit,
     lifecycle::{
         Instance, InstanceFile, InstanceLock, LifecycleError, ServiceManager, Shutdown, StopReason,
         StopSignals, WATCHDOG_SLACK, Watchdog,
     },
     peers,
+    reload::{Reloader, describe},
     site::{self, Site, Slot},
     supervisor::{
         ChildSnapshot, Children, Outcome, ShutdownPhases, State, Strategy, Supervision, Supervisor,
         SupervisorHandle, TreeSnapshot, Why,
     },
-    telemetry,
+    telemetry::{self, Levels},
     tree::BrokerSeat,
 };
 
@@ -90,7 +91,7 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         tracing::warn!("a shutdown file of an earlier run was ignored and removed");
     }
     let site = Arc::new(Site {
-        config: loaded.config,
+        live: LiveConfig::new(loaded),
         data_dir,
         keys,
         endpoints,
@@ -110,7 +111,8 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
 
     // Run, until something asks for a stop; drain; exit code.
     let watchdog = Slot::default();
-    let life = Life { site: &site, signals, manager, instance_file, watchdog: &watchdog, output };
+    let levels = logs.levels;
+    let life = Life { site: &site, signals, manager, levels, instance_file, watchdog: &watchdog, output };
     let exit = runtime.block_on(live(life, extras, instance));
     // What still hangs in it is not waited for.
     runtime.shutdown_background();
@@ -124,6 +126,7 @@ struct Life<'a> {
     site: &'a Arc<Site>,
     signals: StopSignals,
     manager: ServiceManager,
+    levels: Levels,
     instance_file: InstanceFile,
     /// Armed by the stop; it watches what comes after it as well.
     watchdog: &'a Slot<Watchdog>,
@@ -138,14 +141,15 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let supervisor = Supervisor::new(ROOT);
     let handle = supervisor.handle();
     let (stop, tree, shutdown) = (life.signals.requester(), handle.clone(), Shutdown::default());
-    let (instance, model) = (Arc::clone(&shared), describe(&site.config.model));
+    let mut reloader = Reloader::new(site, handle.clone(), life.levels.clone());
+    let (instance, reload) = (Arc::clone(&shared), reloader.handle());
     let (begun, because) = (shutdown.clone(), shutdown);
     let make_admin = Arc::new(move || Admin {
         instance: Arc::clone(&instance),
-        model: model.clone(),
         tree: tree.clone(),
         stop: stop.clone(),
         shutdown: because.clone(),
+        reload: reload.clone(),
     });
     let children = site::children(site, extras, make_admin).map_err(|failure| misbuilt(&failure))?;
     let supervision = supervisor
@@ -171,11 +175,14 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
             tokio::select! {
                 reason = life.signals.next() => Some(reason),
                 () = life.manager.beats(&handle) => unreachable!("it never ends"),
+                () = reloader.run() => unreachable!("it never ends"),
                 () = ended(&handle) => None,
             }
         }
         Err(reason) => Some(reason),
     };
+    // Nothing is read any more; whoever asks is told so.
+    drop(reloader);
     stop_all(&mut life, supervision, reason, &begun).await
 }
 
@@ -230,7 +237,7 @@ async fn stop_all(
     reason: Option<StopReason>,
     shutdown: &Shutdown,
 ) -> Result<Exit, CliError> {
-    let section = &life.site.config.shutdown;
+    let section = life.site.config().shutdown;
     let phases = ShutdownPhases { drain: section.drain, forced: section.forced };
     let begin = Instant::now();
     let handle = supervision.handle().clone();
@@ -356,7 +363,7 @@ fn print_started(
     for child in &tree.children {
         output.line(&format!("  {:<13} {}", child.name, state_line(child)))?;
     }
-    output.line(&format!("  answers       {}", describe(&site.config.model)))?;
+    output.line(&format!("  answers       {}", describe(&site.config().model)))?;
     let is_open = |child: &ChildSnapshot| child.name.as_str() == "gateway" && child.state == State::Running;
     if !tree.children.iter().any(is_open) {
         return output.line("  open          not yet: the gateway is not running");
@@ -377,17 +384,6 @@ fn state_line(child: &ChildSnapshot) -> String {
             format!("{}: {}", state.as_str(), failure.reason)
         }
         (_, state) => state.as_str().to_owned(),
-    }
-}
-
-/// What answers, honestly.
-fn describe(model: &ModelSection) -> String {
-    match model.back_end {
-        BackEnd::Script => "script: the embedded script engine, which is no language model".to_owned(),
-        BackEnd::OpenAi => {
-            let name = if model.model.is_empty() { "the first model listed" } else { &model.model };
-            format!("openai: {name} at {}", model.url)
-        }
     }
 }
 

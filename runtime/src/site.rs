@@ -21,7 +21,7 @@ use crate::{
     admin::{self, Admin},
     builder::{Extra, Extras},
     component::{self, ComponentSettings, MODEL},
-    config::{self, Config, Placement},
+    config::{self, Config, Placement, live::LiveConfig},
     exit::Exit,
     lifecycle::DataDir,
     peers::{RUNTIME, name_of},
@@ -70,7 +70,8 @@ impl<T: Clone> Slot<T> {
 
 /// One installation, opened for running.
 pub(crate) struct Site {
-    pub(crate) config: Config,
+    /// What is in force; children read it when they are made.
+    pub(crate) live: LiveConfig,
     pub(crate) data_dir: DataDir,
     pub(crate) keys: KeyStore,
     /// Where the broker is to listen. Once it does, [`BrokerHandle::endpoints`] has the ports.
@@ -96,16 +97,22 @@ impl fmt::Debug for Site {
 }
 
 impl Site {
+    /// The configuration that is in force.
+    pub(crate) fn config(&self) -> Config {
+        self.live.loaded().config.clone()
+    }
+
     /// The conversation engine on the open store.
     pub(crate) fn conversation(&self) -> Result<ConversationEngine, Failure> {
-        let section = &self.config.conversation;
-        let mut config = ConversationConfig {
+        let config = self.config();
+        let section = &config.conversation;
+        let mut settings = ConversationConfig {
             instructions: section.instructions.clone(),
             ..ConversationConfig::default()
         };
-        config.history.messages_max = section.history_messages_max;
-        config.timing.whole = self.config.gateway.turn_timeout;
-        Ok(ConversationEngine::new(config, self.store.store()?))
+        settings.history.messages_max = section.history_messages_max;
+        settings.timing.whole = config.gateway.turn_timeout;
+        Ok(ConversationEngine::new(settings, self.store.store()?))
     }
 
     fn store_actor(&self) -> StoreActor {
@@ -118,7 +125,7 @@ impl Site {
     }
 
     fn store_options(&self) -> StoreOptions {
-        StoreOptions { log_age_max: self.config.logs.retention, ..StoreOptions::default() }
+        StoreOptions { log_age_max: self.config().logs.retention, ..StoreOptions::default() }
     }
 
     /// Opens the database after the tree has ended.
@@ -173,9 +180,9 @@ pub(crate) fn children(
         conversation: host(site, "conversation", on_bus(site, "conversation"), |site| site.conversation()),
         gateway: host(site, "gateway", on_bus(site, "gateway"), |site| Ok(Gateway::new(site.gateway()))),
     };
-    let mut children = tree::built_in(hosts, &site.config.shutdown);
+    let mut children = tree::built_in(hosts, &site.config().shutdown);
     children.extend(actors(site, extras)?);
-    for settings in &site.config.programs {
+    for settings in &site.config().programs {
         children.push(tree::program(settings, &site.seat, &name_of(RUNTIME))?);
     }
     Ok(children)
@@ -222,28 +229,40 @@ fn on_bus(site: &Site, name: &str) -> Bus {
 
 /// The model service: a process of its own, or an actor.
 fn model(site: &Arc<Site>) -> Result<(Box<dyn Host>, ChildKind), Failure> {
-    let section = &site.config.model;
-    let config = component::model_config(section).map_err(|error| Failure::new(error.to_string()))?;
+    // A mistake is said before anything runs.
+    let model_config = |site: &Site| {
+        component::model_config(&site.config().model).map_err(|error| Failure::new(error.to_string()))
+    };
+    model_config(site)?;
+    let section = site.config().model;
     if section.placement == Placement::Runtime {
         let bus = on_bus(site, MODEL);
-        return Ok((
-            host(site, MODEL, bus, move |_| Ok(ModelService::new(config.clone()))),
-            ChildKind::Actor,
-        ));
+        let make = move |site: &Arc<Site>| Ok(ModelService::new(model_config(site)?));
+        return Ok((host(site, MODEL, bus, make), ChildKind::Actor));
     }
-    let settings = ComponentSettings { log_level: site.config.logs.level.clone(), model: section.clone() };
-    let name = name_of(MODEL);
-    let data_dir = site.data_dir.root();
-    let mut program = Program::new("/proc/self/exe");
-    // The directory is there for whoever reads the list of processes.
-    program.arguments = vec!["actor".into(), MODEL.into(), "--data-dir".into(), data_dir.into()];
-    program.guardian.arguments.extend([MODEL.into(), data_dir.into()]);
-    program.environment =
-        vec![(component::SETTINGS_VARIABLE.into(), serde_json::to_string(&settings)?.into())];
-    program.credentials = Credentials::Descriptor(Arc::new(site.seat.incarnation_credentials(name.clone())));
-    program.readiness = Readiness::Newline;
-    program.grace = site.config.shutdown.drain;
-    Ok((Box::new(ProgramHost::new(name, program)), ChildKind::Process))
+    let site = Arc::clone(site);
+    Ok((Box::new(ProgramHost::remade(name_of(MODEL), move || site.model_program())), ChildKind::Process))
+}
+
+impl Site {
+    /// This same binary as the model service, with the settings that are in force.
+    fn model_program(&self) -> Program {
+        let config = self.config();
+        let settings = ComponentSettings { log_level: config.logs.level, model: config.model };
+        let data_dir = self.data_dir.root();
+        let settings = serde_json::to_string(&settings)
+            .expect("text, numbers and paths that were UTF-8 are always JSON");
+        let mut program = Program::new("/proc/self/exe");
+        // The directory is there for whoever reads the list of processes.
+        program.arguments = vec!["actor".into(), MODEL.into(), "--data-dir".into(), data_dir.into()];
+        program.guardian.arguments.extend([MODEL.into(), data_dir.into()]);
+        program.environment = vec![(component::SETTINGS_VARIABLE.into(), settings.into())];
+        program.credentials =
+            Credentials::Descriptor(Arc::new(self.seat.incarnation_credentials(name_of(MODEL))));
+        program.readiness = Readiness::Newline;
+        program.grace = config.shutdown.drain;
+        program
+    }
 }
 
 impl Site {
@@ -252,7 +271,7 @@ impl Site {
         let endpoints = self.listened.get().unwrap_or_else(|| self.endpoints.clone());
         let mut config = BrokerConfig::from_key_store(&self.keys, endpoints)
             .inspect_err(|error| self.exit.set(Exit::of_key(error)))?;
-        let bus = &self.config.bus;
+        let bus = self.config().bus;
         config.bounds = Bounds {
             send_queue_messages: bus.send_queue_messages,
             send_queue_bytes: bus.send_queue_bytes,
@@ -266,7 +285,7 @@ impl Site {
 
     /// What the gateway is started with.
     fn gateway(&self) -> gateway::Options {
-        let section = &self.config.gateway;
+        let section = self.config().gateway;
         let store = self.store.clone();
         gateway::Options {
             port: Arc::clone(&self.port),

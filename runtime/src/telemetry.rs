@@ -1,6 +1,9 @@
 //! Where events go: into the log path, which ends in the encrypted store, and, the serious ones, to standard error.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use interlock_actors::log_transport::{self, Drain, Identity, LogBuffer, LogLayer, Sink, buffer};
 use interlock_bus::Client;
@@ -11,6 +14,7 @@ use tracing_subscriber::{
     filter::{LevelFilter, Targets, filter_fn},
     fmt,
     layer::SubscriberExt,
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -34,6 +38,25 @@ const TALKATIVE: &[&str] = &[
 pub(crate) struct Logs {
     /// What waits for the log transport.
     pub(crate) buffer: LogBuffer,
+    /// Changes what is kept and what is printed.
+    pub(crate) levels: Levels,
+}
+
+/// Changes the levels of this process while it runs.
+#[derive(Clone)]
+pub(crate) struct Levels(Arc<dyn Fn(&str, &str) + Send + Sync>);
+
+impl std::fmt::Debug for Levels {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Levels")
+    }
+}
+
+impl Levels {
+    /// From now on; both are checked settings.
+    pub(crate) fn set(&self, level: &str, console: &str) {
+        (self.0)(level, console);
+    }
 }
 
 /// Begins to log as `component`. `level` and `console` are checked settings; `console` may be `off`.
@@ -47,12 +70,19 @@ pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<L
         let is_own = log_transport::is_marked() || log_transport::is_own_target(event.target());
         !(is_own && *event.level() <= Level::WARN)
     });
+    let (kept, kept_handle) = reload::Layer::new(targets(level));
+    let (shown, shown_handle) = reload::Layer::new(targets(console));
     // Fails if the program of somebody who uses this library logs already: then that goes on.
     let _ = tracing_subscriber::registry()
-        .with(layer.with_filter(targets(level)))
-        .with(printed.with_filter(targets(console)).with_filter(not_own))
+        .with(layer.with_filter(kept))
+        .with(printed.with_filter(shown).with_filter(not_own))
         .try_init();
-    Ok(Logs { buffer })
+    let levels = Levels(Arc::new(move |level, console| {
+        // Fails only if nothing of it was installed, and then there is nothing to change.
+        let _ = kept_handle.reload(targets(level));
+        let _ = shown_handle.reload(targets(console));
+    }));
+    Ok(Logs { buffer, levels })
 }
 
 impl Logs {

@@ -47,11 +47,13 @@ pub(crate) struct TestRuntime {
     // Dropped first: the process ends before its directory goes.
     pub(crate) process: TestProcess,
     pub(crate) directory: tempfile::TempDir,
+    /// Variables for every verb, as for the process itself.
+    pub(crate) environment: Vec<(&'static str, PathBuf)>,
     http: reqwest::blocking::Client,
 }
 
 /// Settings every test needs: ports that the system chooses.
-const CONFIG: &str =
+pub(crate) const CONFIG: &str =
     "[bus]\nendpoints = [\"ipc\", \"tcp://127.0.0.1:0\"]\n[gateway]\nlisten = \"127.0.0.1:0\"\n";
 
 impl TestRuntime {
@@ -81,19 +83,22 @@ impl TestRuntime {
     pub(crate) fn begin_with(settings: &str, change: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("interlock.toml"), format!("{CONFIG}{settings}")).unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
         let mut command = Self::command(directory.path());
         change(&mut command);
         let process = TestProcess::spawn(command);
         // The provider is process-wide; a second installation finds the first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::blocking::Client::builder().timeout(DEADLINE * 3).build().unwrap();
-        Self { process, directory, http }
+        Self { process, directory, environment: Vec::new(), http }
     }
 
     pub(crate) fn command(directory: &Path) -> Command {
         let mut command = tool("interlock");
         command.arg("run").arg("--config").arg(directory.join("interlock.toml"));
         command.arg("--data-dir").arg(directory.join("data"));
+        // So that whatever it starts can be told by its environment, and leaves its files here.
+        command.env("TMPDIR", directory.join("tmp"));
         command
     }
 
@@ -161,7 +166,7 @@ impl TestRuntime {
     pub(crate) fn interlock(&self, arguments: &[&str]) -> Output {
         let mut command = tool("interlock");
         command.args(arguments).arg("--data-dir").arg(self.data());
-        command.output().unwrap()
+        command.envs(self.environment.iter().cloned()).output().unwrap()
     }
 
     /// A verb of `bus` on this data directory.

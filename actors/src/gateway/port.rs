@@ -44,12 +44,22 @@ impl Port {
     /// # Errors
     /// [`PortError`], naming the port and the key to change.
     pub fn reserve(address: SocketAddr) -> Result<Self, PortError> {
-        let reserve = || {
+        let bind = |address: SocketAddr| {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             // Without it a restart would have to wait for connections of the former instance to be forgotten.
             socket.set_reuse_address(true)?;
             socket.bind(&address.into())?;
             let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+            io::Result::Ok((socket, bound))
+        };
+        let reserve = || {
+            let (socket, bound) = bind(address)?;
+            if address.port() != 0 {
+                return Ok(Self { socket, address: bound });
+            }
+            // Linux takes a port that it chose itself away from a socket that stops listening, but not one that was asked
+            // for; two that do not listen may share it for a moment.
+            let (socket, bound) = bind(bound)?;
             Ok(Self { socket, address: bound })
         };
         reserve().map_err(|source| PortError { address, source })
@@ -67,7 +77,7 @@ impl Port {
         Ok(self.socket.try_clone().map_err(refuse)?.into())
     }
 
-    /// Stops listening, for good.
+    /// Stops listening, until it is opened again. It stays ours.
     pub(super) fn close(&self) {
         // Fails only if it does not listen.
         let _ = self.socket.shutdown(Shutdown::Both);
@@ -94,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reserved_port_answers_nobody_until_it_is_opened() {
+    fn a_reserved_port_answers_nobody_until_it_is_opened_and_can_be_opened_again() {
         let port = Port::reserve("127.0.0.1:0".parse().unwrap()).unwrap();
         assert!(std::net::TcpStream::connect(port.address()).is_err());
         let listener = port.open().unwrap();
@@ -103,5 +113,8 @@ mod tests {
         std::net::TcpStream::connect(port.address()).unwrap();
         port.close();
         assert!(std::net::TcpStream::connect(port.address()).is_err());
+        let listener = port.open().unwrap();
+        assert_eq!(listener.local_addr().unwrap(), port.address());
+        std::net::TcpStream::connect(port.address()).unwrap();
     }
 }

@@ -185,10 +185,11 @@ impl Queue {
 }
 
 /// What is kept of the logs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Retention {
     pub(super) log_rows_max: u64,
-    pub(super) log_age_max: Duration,
+    /// In milliseconds; may be changed while the store is open.
+    pub(super) log_age_max_ms: Arc<AtomicU64>,
 }
 
 /// The writing thread's own state.
@@ -330,7 +331,9 @@ impl Writer {
     /// Deletes the oldest log records beyond what is kept, a batch by count and one by age.
     fn trim(&mut self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let oldest = now.saturating_sub(self.retention.log_age_max).as_nanos();
+        let oldest = now
+            .saturating_sub(Duration::from_millis(self.retention.log_age_max_ms.load(Ordering::Relaxed)))
+            .as_nanos();
         let trim = logs::Trim {
             rows_max: self.retention.log_rows_max,
             oldest_ns: i64::try_from(oldest).unwrap_or(i64::MAX),

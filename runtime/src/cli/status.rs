@@ -66,6 +66,16 @@ fn text(status: &Status) -> String {
         let _ = writeln!(out, "gateway   {url}");
     }
     let _ = writeln!(out, "answers   {}", status.model);
+    if let Some(refused) = &status.config.refused {
+        let _ = writeln!(
+            out,
+            "config    the changed file is refused, the one before stays: {}",
+            refused.replace('\n', "; ")
+        );
+    }
+    if !status.config.next_start.is_empty() {
+        let _ = writeln!(out, "config    waits for the next start: {}", status.config.next_start.join(", "));
+    }
     if let Some(shutdown) = &status.shutdown {
         let _ = writeln!(
             out,

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use interlock_bus::{Endpoint, PeerName, TopicFilter};
+use serde_json::json;
 use toml::Value;
 
 use super::{ProgramReadiness, duration};
@@ -107,6 +108,26 @@ impl Kind {
             Self::Texts => "a list of texts".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
             Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
+        }
+    }
+
+    /// As a JSON Schema. What it cannot say exactly (a regular expression, a topic filter) is left to `interlock check`.
+    pub fn json_schema(self) -> serde_json::Value {
+        let texts = || json!({ "type": "array", "items": { "type": "string" } });
+        match self {
+            Self::Integer(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
+            Self::Text | Self::Listen | Self::Url | Self::Variable | Self::Readiness | Self::Probe => {
+                json!({ "type": "string" })
+            }
+            Self::TextRequired => json!({ "type": "string", "minLength": 1 }),
+            Self::Choice(words) => json!({ "enum": words }),
+            Self::Duration(..) => json!({ "type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$" }),
+            Self::Endpoints => {
+                json!({ "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 2 })
+            }
+            Self::PeerName => json!({ "type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$" }),
+            Self::PeerNames | Self::Texts | Self::Filters => texts(),
+            Self::TextTable => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         }
     }
 

@@ -13,6 +13,19 @@ pub struct Setting {
     pub key: &'static str,
     /// What it may be.
     pub kind: Kind,
+    /// When a change of it takes effect while the runtime runs.
+    pub effect: Effect,
+}
+
+/// When a change of a setting takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// As soon as the file is read again.
+    AtOnce,
+    /// Then these components are restarted, in order and one by one; the others go on.
+    Restarts(&'static [&'static str]),
+    /// When the runtime is started again.
+    NextStart,
 }
 
 const fn ms(milliseconds: u64) -> Duration {
@@ -26,8 +39,26 @@ const LEVELS: &[&str] = &["trace", "debug", "info", "warn", "error"];
 const CONSOLE_LEVELS: &[&str] = &["off", "trace", "debug", "info", "warn", "error"];
 
 const fn setting(section: &'static str, key: &'static str, kind: Kind) -> Setting {
-    Setting { section, key, kind }
+    Setting { section, key, kind, effect: Effect::NextStart }
 }
+
+const fn at_once(section: &'static str, key: &'static str, kind: Kind) -> Setting {
+    Setting { effect: Effect::AtOnce, ..setting(section, key, kind) }
+}
+
+const fn restarts(
+    components: &'static [&'static str],
+    section: &'static str,
+    key: &'static str,
+    kind: Kind,
+) -> Setting {
+    Setting { effect: Effect::Restarts(components), ..setting(section, key, kind) }
+}
+
+const GATEWAY: &[&str] = &["gateway"];
+const TURNS: &[&str] = &["gateway", "conversation"];
+const MODEL: &[&str] = &["model"];
+const CONVERSATION: &[&str] = &["conversation"];
 
 /// All settings but those of programs.
 pub const SETTINGS: &[Setting] = &[
@@ -38,31 +69,31 @@ pub const SETTINGS: &[Setting] = &[
     setting("bus", "sessions_max", Kind::Integer(16, 65_536)),
     setting("bus", "retained_bytes_max", Kind::Integer(0, 4 << 30)),
     setting("gateway", "listen", Kind::Listen),
-    setting("gateway", "workers", Kind::Integer(1, 64)),
-    setting("gateway", "body_bytes_max", Kind::Integer(1, 16 << 20)),
-    setting("gateway", "streams_max", Kind::Integer(1, 10_000)),
-    setting("gateway", "head_timeout", Kind::Duration(ms(10), ms(600_000))),
-    setting("gateway", "body_timeout", Kind::Duration(ms(10), ms(600_000))),
-    setting("gateway", "write_timeout", Kind::Duration(ms(10), HOUR)),
-    setting("gateway", "turn_timeout", Kind::Duration(ms(10), DAY)),
-    setting("model", "back_end", Kind::Choice(&["script", "openai"])),
+    restarts(GATEWAY, "gateway", "workers", Kind::Integer(1, 64)),
+    restarts(GATEWAY, "gateway", "body_bytes_max", Kind::Integer(1, 16 << 20)),
+    restarts(GATEWAY, "gateway", "streams_max", Kind::Integer(1, 10_000)),
+    restarts(GATEWAY, "gateway", "head_timeout", Kind::Duration(ms(10), ms(600_000))),
+    restarts(GATEWAY, "gateway", "body_timeout", Kind::Duration(ms(10), ms(600_000))),
+    restarts(GATEWAY, "gateway", "write_timeout", Kind::Duration(ms(10), HOUR)),
+    restarts(TURNS, "gateway", "turn_timeout", Kind::Duration(ms(10), DAY)),
+    restarts(MODEL, "model", "back_end", Kind::Choice(&["script", "openai"])),
     setting("model", "placement", Kind::Choice(&["process", "runtime"])),
-    setting("model", "script", Kind::Text),
-    setting("model", "url", Kind::Url),
-    setting("model", "model", Kind::Text),
-    setting("model", "api_key_file", Kind::Text),
-    setting("model", "api_key_env", Kind::Variable),
-    setting("model", "connect_timeout", Kind::Duration(ms(10), HOUR)),
-    setting("model", "read_timeout", Kind::Duration(ms(10), HOUR)),
-    setting("model", "tokens_max", Kind::Integer(0, 1_000_000)),
-    setting("model", "concurrent_max", Kind::Integer(1, 1024)),
-    setting("model", "waiting_max", Kind::Integer(0, 65_536)),
-    setting("model", "script_pause", Kind::Duration(Duration::ZERO, ms(10_000))),
-    setting("conversation", "instructions", Kind::Text),
-    setting("conversation", "history_messages_max", Kind::Integer(2, 10_000)),
-    setting("logs", "level", Kind::Choice(LEVELS)),
-    setting("logs", "console", Kind::Choice(CONSOLE_LEVELS)),
-    setting("logs", "retention", Kind::Duration(MINUTE, Duration::from_secs(3650 * 86_400))),
+    restarts(MODEL, "model", "script", Kind::Text),
+    restarts(MODEL, "model", "url", Kind::Url),
+    restarts(MODEL, "model", "model", Kind::Text),
+    restarts(MODEL, "model", "api_key_file", Kind::Text),
+    restarts(MODEL, "model", "api_key_env", Kind::Variable),
+    restarts(MODEL, "model", "connect_timeout", Kind::Duration(ms(10), HOUR)),
+    restarts(MODEL, "model", "read_timeout", Kind::Duration(ms(10), HOUR)),
+    restarts(MODEL, "model", "tokens_max", Kind::Integer(0, 1_000_000)),
+    restarts(MODEL, "model", "concurrent_max", Kind::Integer(1, 1024)),
+    restarts(MODEL, "model", "waiting_max", Kind::Integer(0, 65_536)),
+    restarts(MODEL, "model", "script_pause", Kind::Duration(Duration::ZERO, ms(10_000))),
+    restarts(CONVERSATION, "conversation", "instructions", Kind::Text),
+    restarts(CONVERSATION, "conversation", "history_messages_max", Kind::Integer(2, 10_000)),
+    at_once("logs", "level", Kind::Choice(LEVELS)),
+    at_once("logs", "console", Kind::Choice(CONSOLE_LEVELS)),
+    at_once("logs", "retention", Kind::Duration(MINUTE, Duration::from_secs(3650 * 86_400))),
     setting("shutdown", "drain", Kind::Duration(ms(10), HOUR)),
     setting("shutdown", "forced", Kind::Duration(ms(10), Duration::from_secs(7200))),
 ];
@@ -86,10 +117,10 @@ pub const PROGRAM: &[Setting] = &[
         Kind::Choice(&["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"]),
     ),
     setting("program", "grace", Kind::Duration(Duration::ZERO, HOUR)),
-    setting("program", "publish", Kind::Filters),
-    setting("program", "subscribe", Kind::Filters),
-    setting("program", "serve", Kind::Filters),
-    setting("program", "request", Kind::Filters),
+    at_once("program", "publish", Kind::Filters),
+    at_once("program", "subscribe", Kind::Filters),
+    at_once("program", "serve", Kind::Filters),
+    at_once("program", "request", Kind::Filters),
 ];
 
 /// Keys without which a `[[program]]` cannot run.
@@ -119,6 +150,24 @@ impl Setting {
     pub fn variable(&self) -> String {
         format!("INTERLOCK_{}__{}", self.section.to_ascii_uppercase(), self.key.to_ascii_uppercase())
     }
+}
+
+/// The comment above a key in `interlock.toml`, as one paragraph.
+pub fn comment(setting: &Setting) -> String {
+    let (prefix, begin) = match setting.section {
+        "program" => ("# # ", "# [[program]]".to_owned()),
+        section => ("# ", format!("\n[{section}]")),
+    };
+    let key = if setting.section == "program" {
+        format!("\n# {} = ", setting.key)
+    } else {
+        format!("\n{} = ", setting.key)
+    };
+    let section = super::DEFAULTS.split_once(&begin).map_or("", |(_, section)| section);
+    let above = section.split_once(&key).map_or("", |(above, _)| above);
+    let mut lines: Vec<&str> = above.lines().rev().map_while(|line| line.strip_prefix(prefix)).collect();
+    lines.reverse();
+    lines.join(" ")
 }
 
 /// The setting at `section.key`.

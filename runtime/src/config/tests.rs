@@ -179,10 +179,69 @@ fn combinations_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn a_changed_file_is_taken_over_as_far_as_it_can_be_without_a_new_start() {
+    let program = |more: &str| format!("[[program]]\nname = \"a\"\ncommand = \"b\"\n{more}");
+    let old = load(&program("publish = [\"x\"]\n")).unwrap();
+    let new = load(&format!(
+        "[logs]\nlevel = \"debug\"\n[model]\ntokens_max = 7\n[bus]\nsessions_max = 100\n{}{}",
+        program("publish = [\"y\"]\ngrace = \"3s\"\n"),
+        program("").replace("\"a\"", "\"c\"")
+    ))
+    .unwrap();
+    let (now, report) = old.adopt(&new).unwrap();
+    assert_eq!((now.config.logs.level.as_str(), now.config.model.tokens_max), ("debug", 7));
+    assert_eq!(now.config.bus, old.config.bus);
+    assert_eq!(now.config.programs.len(), 1);
+    assert_eq!(now.config.programs[0].publish, new.config.programs[0].publish);
+    assert_eq!(now.config.programs[0].grace, old.config.programs[0].grace);
+    let keys: Vec<&str> = report.changed.iter().map(|change| change.key.as_str()).collect();
+    assert_eq!(keys, ["model.tokens_max", "logs.level", "rights of program `a`"]);
+    assert_eq!(report.restarted, BTreeSet::from(["model".to_owned()]));
+    assert_eq!(report.next_start, ["bus.sessions_max", "program `a`", "program `c`, which is new"]);
+    let (_, nothing) = now.adopt(&now).unwrap();
+    assert_eq!(nothing, live::ReloadReport::default());
+}
+
+#[test]
+fn settings_that_are_judged_together_take_effect_together() {
+    let effect = |path: &str| {
+        let (section, key) = path.split_once('.').unwrap();
+        schema::find(section, key).unwrap().effect
+    };
+    assert_eq!(effect("shutdown.drain"), effect("shutdown.forced"));
+    assert_eq!(effect("model.back_end"), effect("model.url"));
+    assert_eq!(effect("model.api_key_file"), effect("model.api_key_env"));
+}
+
+#[test]
+fn the_file_says_which_settings_take_effect_without_a_new_start() {
+    let text = DEFAULTS.split_once("\n[runtime]").unwrap().0.replace("\n# ", " ");
+    for setting in schema::SETTINGS {
+        let named = text.contains(&format!("{}.*", setting.section)) || text.contains(&setting.path());
+        let excepted = text.contains(&format!("not {}", setting.path()));
+        let live = setting.effect != schema::Effect::NextStart;
+        assert_eq!(live, named && !excepted, "{}", setting.path());
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = Config::load(&Sources { file: Some("/nonexistent/a.toml".into()), ..Sources::default() })
         .unwrap_err();
     assert!(error.to_string().contains("/nonexistent/a.toml"), "{error}");
+}
+
+#[test]
+fn a_difference_shows_what_is_not_the_default_and_nothing_else() {
+    let file = "[gateway]\nworkers = 2\nstreams_max = 256\n[[program]]\nname = \"a\"\ncommand = \"b\"\n";
+    let loaded = load(file).unwrap();
+    let text = show::difference(&loaded);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].starts_with("gateway.workers = 2 ") && lines[0].contains("# default 1; "), "{text}");
+    assert!(lines[0].ends_with("interlock.toml:2") && lines[1].starts_with("program a "), "{text}");
+    assert_eq!(show::difference_json(&loaded)["settings"]["gateway.workers"]["default"], 1);
+    assert_eq!(show::difference(&Config::load(&Sources::default()).unwrap()), "");
 }
 
 #[test]

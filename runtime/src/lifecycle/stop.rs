@@ -55,6 +55,8 @@ pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
+    /// Caught so that a file that may not grow is an error of whoever writes it, not the end of the process.
+    _file_too_large: Signal,
     file: PathBuf,
     instance: Uuid,
     poll: Interval,
@@ -80,6 +82,7 @@ impl StopSignals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hang_up: signal(SignalKind::hangup())?,
+            _file_too_large: signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?,
             file,
             instance,
             poll,

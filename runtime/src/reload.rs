@@ -1,0 +1,176 @@
+//! Reading the configuration again while the runtime runs: when its file has changed, or when somebody asks.
+//!
+//! One reader (the runtime's own loop) does it, so two requests never mix. A configuration with a mistake changes nothing.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Interval, MissedTickBehavior, interval},
+};
+
+use crate::{
+    component,
+    config::{BackEnd, Config, ModelSection, live::ReloadReport},
+    site::Site,
+    supervisor::SupervisorHandle,
+    telemetry::Levels,
+};
+
+/// How often the file is looked at: one `stat` each time.
+const FILE_POLL: Duration = Duration::from_secs(2);
+
+/// Requests that wait for the reader. A further one waits for a place.
+const ASKS_MAX: usize = 4;
+
+/// What is to be said of the configuration of a running instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Why the file as it is now is not in force, all mistakes, one on each line; `None` if it is.
+    pub refused: Option<String>,
+    /// What of it waits for the next start.
+    pub next_start: Vec<String>,
+}
+
+type Ask = oneshot::Sender<Result<ReloadReport, String>>;
+
+/// Asks for a reload, and knows how the last one went. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ReloadHandle {
+    asks: mpsc::Sender<Ask>,
+    site: Arc<Site>,
+    status: Arc<Mutex<ConfigStatus>>,
+}
+
+impl ReloadHandle {
+    /// Reads the configuration again; what came of it, or why it is refused.
+    pub(crate) async fn ask(&self) -> Result<ReloadReport, String> {
+        let gone = || "the runtime is stopping; nothing is read any more".to_owned();
+        let (answer, answered) = oneshot::channel();
+        self.asks.send(answer).await.map_err(|_| gone())?;
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    pub(crate) fn status(&self) -> ConfigStatus {
+        // No code that can panic runs under this lock.
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What answers, and whether that is a language model.
+    pub(crate) fn model(&self) -> String {
+        describe(&self.site.config().model)
+    }
+}
+
+/// What answers, honestly.
+pub(crate) fn describe(model: &ModelSection) -> String {
+    match model.back_end {
+        BackEnd::Script => "script: the embedded script engine, which is no language model".to_owned(),
+        BackEnd::OpenAi => {
+            let name = if model.model.is_empty() { "the first model listed" } else { &model.model };
+            format!("openai: {name} at {}", model.url)
+        }
+    }
+}
+
+/// What tells one content of a file from another.
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+fn stamp(file: Option<&Path>) -> Stamp {
+    let about = fs::metadata(file?).ok()?;
+    Some((about.modified().ok()?, about.len(), about.ino()))
+}
+
+/// The reader.
+#[derive(Debug)]
+pub(crate) struct Reloader {
+    handle: ReloadHandle,
+    asks: mpsc::Receiver<Ask>,
+    tree: SupervisorHandle,
+    levels: Levels,
+    seen: Stamp,
+    poll: Interval,
+}
+
+impl Reloader {
+    /// A reader for `site`. Belongs to a tokio runtime.
+    pub(crate) fn new(site: &Arc<Site>, tree: SupervisorHandle, levels: Levels) -> Self {
+        let (asks_in, asks) = mpsc::channel(ASKS_MAX);
+        let handle = ReloadHandle { asks: asks_in, site: Arc::clone(site), status: Arc::default() };
+        let mut poll = interval(FILE_POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let seen = stamp(site.live.loaded().file.as_deref());
+        Self { handle, asks, tree, levels, seen, poll }
+    }
+
+    pub(crate) fn handle(&self) -> ReloadHandle {
+        self.handle.clone()
+    }
+
+    /// Reads again whenever there is a reason to. Never ends.
+    pub(crate) async fn run(&mut self) {
+        loop {
+            tokio::select! {
+                Some(ask) = self.asks.recv() => {
+                    // An asker that has gone away needs no answer.
+                    let _ = ask.send(self.reload().await);
+                }
+                _ = self.poll.tick() => {
+                    let file = self.handle.site.live.loaded().file.clone();
+                    if stamp(file.as_deref()) != self.seen
+                        && let Err(refusal) = self.reload().await
+                    {
+                        tracing::error!("the changed configuration is refused, the one before stays: {refusal}");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Result<ReloadReport, String> {
+        let outcome = self.read().await;
+        let mut status = self.handle.status.lock().unwrap_or_else(PoisonError::into_inner);
+        *status = match &outcome {
+            Ok(report) => ConfigStatus { refused: None, next_start: report.next_start.clone() },
+            Err(refusal) => ConfigStatus { refused: Some(refusal.clone()), ..status.clone() },
+        };
+        outcome
+    }
+
+    async fn read(&mut self) -> Result<ReloadReport, String> {
+        let site = Arc::clone(&self.handle.site);
+        let old = site.live.loaded();
+        self.seen = stamp(old.file.as_deref());
+        let new = Config::load(&old.sources).map_err(|error| error.to_string())?;
+        component::model_config(&new.config.model).map_err(|error| error.to_string())?;
+        let (adopted, report) = old.adopt(&new).map_err(|error| error.to_string())?;
+        let config = adopted.config.clone();
+        site.live.replace(adopted);
+        self.levels.set(&config.logs.level, &config.logs.console);
+        if let Ok(store) = site.store.store() {
+            store.keep_logs_for(config.logs.retention);
+        }
+        for program in &config.programs {
+            site.keys
+                .set_permissions(&program.name, &program.permissions())
+                .map_err(|error| error.to_string())?;
+        }
+        for change in &report.changed {
+            tracing::info!(key = %change.key, from = %change.from, to = %change.to, "configuration changed");
+        }
+        for component in report.restarted.clone() {
+            let tree = self.tree.clone();
+            // The order is answered by the supervisor's thread; meanwhile signals are heard.
+            let ordered = tokio::task::spawn_blocking(move || tree.restart(&component)).await;
+            ordered.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        }
+        Ok(report)
+    }
+}
