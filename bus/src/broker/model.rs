@@ -1,29 +1,22 @@
 //! The broker as SEMANTICS.md says it, in the plainest form: lists, scans, no caches. Random
 //! operations are done to it and to the hub, and both must agree on every delivery and on the ledger.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use proptest::prelude::*;
-
-use super::{
-    hub::{Hub, SessionId, SessionInfo, SessionKind},
-    ledger::{Counts, DropReason},
-};
+use super::ledger::{Counts, DropReason};
 use crate::{
     keys::{Permissions, Right},
-    native::{
-        BatchReader, BatchWriter, Block, CreditScope, Operation, Overflow, Record, Status, SubscribeSpec,
-    },
+    native::{Block, Operation, Overflow, Status, SubscribeSpec},
     topic::{TopicFilter, TopicName},
 };
+
+mod pair;
 
 /// What a session is sent, reduced to what matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sent {
-    Deliver { subscriptions: Vec<u32>, number: u8 },
+    Deliver { subscriptions: Vec<u32>, number: u8, retained: bool },
+    Hold { topic: String, granted: bool },
     Gap { subscription: u32, count: u64 },
     Denied { operation: Operation },
     Subscribed { id: u32 },
@@ -38,6 +31,7 @@ struct ModelLane {
     id: u32,
     filter: TopicFilter,
     serve: bool,
+    group: Option<String>,
     overflow: Overflow,
     messages_max: usize,
     queue: VecDeque<Queued>,
@@ -74,7 +68,12 @@ impl ModelLane {
             replaced.iter().for_each(|old| self.lose_beside(old));
             gone.extend(replaced.into_iter().map(|old| (old, DropReason::Replaced)));
         }
-        if !self.queue.is_empty() && self.queue.len() >= self.messages_max {
+        let is_full = !self.queue.is_empty() && self.queue.len() >= self.messages_max;
+        // Publishers are held, and what they have on its way is taken.
+        if is_full && self.overflow != Overflow::Wait {
+            if self.overflow == Overflow::Disconnect {
+                return (false, gone);
+            }
             self.lost += 1;
             if self.overflow != Overflow::DropOldest {
                 self.lose_beside(queued);
@@ -89,6 +88,35 @@ impl ModelLane {
     }
 }
 
+impl ModelLane {
+    fn has_room(&self) -> bool {
+        self.queue.len() <= self.messages_max / 2
+    }
+
+    fn must_hold(&self) -> bool {
+        self.overflow == Overflow::Wait && self.queue.len() >= self.messages_max
+    }
+
+    fn depth(&self) -> usize {
+        self.queue.len() + self.sent.len() - self.credited
+    }
+}
+
+/// A message as its publisher made it.
+#[derive(Clone, Debug)]
+struct Message {
+    topic: TopicName,
+    number: u8,
+    deadline_ms: u64,
+    retain: bool,
+}
+
+impl Message {
+    fn is_late(&self, now_ms: u64) -> bool {
+        self.deadline_ms != 0 && self.deadline_ms <= now_ms
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Queued {
     topic: String,
@@ -96,6 +124,14 @@ struct Queued {
     subscriptions: Vec<u32>,
     number: u8,
     request: Option<u64>,
+    deadline_ms: u64,
+    retained: bool,
+}
+
+impl Queued {
+    fn is_late(&self, now_ms: u64) -> bool {
+        self.request.is_none() && self.deadline_ms != 0 && self.deadline_ms <= now_ms
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -105,8 +141,10 @@ struct ModelSession {
     control: VecDeque<Sent>,
     replies: VecDeque<Sent>,
     lanes: Vec<ModelLane>,
-    will: Option<(TopicName, u8)>,
+    will: Option<Message>,
     next_lane: usize,
+    /// Topics it was told to hold.
+    held: BTreeSet<String>,
 }
 
 /// A request in flight: requester, its id, server, the server's lane.
@@ -117,6 +155,7 @@ struct ModelRequest {
     id: u64,
     server: usize,
     lane: u32,
+    deadline_ms: u64,
 }
 
 type Rows = BTreeMap<(String, String, Option<String>), Counts>;
@@ -127,6 +166,14 @@ struct Model {
     ledger: Rows,
     requests: Vec<ModelRequest>,
     next_key: u64,
+    now_ms: u64,
+    /// By topic: whose it is, and when it came.
+    retained: BTreeMap<String, (u64, String, Message)>,
+    retained_count: u64,
+    /// Topics whose publishers are held, and the lanes they wait for.
+    held: BTreeMap<String, BTreeSet<(usize, u32)>>,
+    /// Sessions that must end, because a queue with the policy `disconnect` was full.
+    ending: BTreeSet<usize>,
 }
 
 impl Model {
@@ -148,8 +195,12 @@ impl Model {
             let operation = if spec.serve { Operation::Serve } else { Operation::Subscribe };
             return session.control.push_back(Sent::Denied { operation });
         }
+        if spec.overflow == Overflow::Wait && !session.permissions.wait {
+            return session.control.push_back(Sent::Denied { operation: Operation::Subscribe });
+        }
         session.control.push_back(Sent::Subscribed { id: spec.id });
         session.lanes.push(ModelLane {
+            group: (!spec.group.is_empty()).then(|| spec.group.clone()),
             id: spec.id,
             filter,
             serve: spec.serve,
@@ -161,9 +212,67 @@ impl Model {
             lost: 0,
             lost_beside: Vec::new(),
         });
+        if spec.retained && !spec.serve {
+            self.send_retained(at, spec.id);
+        }
     }
 
-    fn publish(&mut self, at: usize, topic: &TopicName, number: u8) {
+    /// The last values of what a new subscription matches, the oldest first.
+    fn send_retained(&mut self, at: usize, id: u32) {
+        let session = self.sessions[at].as_ref().unwrap();
+        let filter = session.lanes.last().unwrap().filter.clone();
+        let mut values: Vec<_> = self.retained.values().cloned().collect();
+        values.retain(|(.., value)| {
+            filter.matches(&value.topic) && session.permissions.permit(Right::Subscribe, &value.topic)
+        });
+        values.sort_by_key(|(order, ..)| *order);
+        for (_, publisher, value) in values {
+            let queued = Queued {
+                topic: value.topic.to_string(),
+                publisher,
+                subscriptions: vec![id],
+                number: value.number,
+                request: None,
+                deadline_ms: value.deadline_ms,
+                retained: true,
+            };
+            self.push(at, id, queued, None);
+        }
+    }
+
+    fn retain(&mut self, publisher: &str, message: &Message) {
+        self.retained_count += 1;
+        let value = (self.retained_count, publisher.to_owned(), message.clone());
+        // An empty payload takes the last value away.
+        match message.number {
+            0 => drop(self.retained.remove(message.topic.as_str())),
+            _ => drop(self.retained.insert(message.topic.to_string(), value)),
+        }
+    }
+
+    /// Members of each group that get `topic`, in the order of sessions and subscriptions.
+    fn groups(&self, topic: &TopicName) -> Vec<Vec<(usize, u32)>> {
+        let mut groups: BTreeMap<(String, String), Vec<(usize, u32)>> = BTreeMap::new();
+        for (at, session) in self.sessions.iter().enumerate() {
+            let Some(session) = session else { continue };
+            let lanes = session.lanes.iter().filter(|lane| !lane.serve && lane.filter.matches(topic));
+            for lane in lanes.filter(|_| session.permissions.permit(Right::Subscribe, topic)) {
+                if let Some(group) = &lane.group {
+                    let key = (group.clone(), lane.filter.to_string());
+                    groups.entry(key).or_default().push((at, lane.id));
+                }
+            }
+        }
+        groups.into_values().collect()
+    }
+
+    fn lane(&self, at: usize, id: u32) -> &ModelLane {
+        self.sessions[at].as_ref().unwrap().lanes.iter().find(|lane| lane.id == id).unwrap()
+    }
+
+    /// `sequence` is the number that the broker gives the message: it decides who of a group has the turn.
+    fn publish(&mut self, at: usize, message: &Message, sequence: u64) {
+        let topic = &message.topic;
         let Some(publisher) = &mut self.sessions[at] else { return };
         let name = publisher.peer.clone();
         if !publisher.permissions.permit(Right::Publish, topic) {
@@ -173,16 +282,23 @@ impl Model {
             row.denied += 1;
             return;
         }
-        let mut concerned = false;
+        if message.retain {
+            self.retain(&name, message);
+        }
+        let is_late = message.is_late(self.now_ms);
+        let groups = self.groups(topic);
+        let mut concerned = !groups.is_empty();
         for other in 0..self.sessions.len() {
             let Some(session) = &self.sessions[other] else { continue };
             let matching: Vec<u32> = session
                 .lanes
                 .iter()
-                .filter(|lane| !lane.serve && lane.filter.matches(topic))
+                .filter(|lane| !lane.serve && lane.group.is_none() && lane.filter.matches(topic))
                 .map(|lane| lane.id)
                 .collect();
-            let Some(first) = matching.first().copied() else { continue };
+            if !session.lanes.iter().any(|lane| !lane.serve && lane.filter.matches(topic)) {
+                continue;
+            }
             concerned = true;
             let subscriber = session.peer.clone();
             if !session.permissions.permit(Right::Subscribe, topic) {
@@ -191,12 +307,24 @@ impl Model {
                 row.denied += 1;
                 continue;
             }
-            let (topic, publisher) = (topic.to_string(), name.clone());
-            self.push(
-                other,
-                first,
-                Queued { topic, publisher, subscriptions: matching, number, request: None },
-            );
+            if let Some(first) = matching.first().copied().filter(|_| !is_late) {
+                let queued = message.queued(&name, matching);
+                self.push(other, first, queued, Some(at));
+            }
+        }
+        if is_late {
+            let row = self.row(&name, topic.as_str(), None);
+            row.published += 1;
+            row.dropped[DropReason::Expired as usize] += 1;
+            return;
+        }
+        for members in groups {
+            // The turn goes round; one who has nothing to do goes before others, else who has least.
+            let first = sequence as usize % members.len();
+            let turn = |step: usize| members[(first + step) % members.len()];
+            let depth = |step: &usize| self.lane(turn(*step).0, turn(*step).1).depth();
+            let (member, lane) = turn((0..members.len()).min_by_key(depth).unwrap());
+            self.push(member, lane, message.queued(&name, vec![lane]), Some(at));
         }
         if !concerned {
             let row = self.row(&name, topic.as_str(), None);
@@ -205,12 +333,19 @@ impl Model {
         }
     }
 
-    /// Whether it was queued.
-    fn push(&mut self, at: usize, lane: u32, queued: Queued) -> bool {
+    /// Whether it was queued. `from` is who is held for it.
+    fn push(&mut self, at: usize, lane: u32, queued: Queued, from: Option<usize>) -> bool {
         let session = self.sessions[at].as_mut().unwrap();
         let subscriber = session.peer.clone();
         let lane = session.lanes.iter_mut().find(|candidate| candidate.id == lane).unwrap();
         let (accepted, gone) = lane.take(&queued);
+        let (id, must_hold) = (lane.id, lane.must_hold());
+        if !accepted && lane.overflow == Overflow::Disconnect {
+            self.ending.insert(at);
+        }
+        if must_hold {
+            self.hold(&queued.topic, (at, id), from);
+        }
         for (old, reason) in gone {
             let row = self.row(&old.publisher, &old.topic, Some(&subscriber));
             row.queued -= 1;
@@ -229,7 +364,37 @@ impl Model {
         accepted
     }
 
-    fn request(&mut self, at: usize, id: u64, topic: &TopicName, number: u8) {
+    fn hold(&mut self, topic: &str, lane: (usize, u32), from: Option<usize>) {
+        self.held.entry(topic.to_owned()).or_default().insert(lane);
+        if let Some(session) = from.and_then(|from| self.sessions[from].as_mut())
+            && session.held.insert(topic.to_owned())
+        {
+            session.control.push_back(Sent::Hold { topic: topic.to_owned(), granted: false });
+        }
+    }
+
+    /// Nobody waits for a lane any more that has room, or is gone.
+    fn release(&mut self, at: usize, id: u32) {
+        let lanes = self.sessions[at].iter().flat_map(|session| &session.lanes);
+        if lanes.into_iter().any(|lane| lane.id == id && !lane.has_room()) {
+            return;
+        }
+        self.held.values_mut().for_each(|lanes| lanes.retain(|lane| *lane != (at, id)));
+        let (free, held) =
+            std::mem::take(&mut self.held).into_iter().partition(|(_, lanes)| lanes.is_empty());
+        self.held = held;
+        let free: BTreeMap<String, _> = free;
+        for topic in free.into_keys() {
+            for session in self.sessions.iter_mut().flatten().filter(|session| session.held.contains(&topic))
+            {
+                session.held.remove(&topic);
+                session.control.push_back(Sent::Hold { topic: topic.clone(), granted: true });
+            }
+        }
+    }
+
+    fn request(&mut self, at: usize, id: u64, message: &Message) {
+        let (topic, number) = (&message.topic, message.number);
         let Some(session) = &mut self.sessions[at] else { return };
         if !session.permissions.permit(Right::Request, topic) {
             return session.replies.push_back(Sent::End { id, status: Status::Denied });
@@ -251,15 +416,18 @@ impl Model {
         };
         self.next_key += 1;
         let key = self.next_key;
-        self.requests.push(ModelRequest { key, requester: at, id, server, lane });
+        let deadline_ms = if message.deadline_ms == 0 { u64::MAX } else { message.deadline_ms };
+        self.requests.push(ModelRequest { key, requester: at, id, server, lane, deadline_ms });
         let queued = Queued {
             topic: topic.to_string(),
             publisher,
             subscriptions: vec![lane],
             number,
             request: Some(key),
+            deadline_ms: message.deadline_ms,
+            retained: false,
         };
-        if !self.push(server, lane, queued) {
+        if !self.push(server, lane, queued, Some(at)) {
             self.end(key, Status::Busy);
         }
     }
@@ -273,8 +441,18 @@ impl Model {
         Some(request)
     }
 
-    fn cancel(&mut self, key: u64) {
-        let Some(request) = self.end(key, Status::Cancelled) else { return };
+    /// Time passes: requests end at their deadlines.
+    fn tick(&mut self, ms: u64) {
+        self.now_ms += ms;
+        let mut late: Vec<(u64, u64)> =
+            self.requests.iter().map(|request| (request.deadline_ms, request.key)).collect();
+        late.retain(|(deadline_ms, _)| *deadline_ms <= self.now_ms);
+        late.sort_unstable();
+        late.into_iter().for_each(|(_, key)| self.cancel(key, Status::TimedOut));
+    }
+
+    fn cancel(&mut self, key: u64, status: Status) {
+        let Some(request) = self.end(key, status) else { return };
         let Some(server) = &mut self.sessions[request.server] else { return };
         let subscriber = server.peer.clone();
         let lane = server.lanes.iter_mut().find(|lane| lane.id == request.lane);
@@ -322,6 +500,7 @@ impl Model {
         let (shared, own) = lane.queue.drain(..).partition(|queued| queued.subscriptions.len() > 1);
         lane.queue = own;
         self.settle(&peer, &lane, DropReason::Unsubscribed);
+        self.release(at, id);
         let shared: VecDeque<Queued> = shared;
         shared.into_iter().for_each(|queued| self.hand_over(at, queued));
         let keys: Vec<u64> = self
@@ -345,6 +524,9 @@ impl Model {
             None => vec![(queued, DropReason::Unsubscribed)],
             Some(lane) => {
                 let (accepted, mut gone) = lane.take(&queued);
+                if !accepted && lane.overflow == Overflow::Disconnect {
+                    self.ending.insert(at);
+                }
                 gone.extend((!accepted).then_some((queued, DropReason::SlowConsumer)));
                 gone
             }
@@ -359,7 +541,10 @@ impl Model {
     /// New rights: what waits and may not be received any more is not sent.
     fn edit(&mut self, at: usize, permissions: Permissions) {
         let Some(session) = &mut self.sessions[at] else { return };
-        let (subscriber, mut withheld) = (session.peer.clone(), Vec::new());
+        if session.permissions == permissions {
+            return;
+        }
+        let (subscriber, mut withheld, mut lanes) = (session.peer.clone(), Vec::new(), Vec::new());
         for lane in &mut session.lanes {
             let right = if lane.serve { Right::Serve } else { Right::Subscribe };
             let may = |queued: &Queued| permissions.permit(right, &queued.topic.parse().unwrap());
@@ -370,6 +555,7 @@ impl Model {
                 let gaps = lane.take_losses().into_iter();
                 session.control.extend(gaps.map(|(subscription, count)| Sent::Gap { subscription, count }));
             }
+            lanes.push((lane.id, lane.overflow == Overflow::Wait && !permissions.wait));
         }
         session.permissions = permissions;
         for old in withheld {
@@ -380,18 +566,29 @@ impl Model {
                 self.end(key, Status::ServerGone);
             }
         }
+        for (id, may_not_wait) in lanes {
+            if may_not_wait {
+                let session = self.sessions[at].as_mut().unwrap();
+                session.control.push_back(Sent::Denied { operation: Operation::Subscribe });
+                self.unsubscribe(at, id);
+            } else {
+                self.release(at, id);
+            }
+        }
     }
 
     /// Judged now, and again when it is published.
-    fn will(&mut self, at: usize, topic: &TopicName, number: Option<u8>) {
+    fn will(&mut self, at: usize, will: Option<Message>) {
         let Some(session) = &mut self.sessions[at] else { return };
-        if number.is_some() && !session.permissions.permit(Right::Publish, topic) {
+        let may = |will: &Message| session.permissions.permit(Right::Publish, &will.topic);
+        if !will.as_ref().is_none_or(may) {
             return session.control.push_back(Sent::Denied { operation: Operation::Publish });
         }
-        session.will = number.map(|number| (topic.clone(), number));
+        session.will = will;
     }
 
-    fn close(&mut self, at: usize, farewell: bool) {
+    fn close(&mut self, at: usize, farewell: bool, sequence: u64) {
+        self.ending.remove(&at);
         let Some(session) = self.sessions[at].clone() else { return };
         for lane in &session.lanes {
             self.settle(&session.peer, lane, DropReason::Disconnected);
@@ -399,6 +596,7 @@ impl Model {
         if let Some(session) = &mut self.sessions[at] {
             session.lanes.clear();
         }
+        session.lanes.iter().for_each(|lane| self.release(at, lane.id));
         let keys = |model: &Self, matches: &dyn Fn(&ModelRequest) -> bool| -> Vec<u64> {
             model.requests.iter().filter(|request| matches(request)).map(|request| request.key).collect()
         };
@@ -406,11 +604,11 @@ impl Model {
             self.end(key, Status::ServerGone);
         }
         for key in keys(self, &|request| request.requester == at) {
-            self.cancel(key);
+            self.cancel(key, Status::Cancelled);
         }
         // Its subscriptions and requests are gone; nothing else is.
-        if let Some((topic, number)) = session.will.filter(|_| !farewell) {
-            self.publish(at, &topic, number);
+        if let Some(will) = session.will.filter(|_| !farewell) {
+            self.publish(at, &will, sequence);
         }
         self.sessions[at] = None;
     }
@@ -427,14 +625,70 @@ impl Model {
             row.queued -= 1;
             row.delivered += 1;
         }
+        self.release(at, id);
     }
 
-    /// The next delivery of the lane that had its turn last: what shares a batch with its message.
-    fn next_of_same_lane(&mut self, at: usize) -> Option<Sent> {
-        let session = self.sessions[at].as_mut()?;
+    /// Drops what is next in a queue and nobody wants any more.
+    fn drop_late(&mut self, at: usize) {
+        let now_ms = self.now_ms;
+        let Some(session) = self.sessions[at].as_mut() else { return };
+        let (mut late, mut lanes) = (Vec::new(), Vec::new());
+        for lane in &mut session.lanes {
+            let before = late.len();
+            while lane.queue.front().is_some_and(|queued| queued.is_late(now_ms)) {
+                late.extend(lane.queue.pop_front());
+            }
+            if late.len() > before {
+                lanes.push(lane.id);
+                if lane.queue.is_empty() {
+                    let gaps = lane.take_losses().into_iter();
+                    session
+                        .control
+                        .extend(gaps.map(|(subscription, count)| Sent::Gap { subscription, count }));
+                }
+            }
+        }
+        let subscriber = session.peer.clone();
+        for old in late {
+            let row = self.row(&old.publisher, &old.topic, Some(&subscriber));
+            row.queued -= 1;
+            row.dropped[DropReason::Expired as usize] += 1;
+        }
+        lanes.into_iter().for_each(|lane| self.release(at, lane));
+    }
+
+    /// The next `count` deliveries of the lane whose turn it is, in one batch: what they cause comes after it.
+    fn next_batch(&mut self, at: usize, count: usize) -> Vec<Sent> {
+        let session = self.sessions[at].as_mut().unwrap();
+        assert!(session.control.is_empty() && session.replies.is_empty(), "answers go first");
         let lanes = session.lanes.len();
-        session.next_lane = (session.next_lane + lanes - 1) % lanes;
-        self.next(at)
+        let turn = (0..lanes).map(|step| (session.next_lane + step) % lanes);
+        let position = turn.into_iter().find(|at| !session.lanes[*at].queue.is_empty()).unwrap();
+        session.next_lane = (position + 1) % lanes;
+        let lane = &mut session.lanes[position];
+        let mut sent: Vec<Sent> = Vec::new();
+        sent.extend(
+            lane.take_losses().into_iter().map(|(subscription, count)| Sent::Gap { subscription, count }),
+        );
+        for queued in lane.queue.drain(..count).collect::<Vec<_>>() {
+            lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
+            sent.push(queued.sent());
+        }
+        let id = lane.id;
+        self.release(at, id);
+        sent
+    }
+
+    /// Whether what goes out next goes out together with what is behind it.
+    fn is_batch_next(&self, at: usize) -> bool {
+        let Some(session) = &self.sessions[at] else { return false };
+        let lanes = session.lanes.len();
+        let mut turn = (0..lanes).map(|step| &session.lanes[(session.next_lane + step) % lanes]);
+        let lane = turn.find(|lane| !lane.queue.is_empty());
+        let is_plain = |queued: &Queued| queued.request.is_none() && queued.deadline_ms == 0;
+        session.control.is_empty()
+            && session.replies.is_empty()
+            && lane.is_some_and(|lane| lane.overflow != Overflow::LatestOnly && is_plain(&lane.queue[0]))
     }
 
     fn next(&mut self, at: usize) -> Option<Sent> {
@@ -442,6 +696,8 @@ impl Model {
         if let Some(sent) = session.control.pop_front().or_else(|| session.replies.pop_front()) {
             return Some(sent);
         }
+        self.drop_late(at);
+        let session = self.sessions[at].as_mut()?;
         let lanes = session.lanes.len();
         for step in 0..lanes {
             let position = (session.next_lane + step) % lanes;
@@ -449,18 +705,16 @@ impl Model {
             let Some(queued) = lane.queue.pop_front() else { continue };
             session.next_lane = (position + 1) % lanes;
             lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
-            let number = queued.number;
-            let sent = match queued.request {
-                None => Sent::Deliver { subscriptions: queued.subscriptions, number },
-                Some(_) => Sent::Request { number },
-            };
-            let lost = lane.take_losses();
+            let (id, lost) = (lane.id, lane.take_losses());
+            self.release(at, id);
+            let sent = queued.sent();
             if lost.is_empty() {
                 return Some(sent);
             }
+            let session = self.sessions[at].as_mut()?;
             session.replies.push_front(sent);
-            for (subscription, count) in lost {
-                session.control.push_back(Sent::Gap { subscription, count });
+            for (subscription, count) in lost.into_iter().rev() {
+                session.control.push_front(Sent::Gap { subscription, count });
             }
             return session.control.pop_front();
         }
@@ -468,308 +722,37 @@ impl Model {
     }
 }
 
-/// One random operation; sessions, ids and topics are small numbers so that they meet.
-#[derive(Clone, Debug)]
-enum Op {
-    Subscribe { at: usize, id: u32, filter: usize, serve: bool, overflow: usize, max: u32 },
-    Unsubscribe { at: usize, id: u32 },
-    Publish { at: usize, topic: usize },
-    PublishBatch { at: usize, topics: Vec<usize> },
-    Request { at: usize, id: u64, topic: usize },
-    Cancel { at: usize, id: u64 },
-    Reply { at: usize, last: bool },
-    Take { at: usize, count: usize },
-    TakeBatch { at: usize },
-    Credit { at: usize, id: u32, total: u64 },
-    Reopen { at: usize, farewell: bool },
-    Edit { at: usize, rights: usize },
-    Will { at: usize, topic: usize, clear: bool },
-}
-
-const SESSIONS: usize = 4;
-const TOPICS: [&str; 4] = ["a", "a/b", "c", "secret"];
-const FILTERS: [&str; 6] = ["a", "a/#", "+", "#", "c", "secret"];
-const OVERFLOWS: [Overflow; 3] = [Overflow::DropNewest, Overflow::DropOldest, Overflow::LatestOnly];
-
-fn op() -> impl Strategy<Value = Op> {
-    let (at, id) = (0..SESSIONS, 1..4u32);
-    prop_oneof![
-        3 => (at.clone(), id.clone(), 0..FILTERS.len(), 0..OVERFLOWS.len(), 1..4u32)
-            .prop_map(|(at, id, filter, overflow, max)| Op::Subscribe { at, id, filter, serve: false, overflow, max }),
-        // Only session 0 serves, see `Model::request`; with one lane, whose order of choice is plain.
-        1 => (2..4u32, 0..FILTERS.len(), 1..4u32)
-            .prop_map(|(id, filter, max)| Op::Subscribe { at: 0, id, filter, serve: true, overflow: 0, max }),
-        1 => (at.clone(), id.clone()).prop_map(|(at, id)| Op::Unsubscribe { at, id }),
-        4 => (at.clone(), 0..TOPICS.len()).prop_map(|(at, topic)| Op::Publish { at, topic }),
-        4 => (at.clone(), prop::collection::vec(0..TOPICS.len(), 1..6))
-            .prop_map(|(at, topics)| Op::PublishBatch { at, topics }),
-        4 => (at.clone(), 1..4u64, 0..TOPICS.len()).prop_map(|(at, id, topic)| Op::Request { at, id, topic }),
-        1 => (at.clone(), 1..4u64).prop_map(|(at, id)| Op::Cancel { at, id }),
-        3 => (at.clone(), any::<bool>()).prop_map(|(at, last)| Op::Reply { at, last }),
-        3 => (at.clone(), 1..6usize).prop_map(|(at, count)| Op::Take { at, count }),
-        3 => at.clone().prop_map(|at| Op::TakeBatch { at }),
-        2 => (at.clone(), id, 0..8u64).prop_map(|(at, id, total)| Op::Credit { at, id, total }),
-        1 => (at.clone(), any::<bool>()).prop_map(|(at, farewell)| Op::Reopen { at, farewell }),
-        2 => (at.clone(), 0..TOPICS.len(), prop::bool::weighted(0.2))
-            .prop_map(|(at, topic, clear)| Op::Will { at, topic, clear }),
-        1 => (at, 0..SESSIONS).prop_map(|(at, rights)| Op::Edit { at, rights }),
-    ]
-}
-
-/// Session 0 may do everything but with `secret`; 1 only publish; 2 only below `a`; 3 everything.
-fn permissions(at: usize) -> Permissions {
-    let lists: [[&[&str]; 4]; SESSIONS] = [
-        [&["#"], &["#"], &["#"], &["#"]],
-        [&["#"], &[], &[], &["a/#"]],
-        [&["a/#"], &["a/#"], &[], &["#"]],
-        [&["#"], &["#"], &[], &["#"]],
-    ];
-    let [publish, subscribe, serve, request] = lists[at];
-    let mut permissions = Permissions::from_lists(publish, subscribe, serve, request).unwrap();
-    if at == 0 {
-        permissions.subscribe.deny.push("secret".parse().unwrap());
-    }
-    permissions
-}
-
-/// A record of the hub in the model's words; `None` if the model does not speak of it.
-fn sent(record: Record) -> Option<Sent> {
-    Some(match record {
-        Record::Origin { .. } => return None,
-        Record::Deliver { subscriptions, block } => {
-            Sent::Deliver { subscriptions: subscriptions.to_vec(), number: block.payload()[0] }
-        }
-        Record::Gap { subscription, count, .. } => Sent::Gap { subscription, count },
-        Record::Denied { operation, .. } => Sent::Denied { operation },
-        Record::Subscribed { id, .. } => Sent::Subscribed { id },
-        Record::Request { block, .. } => Sent::Request { number: block.payload()[0] },
-        Record::Reply { id, .. } => Sent::Reply { id },
-        Record::ReplyEnd { id, status, .. } => Sent::End { id, status },
-        Record::Cancel { .. } => Sent::Cancel,
-        other => panic!("the model knows no {other:?}"),
-    })
-}
-
-/// The hub, its sessions, and the model, driven together.
-struct Pair {
-    hub: Hub,
-    ids: Vec<SessionId>,
-    model: Model,
-    number: u8,
-}
-
-impl Pair {
-    fn new() -> Self {
-        let mut pair = Self {
-            hub: Hub::new("broker".parse().unwrap(), 1),
-            ids: Vec::new(),
-            model: Model::default(),
-            number: 0,
-        };
-        for at in 0..SESSIONS {
-            let id = pair.open(at);
-            pair.ids.push(id);
-            pair.model.sessions.push(None);
-            pair.open_model(at);
-        }
-        pair
-    }
-
-    fn open(&mut self, at: usize) -> SessionId {
-        let id = self.hub.open(SessionInfo {
-            peer: format!("peer{at}").parse().unwrap(),
-            key: None,
-            kind: SessionKind::Native,
-            address: String::new(),
-            server_key: None,
-            permissions: permissions(at).into(),
-        });
-        let (program, peer) = (String::new(), String::new());
-        self.hub.record(id, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
-        assert!(matches!(self.hub.next_record(id), Some(Record::Hello { .. })));
-        id
-    }
-
-    fn open_model(&mut self, at: usize) {
-        self.model.sessions[at] = Some(ModelSession {
-            peer: format!("peer{at}"),
-            permissions: permissions(at),
-            control: VecDeque::new(),
-            replies: VecDeque::new(),
-            lanes: Vec::new(),
-            will: None,
-            next_lane: 0,
-        });
-    }
-
-    fn apply(&mut self, op: &Op) {
-        match *op {
-            Op::Subscribe { at, id, filter, serve, overflow, max } => {
-                let spec = SubscribeSpec {
-                    id,
-                    serve,
-                    retained: false,
-                    probes: false,
-                    overflow: OVERFLOWS[overflow],
-                    queue_messages_max: max,
-                    queue_bytes_max: 0,
-                    filter: FILTERS[filter].to_owned(),
-                    group: String::new(),
-                };
-                self.model.subscribe(at, &spec);
-                self.hub.record(self.ids[at], Record::Subscribe(spec));
-            }
-            Op::Unsubscribe { at, id } => {
-                self.model.unsubscribe(at, id);
-                self.hub.record(self.ids[at], Record::Unsubscribe { id });
-            }
-            Op::Publish { at, topic } => {
-                let (topic, number) = self.message(topic);
-                self.model.publish(at, &topic, number);
-                self.hub.record(self.ids[at], Record::Publish(Block::new(&topic, b"", &[number])));
-            }
-            Op::PublishBatch { at, ref topics } => {
-                let mut batch = Vec::new();
-                for topic in topics {
-                    let (topic, number) = self.message(*topic);
-                    self.model.publish(at, &topic, number);
-                    let record = Record::Publish(Block::new(&topic, b"", &[number]));
-                    BatchWriter::default().put(&record, &mut batch);
-                }
-                self.hub.batch(self.ids[at], &mut BatchReader::default(), &batch).unwrap();
-            }
-            Op::Request { at, id, topic } => {
-                let (topic, number) = self.message(topic);
-                self.model.request(at, id, &topic, number);
-                let block = Block::new(&topic, b"", &[number]);
-                self.hub.record(self.ids[at], Record::Request { id, subscription: 0, window: 8, block });
-            }
-            Op::Cancel { at, id } => {
-                let request =
-                    self.model.requests.iter().find(|request| request.requester == at && request.id == id);
-                if let Some(key) = request.map(|request| request.key) {
-                    self.model.cancel(key);
-                }
-                self.hub.record(self.ids[at], Record::Cancel { id });
-            }
-            Op::Will { at, topic, clear } => {
-                let (topic, number) = self.message(topic);
-                self.model.will(at, &topic, (!clear).then_some(number));
-                let block = (!clear).then(|| Block::new(&topic, b"", &[number]));
-                self.hub.record(self.ids[at], Record::Will { block });
-            }
-            Op::Reply { at, last } => self.reply(at, last),
-            Op::TakeBatch { at } => self.take_batch(at),
-            Op::Take { at, count } => (0..count).for_each(|_| self.take(at)),
-            Op::Credit { at, id, total } => {
-                self.model.credit(at, id, total);
-                let scope = CreditScope::Subscription { id, messages: total };
-                self.hub.record(self.ids[at], Record::Credit { scope });
-            }
-            Op::Reopen { at, farewell } => {
-                self.model.close(at, farewell);
-                if farewell {
-                    let (code, text) = ("closing".to_owned(), String::new());
-                    self.hub.record(self.ids[at], Record::Goodbye { code, text });
-                }
-                self.hub.close(self.ids[at], "lost", "");
-                self.ids[at] = self.open(at);
-                self.open_model(at);
-            }
-            Op::Edit { at, rights } => {
-                self.model.edit(at, permissions(rights));
-                let peer = format!("peer{at}");
-                self.hub.reauthorise(|info| match info.peer.as_str() == peer {
-                    true => Ok(permissions(rights).into()),
-                    false => Ok(Arc::clone(&info.permissions)),
-                });
-            }
+impl Message {
+    fn queued(&self, publisher: &str, subscriptions: Vec<u32>) -> Queued {
+        Queued {
+            topic: self.topic.to_string(),
+            publisher: publisher.to_owned(),
+            subscriptions,
+            number: self.number,
+            request: None,
+            deadline_ms: self.deadline_ms,
+            retained: false,
         }
     }
 
-    fn message(&mut self, topic: usize) -> (TopicName, u8) {
-        self.number = self.number.wrapping_add(1);
-        (TOPICS[topic].parse().unwrap(), self.number)
-    }
-
-    /// Answers the oldest request that this session serves.
-    fn reply(&mut self, at: usize, last: bool) {
-        let Some(request) = self.model.requests.iter().find(|request| request.server == at).cloned() else {
-            return;
-        };
-        let (header, payload) = (bytes::Bytes::new(), bytes::Bytes::new());
-        if last {
-            self.model.end(request.key, Status::Done);
-            let (code, text) = (String::new(), String::new());
-            let end = Record::ReplyEnd { id: request.key, status: Status::Done, code, text, header, payload };
-            return self.hub.record(self.ids[at], end);
-        }
-        let requester = self.model.sessions[request.requester].as_mut().unwrap();
-        requester.replies.push_back(Sent::Reply { id: request.id });
-        self.hub.record(self.ids[at], Record::Reply { id: request.key, header, payload });
-    }
-
-    /// Takes one record from both and compares them.
-    fn take(&mut self, at: usize) {
-        let ours = self.model.next(at);
-        let theirs = std::iter::from_fn(|| self.hub.next_record(self.ids[at])).find_map(sent);
-        assert_eq!(theirs, ours, "what session {at} is sent");
-    }
-
-    /// Takes what the hub puts into a batch at once, and the same from the model.
-    fn take_batch(&mut self, at: usize) {
-        let (mut reader, mut batch) = (BatchReader::default(), Vec::new());
-        self.hub.put_next(self.ids[at], &mut BatchWriter::default(), &mut batch);
-        reader.begin(batch.into());
-        let mut has_delivered = false;
-        while let Some(record) = reader.next_record().unwrap() {
-            let Some(theirs) = sent(record) else { continue };
-            let ours = if has_delivered { self.model.next_of_same_lane(at) } else { self.model.next(at) };
-            has_delivered |= matches!(theirs, Sent::Deliver { .. });
-            assert_eq!(Some(theirs), ours, "what session {at} is sent in a batch");
-        }
-    }
-
-    fn compare_ledgers(&self) {
-        let mut theirs = Rows::new();
-        for (key, counts) in self.hub.ledger_rows() {
-            assert!(counts.balances(), "{key:?} {counts:?}");
-            let publisher = key.publisher.unwrap().to_string();
-            if publisher != "broker" && counts != Counts::default() {
-                theirs.insert(
-                    (publisher, key.topic.unwrap().to_string(), key.subscriber.map(|name| name.to_string())),
-                    counts,
-                );
-            }
-        }
-        assert_eq!(theirs, self.model.ledger);
+    fn block(&self) -> Block {
+        let payload: &[u8] = if self.number == 0 { b"" } else { &[self.number] };
+        let mut block = Block::new(&self.topic, b"", payload);
+        block.deadline_ms = self.deadline_ms;
+        block.flags = if self.retain { Block::RETAIN } else { 0 };
+        block
     }
 }
 
-#[test]
-fn losses_behind_a_request_that_was_withdrawn_are_told_at_once() {
-    let mut pair = Pair::new();
-    pair.apply(&Op::Subscribe { at: 0, id: 2, filter: 0, serve: true, overflow: 0, max: 1 });
-    pair.apply(&Op::Request { at: 2, id: 2, topic: 0 });
-    pair.apply(&Op::Request { at: 0, id: 1, topic: 0 });
-    pair.apply(&Op::Cancel { at: 2, id: 2 });
-    pair.apply(&Op::Edit { at: 0, rights: 0 });
-    let told: Vec<Sent> = std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent).collect();
-    assert!(told.contains(&Sent::Gap { subscription: 2, count: 1 }), "{told:?}");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_hub_agrees_with_the_model_on_every_delivery_and_on_the_ledger(ops in prop::collection::vec(op(), 1..80)) {
-        let mut pair = Pair::new();
-        for op in &ops {
-            pair.apply(op);
-            pair.compare_ledgers();
-        }
-        for at in 0..SESSIONS {
-            (0..200).for_each(|_| pair.take(at));
+impl Queued {
+    fn sent(self) -> Sent {
+        match self.request {
+            None => Sent::Deliver {
+                subscriptions: self.subscriptions,
+                number: self.number,
+                retained: self.retained,
+            },
+            Some(_) => Sent::Request { number: self.number },
         }
     }
 }

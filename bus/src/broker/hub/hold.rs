@@ -105,6 +105,8 @@ impl Hub {
             }
             !waiting_for.is_empty()
         });
+        // In one order for everybody.
+        released.sort_unstable();
         for topic in released {
             let ids: Vec<SessionId> = self.each_session().map(|(id, _)| id).collect();
             for id in ids {
