@@ -154,13 +154,13 @@ fn guard() -> io::Result<()> {
         Ok(program) => program,
         Err(error) => return tell(&control, &Notice::Refused { reason: error.to_string() }),
     };
-    tell(&control, &Notice::Started { pid: program.as_raw(), directory: directory.0.clone() })?;
-
-    // The guardian's threads end with the process: each waits in a system call that nothing else can end.
-    let (from_reaper, from_signals) = (sink.clone(), sink.clone());
-    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(&from_reaper))?;
-    std::thread::Builder::new().name("orders".to_owned()).spawn(move || listen(orders, &sink))?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.pass_on(&from_signals))?;
+    // From here on nothing may end the guardian before its charge. A runtime that is gone already is heard by `listen`.
+    let _ = tell(&control, &Notice::Started { pid: program.as_raw(), directory: directory.0.clone() });
+    if let Err(error) = hear(orders, signals, sink) {
+        // Without ears there is nothing to wait for.
+        let _ = killpg(program, Signal::SIGKILL);
+        return Err(error);
+    }
 
     let stop_signal = Signal::try_from(charge.stop_signal).unwrap_or(Signal::SIGTERM);
     let guardian = Guardian {
@@ -175,6 +175,15 @@ fn guard() -> io::Result<()> {
         stage: Stage::Watching,
     };
     guardian.watch()
+}
+
+/// Starts the guardian's threads. They end with the process: each waits in a system call that nothing else can end.
+fn hear(orders: impl BufRead + Send + 'static, signals: Signals, sink: SyncSender<Event>) -> io::Result<()> {
+    let (from_reaper, from_signals) = (sink.clone(), sink.clone());
+    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(&from_reaper))?;
+    std::thread::Builder::new().name("orders".to_owned()).spawn(move || listen(orders, &sink))?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.pass_on(&from_signals))?;
+    Ok(())
 }
 
 /// The signals by which people and service managers end things.

@@ -475,6 +475,30 @@ fn no_program_outlives_a_runtime_killed_with_9_by_more_than_its_grace() {
 }
 
 #[test]
+fn a_guardian_whose_runtime_is_gone_before_the_program_runs_still_stops_it() {
+    let pulse = Pulse::new();
+    let heard = pulse.listen();
+    let script = format!("exec 9> {}/pulse; echo up >&9; sleep 1000", pulse.path());
+    // The stop comes at once: one that the program does not notice leaves it the grace to be heard.
+    let program = Program { stop_signal: Signal::SIGCONT, grace: Duration::from_secs(2), ..shell(&script) };
+    let run = Run {
+        name: "scripted".parse().unwrap(),
+        program: Arc::new(program),
+        incarnation: 1,
+        line: Arc::default(),
+        reports: Reports::new(|_| ()),
+    };
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let charge = serde_json::to_string(&run.charge().unwrap()).unwrap() + "\n";
+    ours.write_all(charge.as_bytes()).unwrap();
+    drop(ours);
+    let mut guardian = run.spawn(theirs).unwrap();
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "up\n");
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "", "it is not left behind");
+    guardian.wait().unwrap();
+}
+
+#[test]
 fn a_guardian_that_dies_takes_its_program_along_and_says_so() {
     let pulse = Pulse::new();
     let heard = pulse.listen();
