@@ -16,7 +16,7 @@ use crate::context::Context;
 /// - It fails by returning an error, by panicking, by being stuck, or by not answering the
 ///   supervisor. Each time a fresh value is built; nothing of the failed one is used again.
 /// - Code that blocks the thread is seen as a failure after about 15 seconds; move it to
-///   `tokio::task::spawn_blocking`.
+///   `tokio::task::spawn_blocking`. A thread that does not come back is given up, and with it the session on the bus.
 ///
 /// ```
 /// # use interlock_actors::{actor::{Actor, Failure, Input}, context::Context};

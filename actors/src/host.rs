@@ -11,6 +11,7 @@
 //! unwind through actix, which would poll the broken actor again in a destructor.
 
 mod control;
+pub mod dead_letter;
 mod handler_times;
 mod mailbox;
 mod panic;
@@ -24,7 +25,7 @@ use std::{
 };
 
 use actix::{ActorFutureExt, WrapFuture};
-use interlock_bus::{Message, Payload, PeerName};
+use interlock_bus::PeerName;
 
 pub use self::{
     control::Busy,
@@ -37,8 +38,9 @@ pub(crate) use self::{
     panic::guarded,
 };
 use self::{
+    dead_letter::put_back_or_set_aside,
     handler_times::HandlerTimes,
-    mailbox::{Mailbox, Next, Parcel},
+    mailbox::{Mailbox, Next},
     panic::{guarded_call, hosted},
     post::Post,
 };
@@ -192,6 +194,21 @@ impl ActorHost {
     }
 }
 
+impl ActorHost {
+    /// Ends the session that an abandoned thread still has in its hands, so that it cannot speak in this child's name when
+    /// it wakes. The next incarnation gets another. What ends with the session is told: requesters get an error, the
+    /// actor a gap for each of its subscriptions.
+    fn revoke(&self) {
+        let requests = self.mailbox.take_requests();
+        for filter in self.post.revoke(requests, &format!("`{}` hung and was given up", self.name)) {
+            self.mailbox.note(Input::Gap { filter, count: None, reason: ABANDONED.to_owned() });
+        }
+    }
+}
+
+/// The reason of a gap between the session of an abandoned incarnation and the next.
+const ABANDONED: &str = "the incarnation before hung and was given up, and its session with it";
+
 impl Host for ActorHost {
     fn start(&mut self, number: u64, reports: Reports) {
         let control = Arc::new(Control::new());
@@ -248,6 +265,7 @@ impl Host for ActorHost {
             }
             // No incarnation has this number: whatever the old thread still does to the mailbox is ignored.
             self.mailbox.open(0);
+            self.revoke();
             // Not joined: the thread is blocked in code that is not ours, and nothing can end it but the process.
             drop(thread);
         }
@@ -273,44 +291,6 @@ impl Host for ActorHost {
 impl fmt::Debug for ActorHost {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("ActorHost").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// After a failure with an input in hand: back in front of the queue, or, the second time, set aside. A message
-/// then goes to `$dlq/<name>`; a requester is told.
-fn put_back_or_set_aside(name: &PeerName, mailbox: &Mailbox, post: &Post, incarnation: u64, reason: &str) {
-    let Some(Parcel { what, input, crashes, .. }) = mailbox.failed(incarnation) else { return };
-    tracing::error!(
-        what,
-        crashes,
-        reason,
-        "set aside, and not handed out again: the actor failed with it in hand"
-    );
-    match *input {
-        Input::Message(message) => publish_dead_letter(name, post, &what, &message, reason),
-        Input::Request(request) => request.fail_now("server_failed", &format!("`{name}` failed: {reason}")),
-        Input::Gap { .. } => {}
-    }
-}
-
-fn publish_dead_letter(name: &PeerName, post: &Post, what: &str, message: &Message, reason: &str) {
-    let Some(client) = post.present_client() else { return };
-    let letter = serde_json::json!({
-        "what": what,
-        "reason": reason,
-        "topic": message.topic.as_str(),
-        "origin": message.origin.as_str(),
-        "id": message.header.id,
-        "content_type": message.header.content_type.as_str(),
-        "payload": message.text(),
-        "payload_bytes": message.payload.len(),
-    });
-    let topic = format!("$dlq/{name}").parse().expect("a peer name is a legal level");
-    let sent = Payload::json(&letter)
-        .map_err(Failure::from)
-        .and_then(|letter| client.publish(&topic, letter).map_err(|error| Failure::new(error.to_string())));
-    if let Err(failure) = sent {
-        tracing::error!(what, %failure, "the dead letter was not published");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The peers that the runtime enrols, and what each may do on the bus.
 
-use interlock_actors::topics;
+use interlock_actors::{host::dead_letter, topics};
 use interlock_bus::{KeyStore, PeerName, Permissions, keys::KeyError};
 
 use crate::{admin, builder::Extra, site::Site};
@@ -11,29 +11,28 @@ pub(crate) const RUNTIME: &str = "runtime";
 /// What each built-in peer may do. Written to the registry at the first start. Edits there stay; what a
 /// later version adds here or takes away is added or taken away there.
 pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
+    own_permissions().map(|(name, permissions)| (name, with_letters(&name_of(name), &permissions)))
+}
+
+fn own_permissions() -> [(&'static str, Permissions); 7] {
     let rights = |publish: &[&str], subscribe: &[&str], serve: &[&str], request: &[&str]| {
         Permissions::from_lists(publish, subscribe, serve, request)
             .expect("the filters of this list are valid; a test reads it")
     };
     let (logs, consumer) = (topics::LOGS_ALL, topics::LOG_CONSUMER_ALL);
     [
-        ("runtime", rights(&["$dlq/runtime"], &["$peers/#", "$sys/#"], &[admin::ALL], &["$sys/broker/#"])),
-        ("log-consumer", rights(&["$dlq/log-consumer", consumer], &[logs], &[consumer], &[])),
-        ("log-transport", rights(&["$dlq/log-transport", logs], &[consumer], &[], &[consumer])),
+        ("runtime", rights(&[], &["$peers/#", "$sys/#"], &[admin::ALL], &["$sys/broker/#"])),
+        ("log-consumer", rights(&[consumer], &[logs], &[consumer], &[])),
+        ("log-transport", rights(&[logs], &[consumer], &[], &[consumer])),
         // In a process of its own it brings its own log transport, which speaks of itself as well.
         (
             "model",
-            rights(
-                &["$dlq/model", "logs/model/#", "logs/log-transport/#"],
-                &[consumer],
-                &["modelservice/#"],
-                &[consumer],
-            ),
+            rights(&["logs/model/#", "logs/log-transport/#"], &[consumer], &["modelservice/#"], &[consumer]),
         ),
         (
             "conversation",
             rights(
-                &["$dlq/conversation", "conversation/turn/#"],
+                &["conversation/turn/#"],
                 &[topics::USER_INPUT],
                 &[topics::USER_INPUT],
                 &["modelservice/#"],
@@ -41,12 +40,7 @@ pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
         ),
         (
             "gateway",
-            rights(
-                &["$dlq/gateway"],
-                &[],
-                &[],
-                &[topics::USER_INPUT, topics::MODELS, admin::status_topic().as_str()],
-            ),
+            rights(&[], &[], &[], &[topics::USER_INPUT, topics::MODELS, admin::status_topic().as_str()]),
         ),
         ("operator", rights(&["#"], &["#", "$sys/#", "$peers/#", "$dlq/#"], &["#"], &["#", "$sys/#"])),
     ]
@@ -60,15 +54,27 @@ pub(crate) fn enrol(site: &Site, extras: &[Extra]) -> Result<(), KeyError> {
         keys.grant_built_in(&name_of(name), &permissions)?;
     }
     for extra in extras {
-        keys.ensure(&extra.name, &extra.permissions, &site.endpoints)?;
-        keys.set_permissions(&extra.name, &extra.permissions)?;
+        let permissions = with_letters(&extra.name, &extra.permissions);
+        keys.ensure(&extra.name, &permissions, &site.endpoints)?;
+        keys.set_permissions(&extra.name, &permissions)?;
     }
     for program in &site.config().programs {
-        let permissions = program.permissions();
+        let permissions = with_letters(&program.name, &program.permissions());
         keys.ensure(&program.name, &permissions, &site.endpoints)?;
         keys.set_permissions(&program.name, &permissions)?;
     }
     Ok(())
+}
+
+/// These rights, and what goes with them: to set messages aside, and to hear which of its own were. A peer that may do
+/// nothing stays one: it is refused at the handshake.
+pub(crate) fn with_letters(name: &PeerName, permissions: &Permissions) -> Permissions {
+    let mut permissions = permissions.clone();
+    if !permissions.is_empty() {
+        permissions.publish.allow.push(dead_letter::set_aside_by(name));
+        permissions.subscribe.allow.push(dead_letter::sent_by(name));
+    }
+    permissions
 }
 
 /// A name of the list above.
@@ -80,6 +86,23 @@ pub(crate) fn name_of(name: &str) -> PeerName {
 mod tests {
     use super::*;
     use crate::config::schema;
+
+    #[test]
+    fn who_may_do_something_may_set_aside_in_its_own_name_and_read_what_it_sent_and_nothing_else() {
+        let [own, other] = ["mine", "theirs"].map(name_of);
+        let permissions = with_letters(&own, &Permissions::from_lists(&["a"], &[], &[], &[]).unwrap());
+        for (from, to, publish, subscribe) in [
+            (&own, &other, true, false),
+            (&other, &own, false, true),
+            (&other, &other, false, false),
+            (&own, &own, true, true),
+        ] {
+            let topic = dead_letter::topic(from, to);
+            assert_eq!(permissions.publish.permit(&topic), publish, "{topic}");
+            assert_eq!(permissions.subscribe.permit(&topic), subscribe, "{topic}");
+        }
+        assert!(with_letters(&own, &Permissions::default()).is_empty());
+    }
 
     #[test]
     fn every_built_in_name_is_taken_and_every_filter_is_valid() {

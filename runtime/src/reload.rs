@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     component,
     config::{BackEnd, Config, ModelSection, live::ReloadReport},
+    peers::with_letters,
     site::Site,
     supervisor::SupervisorHandle,
     telemetry::Levels,
@@ -159,7 +160,7 @@ impl Reloader {
         }
         for program in &config.programs {
             site.keys
-                .set_permissions(&program.name, &program.permissions())
+                .set_permissions(&program.name, &with_letters(&program.name, &program.permissions()))
                 .map_err(|error| error.to_string())?;
         }
         for change in &report.changed {

@@ -6,6 +6,7 @@ use std::{
     time::Instant,
 };
 
+use interlock_bus::Request;
 use tokio::sync::Notify;
 
 use crate::actor::{Failure, Input};
@@ -98,6 +99,43 @@ impl Mailbox {
         drop(state);
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// Queues a gap, however full the mailbox is. The same one is not queued twice, so there is room for one of each source.
+    pub(crate) fn note(&self, gap: Input) {
+        let told = |parcel: &Parcel| match (&*parcel.input, &gap) {
+            (Input::Gap { filter, reason, .. }, Input::Gap { filter: new, reason: why, .. }) => {
+                filter == new && reason == why
+            }
+            _ => false,
+        };
+        let mut state = self.lock();
+        if state.waiting.iter().any(told) {
+            return;
+        }
+        let parcel = Parcel::new(gap);
+        state.waiting_bytes += parcel.bytes;
+        state.waiting.push_back(parcel);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Takes out the requests that wait: their session has ended.
+    pub(crate) fn take_requests(&self) -> Vec<Request> {
+        let mut state = self.lock();
+        let mut requests = Vec::new();
+        for parcel in std::mem::take(&mut state.waiting) {
+            match *parcel.input {
+                Input::Request(request) => {
+                    state.waiting_bytes -= parcel.bytes;
+                    requests.push(request);
+                }
+                input => state.waiting.push_back(Parcel { input: Box::new(input), ..parcel }),
+            }
+        }
+        drop(state);
+        self.room.notify_one();
+        requests
     }
 
     /// Hands the mailbox to an incarnation. What an earlier one does here from now on has no effect.

@@ -9,7 +9,9 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use interlock_bus::{Client, Event, LinkState, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter};
+use interlock_bus::{
+    Client, Event, LinkState, Request, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter,
+};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::mailbox::Mailbox;
@@ -230,6 +232,25 @@ impl Post {
         if let Some(client) = client {
             client.close().await;
         }
+    }
+
+    /// Gives up the client: whoever has a hold of it can send nothing any more, and the next incarnation gets another.
+    /// `requests` fail with `text`, because their session ends. The filters that were subscribed to.
+    pub(crate) fn revoke(&self, requests: Vec<Request>, text: &str) -> Vec<TopicFilter> {
+        let State { client, sources } = std::mem::take(&mut *self.lock());
+        let is_subscription = |source: &&Source| source.kind == Kind::Subscription;
+        let filters = sources.iter().filter(is_subscription).map(|source| source.filter.clone()).collect();
+        let text = text.to_owned();
+        // On the thread that carries: the caller is the supervisor, which waits for nobody.
+        self.mailroom.runtime.spawn(async move {
+            for request in requests {
+                request.fail_now("server_failed", &text);
+            }
+            if let Some(client) = client {
+                client.close().await;
+            }
+        });
+        filters
     }
 
     /// The client as it is; `None` before the first start and without a bus.

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use crossbeam_channel::{Receiver, bounded};
-use interlock_bus::Header;
+use interlock_bus::{Header, Message};
 
 use super::*;
 
