@@ -36,6 +36,8 @@ mod man_in_the_middle;
 mod memory;
 /// The native client over the encrypted socket and inside the broker's process.
 mod native_client;
+/// Programs that wait for others: for their start, readiness, health, end, or a line of them.
+mod needs;
 /// A capture of the wire: what anybody on the path can read.
 mod nothing_readable;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.

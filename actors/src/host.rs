@@ -122,6 +122,8 @@ pub enum HostReport {
         /// The number of the question.
         nonce: u64,
     },
+    /// It wrote a line that somebody waits for; this is the pattern that matched.
+    Seen(String),
     /// It has ended; nothing of it runs any more.
     Exited(Exit),
 }

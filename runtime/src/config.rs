@@ -8,6 +8,7 @@ pub mod json_schema;
 pub mod kind;
 mod layers;
 pub mod live;
+mod needs;
 pub mod problem;
 pub mod schema;
 pub mod show;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 pub use layers::Held;
+pub use needs::{Need, NeedError};
 pub use problem::{ConfigError, Origin, Problem};
 
 use crate::process::Probe;
@@ -239,9 +241,9 @@ pub struct Program {
     /// How long it may take to be ready.
     #[serde(with = "duration", default = "thirty_seconds")]
     pub ready_timeout: Duration,
-    /// Other children that must be ready before it is started.
+    /// What must be true of other children before it is started.
     #[serde(default)]
-    pub needs: Vec<PeerName>,
+    pub needs: Vec<Need>,
     /// The longest between two heartbeats; zero asks for none.
     #[serde(with = "duration", default)]
     pub heartbeat: Duration,
@@ -539,6 +541,7 @@ fn check_programs(layers: &mut Layers) {
             );
         }
     }
+    problems.append(&mut needs::check(&layers.programs));
     layers.problems.append(&mut problems);
 }
 

@@ -65,6 +65,8 @@ pub struct Program {
     pub heartbeat: Option<Duration>,
     /// A URL that must answer with a success whenever it is asked whether it lives. `None`: it lives if it runs.
     pub liveness: Option<Probe>,
+    /// Lines that others wait for.
+    pub awaited: Vec<regex_lite::Regex>,
     /// What asks it to stop.
     pub stop_signal: Signal,
     /// How long it may take to stop, also when it is the runtime that died. Then it is killed.
@@ -85,6 +87,7 @@ impl Program {
             readiness: Readiness::Started,
             heartbeat: None,
             liveness: None,
+            awaited: Vec::new(),
             stop_signal: Signal::SIGTERM,
             grace: Duration::from_secs(10),
             guardian: GuardianCommand::default(),
@@ -468,6 +471,7 @@ impl Run {
         let stderr = guardian.stderr.take().map(|pipe| (Stream::Stderr, OwnedFd::from(pipe)));
         let readers = stdout.into_iter().chain(stderr).map(|(stream, pipe)| {
             let (name, ready) = (self.name.clone(), ready.clone());
+            let (mut awaited, reports) = (self.program.awaited.clone(), self.reports.clone());
             // Joined in `live`, after the guardian's end closed the pipe.
             let thread = std::thread::Builder::new().name(format!("{}-{name}", stream.as_str()));
             let read = move || {
@@ -477,6 +481,14 @@ impl Run {
                     {
                         reports.send(HostReport::Ready { proof: format!("it wrote `{line}`") });
                     }
+                    // Each is told of once.
+                    awaited.retain(|pattern| {
+                        let is_it = pattern.is_match(line);
+                        if is_it {
+                            reports.send(HostReport::Seen(pattern.as_str().to_owned()));
+                        }
+                        !is_it
+                    });
                 })
             };
             Ok(thread.spawn(read)?)

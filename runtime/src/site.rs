@@ -182,8 +182,9 @@ pub(crate) fn children(
     };
     let mut children = tree::built_in(hosts, &site.config().shutdown);
     children.extend(actors(site, extras)?);
-    for settings in &site.config().programs {
-        children.push(tree::program(settings, &site.seat, &name_of(RUNTIME))?);
+    let programs = site.config().programs;
+    for settings in &programs {
+        children.push(tree::program(settings, &site.seat, &name_of(RUNTIME), &programs)?);
     }
     Ok(children)
 }

@@ -49,7 +49,8 @@ use self::{
 };
 pub use self::{
     child::{
-        ChildKind, ChildSpecification, Children, Clocks, Dependencies, SupervisorSpecification, TreeError,
+        ChildKind, ChildSpecification, Children, Clocks, Condition, Dependencies, SupervisorSpecification,
+        TreeError,
     },
     machine::{Outcome, ShutdownPhases, Why},
     plan::Plan,

@@ -44,7 +44,10 @@ pub(crate) struct Logs {
 
 /// Changes the levels of this process while it runs.
 #[derive(Clone)]
-pub(crate) struct Levels(Arc<dyn Fn(&str, &str) + Send + Sync>);
+pub(crate) struct Levels(Arc<SetLevels>);
+
+/// Takes `logs.level` and `logs.console`.
+type SetLevels = dyn Fn(&str, &str) + Send + Sync;
 
 impl std::fmt::Debug for Levels {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -6,7 +6,7 @@ use interlock_bus::{Endpoint, PeerName, TopicFilter};
 use serde_json::json;
 use toml::Value;
 
-use super::{ProgramReadiness, duration};
+use super::{Need, ProgramReadiness, duration};
 use crate::process::Probe;
 
 /// The type and range of one setting.
@@ -34,8 +34,8 @@ pub enum Kind {
     Variable,
     /// How a program says that it is ready.
     Readiness,
-    /// A list of peer names.
-    PeerNames,
+    /// A list of children, and what of each is waited for.
+    Needs,
     /// An `http` URL, or nothing.
     Probe,
     /// A list of texts.
@@ -65,7 +65,7 @@ impl Kind {
             Self::PeerName => value.as_str().is_some_and(|text| text.parse::<PeerName>().is_ok()),
             Self::Variable => value.as_str().is_some_and(is_variable),
             Self::Readiness => value.as_str().is_some_and(|text| text.parse::<ProgramReadiness>().is_ok()),
-            Self::PeerNames => each(value, |text| text.parse::<PeerName>().is_ok()),
+            Self::Needs => each(value, |text| text.parse::<Need>().is_ok()),
             Self::Probe => {
                 value.as_str().is_some_and(|text| text.is_empty() || text.parse::<Probe>().is_ok())
             }
@@ -103,7 +103,7 @@ impl Kind {
                 "\"started\", \"newline\", \"notify\", \"bus\", \"line:\" and a regular expression, or a URL such as \"http://127.0.0.1:8080/health\""
                     .to_owned()
             }
-            Self::PeerNames => "a list of names of other children, for example [\"gateway\"]".to_owned(),
+            Self::Needs => "a list of names of other children, for example [\"model\"], each with \":started\", \":ready\", \":healthy\", \":completed\" or \":log:\" and a regular expression behind it, or nothing for ready".to_owned(),
             Self::Probe => "a URL that begins with http:// and names no user, or \"\"".to_owned(),
             Self::Texts => "a list of texts".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
@@ -126,7 +126,7 @@ impl Kind {
                 json!({ "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 2 })
             }
             Self::PeerName => json!({ "type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$" }),
-            Self::PeerNames | Self::Texts | Self::Filters => texts(),
+            Self::Needs | Self::Texts | Self::Filters => texts(),
             Self::TextTable => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         }
     }
@@ -137,7 +137,7 @@ impl Kind {
         let plain = || Value::String(text.to_owned());
         match self {
             Self::Integer(..) => text.parse().map_or_else(|_| plain(), Value::Integer),
-            Self::Endpoints | Self::PeerNames | Self::Texts | Self::Filters => {
+            Self::Endpoints | Self::Needs | Self::Texts | Self::Filters => {
                 if text.starts_with('[') {
                     return toml::from_str::<toml::Table>(&format!("value = {text}"))
                         .ok()
@@ -241,7 +241,11 @@ mod tests {
                 &["\"http://127.0.0.1:80/\""],
                 &["\"https://127.0.0.1/\"", "\"http://\"", "\"http://me@host/\""],
             ),
-            (Kind::PeerNames, &["[]", "[\"gateway\"]"], &["\"gateway\"", "[\"a/b\"]"]),
+            (
+                Kind::Needs,
+                &["[]", "[\"gateway\"]", "[\"a:completed\", \"a:log:^on [0-9]+\"]"],
+                &["\"gateway\"", "[\"a/b\"]", "[\"a:soon\"]", "[\"a:log:(\"]"],
+            ),
             (Kind::Probe, &["\"\"", "\"http://[::1]:80/health\""], &["\"ftp://a\"", "\"http:// a\"", "1"]),
             (Kind::Texts, &["[]", "[\"a\"]"], &["\"a\"", "[1]"]),
             (Kind::Filters, &["[\"a/#\"]"], &["[\"a//b\"]", "[\"#/a\"]"]),

@@ -108,7 +108,7 @@ pub const PROGRAM: &[Setting] = &[
     setting("program", "restart", Kind::Choice(&["permanent", "transient", "temporary"])),
     setting("program", "readiness", Kind::Readiness),
     setting("program", "ready_timeout", Kind::Duration(ms(10), HOUR)),
-    setting("program", "needs", Kind::PeerNames),
+    setting("program", "needs", Kind::Needs),
     setting("program", "heartbeat", Kind::Duration(Duration::ZERO, HOUR)),
     setting("program", "liveness", Kind::Probe),
     setting(

@@ -167,6 +167,19 @@ fn combinations_that_cannot_work_are_refused() {
             ":2; each program",
         ),
         ("[program]\nname = \"a\"", "[[program]]"),
+        (
+            "[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"b\"]\n[[program]]\nname = \"b\"\ncommand = \"x\"\nneeds = [\"a:started\"]",
+            "4: the programs wait for each other in a circle: a -> b -> a",
+        ),
+        (
+            "[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"b\"]\n[[program]]\nname = \"b\"\ncommand = \"x\"",
+            "which stands below it",
+        ),
+        (
+            "[[program]]\nname = \"b\"\ncommand = \"x\"\n[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"b:completed\"]",
+            "`b` is permanent and never completes",
+        ),
+        ("[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"model:log:x\"]", "only programs complete"),
         ("listen = \"127.0.0.1:1\"", "did you mean `gateway.listen`? write it below `[gateway]`"),
         ("[gateway]\nlevel = 1", "did you mean `logs.level`"),
         ("gateway = 1", "write `[gateway]`"),

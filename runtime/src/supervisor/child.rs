@@ -76,6 +76,8 @@ impl ChildKind {
 pub struct Dependencies {
     /// Every start of it waits until these are ready. They stand before it in the list.
     pub needs: Vec<PeerName>,
+    /// What is waited for instead of readiness, of those among `needs` for whom it is something else. All of it counts.
+    pub until: Vec<(PeerName, Condition)>,
     /// Whether its first start also waits until every child before it in the list is ready, or has failed once; so one
     /// that does not come up never holds up those that did not say that they need it.
     pub in_line: bool,
@@ -84,8 +86,23 @@ pub struct Dependencies {
 impl Default for Dependencies {
     /// In line, without needs.
     fn default() -> Self {
-        Self { needs: Vec::new(), in_line: true }
+        Self { needs: Vec::new(), until: Vec::new(), in_line: true }
     }
+}
+
+/// What of a child is waited for. Waiting survives its restarts: what counts is its present incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It has been started.
+    Started,
+    /// It is ready.
+    Ready,
+    /// It is ready, and has answered a question whether it lives since then.
+    Healthy,
+    /// It has ended by itself, and well.
+    Completed,
+    /// It has written a line that matches this regular expression.
+    Line(String),
 }
 
 /// How long a child may take for what.
@@ -175,6 +192,15 @@ impl<S> ChildSpecification<S> {
     /// Starts only while `needs` are ready.
     pub fn depends_on(mut self, needs: impl IntoIterator<Item = PeerName>) -> Self {
         self.dependencies.needs.extend(needs);
+        self
+    }
+
+    /// Starts only when `condition` is true of `need`.
+    pub fn depends_until(mut self, need: PeerName, condition: Condition) -> Self {
+        if !self.dependencies.needs.contains(&need) {
+            self.dependencies.needs.push(need.clone());
+        }
+        self.dependencies.until.push((need, condition));
         self
     }
 
@@ -277,10 +303,13 @@ impl SupervisorSpecification {
         };
         let places = check(parts.iter().map(|(rules, dependencies, _)| (&rules.name, dependencies)))?;
         check_names_below(&parts)?;
+        let place: HashMap<PeerName, usize> =
+            parts.iter().enumerate().map(|(place, (rules, ..))| (rules.name.clone(), place)).collect();
         let mut rules = Vec::new();
         let mut members = Vec::new();
-        for ((rule, _, member), needs) in parts.into_iter().zip(places) {
-            rules.push(Rules { needs, ..rule });
+        for ((rule, dependencies, member), needs) in parts.into_iter().zip(places) {
+            let until = dependencies.until.into_iter().map(|(need, condition)| (place[&need], condition));
+            rules.push(Rules { needs, until: until.collect(), ..rule });
             members.push(member);
         }
         Ok((rules, members, until))
@@ -315,6 +344,7 @@ impl<S: Into<bool>> ChildSpecification<S> {
             restart: self.restart.settled(),
             when_spent: self.when_spent,
             needs: Vec::new(),
+            until: Vec::new(),
             in_line: self.dependencies.in_line,
             clocks: self.clocks,
         };
@@ -358,7 +388,7 @@ pub(crate) fn check<'a>(
 }
 
 /// A circle in the graph, first place repeated at the end; `None` if there is none.
-fn circle(needs: &[Vec<usize>]) -> Option<Vec<usize>> {
+pub(crate) fn circle(needs: &[Vec<usize>]) -> Option<Vec<usize>> {
     /// Follows `place`; `path` is the way to it. `clear` holds places known to lead into no circle.
     fn follow(
         place: usize,
@@ -394,7 +424,7 @@ mod tests {
                 None => (child.parse().unwrap(), Dependencies::default()),
                 Some((name, needs)) => {
                     let needs = needs.split(',').map(|need| need.parse().unwrap()).collect();
-                    (name.parse().unwrap(), Dependencies { needs, in_line: true })
+                    (name.parse().unwrap(), Dependencies { needs, ..Dependencies::default() })
                 }
             })
             .collect();

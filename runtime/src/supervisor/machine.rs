@@ -11,7 +11,7 @@ use interlock_bus::PeerName;
 
 use super::{
     backoff::{Backoff, Draws},
-    child::Clocks,
+    child::{Clocks, Condition},
     intensity::{Budget, HEALTHY_AFTER, Verdict},
     plan::Plan,
     report::{Report, ReportContext},
@@ -32,6 +32,8 @@ pub(crate) struct Rules {
     pub(crate) when_spent: WhenSpent,
     /// Children that must be ready before each start.
     pub(crate) needs: Vec<usize>,
+    /// What must be true of some of them instead.
+    pub(crate) until: Vec<(usize, Condition)>,
     /// Whether its first start also waits until all children before it have settled (ready, or failed once).
     pub(crate) in_line: bool,
     pub(crate) clocks: Clocks,
@@ -140,6 +142,10 @@ pub(crate) struct Child {
     /// Since when the present incarnation is ready.
     ready_at: Option<Instant>,
     pub(crate) proof: Option<String>,
+    /// Whether the present incarnation has answered a question whether it lives.
+    has_answered: bool,
+    /// Patterns that a line of the present incarnation matched: those that somebody waits for.
+    seen: Vec<String>,
     pub(crate) status: Option<String>,
     /// Why it does less than it should, though it runs.
     pub(crate) impaired: Option<String>,
@@ -287,6 +293,7 @@ impl Machine {
             HostReport::Ready { proof } => child.on_ready(proof, now),
             HostReport::Progress(text) => child.on_progress(text, now),
             HostReport::Status(text) => child.status = Some(text),
+            HostReport::Seen(pattern) if !child.seen.contains(&pattern) => child.seen.push(pattern),
             HostReport::Impaired(why) => child.impaired = why,
             HostReport::Extend(by) => child.on_extend(by, now),
             HostReport::Alive { nonce } => child.on_alive(nonce),
@@ -700,11 +707,23 @@ impl Machine {
         let in_line = self.is_strict() || (child.rules.in_line && !retry && child.starts() == 0);
         let stands_in_the_way = |&other: &usize| {
             let is_needed = child.rules.needs.contains(&other);
-            (is_needed && !matches!(self.children[other].phase, Phase::Running(_)))
+            (is_needed && !self.is_met(index, other))
                 || (in_line && other < index && !self.has_settled(other))
                 || (self.is_strict() && self.children[other].is_ending())
         };
         (0..self.children.len()).filter(stands_in_the_way).collect()
+    }
+
+    /// Whether what a child waits for is true of one that it needs.
+    fn is_met(&self, index: usize, need: usize) -> bool {
+        let until = &self.children[index].rules.until;
+        let mut conditions =
+            until.iter().filter(|(place, _)| *place == need).map(|(_, condition)| condition).peekable();
+        let need = &self.children[need];
+        match conditions.peek() {
+            None => need.meets(&Condition::Ready),
+            Some(_) => conditions.all(|condition| need.meets(condition)),
+        }
     }
 
     /// Who of those that stood in the way of the first start of a child was the last to do so.
@@ -768,9 +787,9 @@ impl Machine {
             Phase::Waiting { retry: true, .. } if !self.is_strict() => true,
             Phase::Starting { .. } if !self.is_strict() => child.starts() > 1,
             // Waits for one that will not come up soon. Needs lie earlier, so this ends.
-            Phase::Waiting { .. } => child.rules.needs.iter().any(|&need| {
-                !matches!(self.children[need].phase, Phase::Running(_)) && self.has_settled(need)
-            }),
+            Phase::Waiting { .. } => {
+                child.rules.needs.iter().any(|&need| !self.is_met(index, need) && self.has_settled(need))
+            }
             Phase::Starting { .. } | Phase::Ending { .. } => false,
         }
     }
@@ -803,6 +822,8 @@ impl Child {
             before: 0,
             ready_at: None,
             proof: None,
+            has_answered: false,
+            seen: Vec::new(),
             status: None,
             impaired: None,
             last_failure: None,
@@ -824,9 +845,24 @@ impl Child {
         self.proof = None;
         self.status = None;
         self.impaired = None;
+        self.has_answered = false;
+        self.seen.clear();
         let granted = self.rules.clocks.start_deadline;
         self.enter(Phase::Starting { deadline: now + granted, granted }, now);
         self.incarnation
+    }
+
+    fn meets(&self, condition: &Condition) -> bool {
+        let is_ready = matches!(self.phase, Phase::Running(_));
+        let is_up = is_ready || matches!(self.phase, Phase::Starting { .. });
+        let has_completed = matches!(self.phase, Phase::Down(Down::Finished));
+        match condition {
+            Condition::Started => is_up,
+            Condition::Ready => is_ready,
+            Condition::Healthy => is_ready && self.has_answered,
+            Condition::Completed => has_completed,
+            Condition::Line(pattern) => (is_up || has_completed) && self.seen.contains(pattern),
+        }
     }
 
     fn on_ready(&mut self, proof: String, now: Instant) {
@@ -870,6 +906,7 @@ impl Child {
             && nonce == answered
         {
             *asking = Asking::Silent { next: at + self.rules.clocks.ask_every, missed: 0 };
+            self.has_answered = true;
         }
     }
 

@@ -186,6 +186,7 @@ mod tests {
                 restart: Restart::Permanent,
                 when_spent: WhenSpent::LeaveFailed,
                 needs: Vec::new(),
+                until: Vec::new(),
                 in_line: true,
                 clocks: Clocks::ACTOR,
             };

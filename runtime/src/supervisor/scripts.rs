@@ -3,9 +3,10 @@
 //! Commands:
 //! - `below NAME strategy=S ... children=...` before the tree: child `NAME` is a supervisor, with these children.
 //! - `tree strategy=S [jitter=1] [until=any_significant] children=a,b(word word)...` starts a tree. Words: `escalate`,
+//!   `until:x:started|ready|healthy|completed|line:TEXT` (needs, and waits for that),
 //!   `transient`, `temporary`, `significant`, `on:x` (needs, and is out of line), `slow` (not ready by itself), `deaf` (does not stop
 //!   when asked), `frozen` (nor when killed), `mute` (answers no question).
-//! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `busy NAME SECONDS`: an incarnation does that.
+//! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `line NAME TEXT`, `busy NAME SECONDS`: an incarnation does that.
 //! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
 //! - `status` shows the states, `plan NAME 5s` what is done if each start fails after 5 s, `starts` how each came up first.
 
@@ -20,9 +21,11 @@ use interlock_actors::{
     host::{Busy, Exit, HostReport, Stop},
 };
 
+use interlock_bus::PeerName;
+
 use super::{
     backoff::Draws,
-    child::{Clocks, Dependencies, check},
+    child::{Clocks, Condition, Dependencies, check},
     machine::{Action, KILL_GRACE, Machine, Phase, Rules, ShutdownPhases},
     nested::{Standing, exit_of},
     snapshot::Body,
@@ -45,6 +48,7 @@ scripts! {
     more_time_is_granted_to_a_start_and_to_a_stop,
     backoff_doubles_and_is_forgotten_after_health,
     dependencies_order_start_and_stop,
+    what_is_waited_for_may_be_less_or_more_than_readiness,
     shutdown_asks_then_kills_then_gives_up,
     significant_children_end_the_supervisor,
     silence_and_a_stuck_handler_are_failures,
@@ -54,6 +58,19 @@ scripts! {
     a_supervisor_below_fails_when_a_child_of_it_escalates,
     a_supervisor_below_has_the_state_of_its_parts_and_ends_with_its_significant_children,
     a_stop_goes_through_supervisors_in_reverse_order,
+}
+
+/// `x:completed`, `x:line:TEXT`.
+fn condition(text: &str) -> (PeerName, Condition) {
+    let (name, condition) = text.split_once(':').unwrap();
+    let condition = match condition {
+        "started" => Condition::Started,
+        "ready" => Condition::Ready,
+        "healthy" => Condition::Healthy,
+        "completed" => Condition::Completed,
+        other => Condition::Line(other.strip_prefix("line:").unwrap().to_owned()),
+    };
+    (name.parse().unwrap(), condition)
 }
 
 fn play(script: &str) {
@@ -145,8 +162,12 @@ impl Player {
                     .filter_map(|word| word.strip_prefix("on:"))
                     .map(|need| need.parse().unwrap())
                     .collect();
+                let until: Vec<(PeerName, Condition)> =
+                    words.iter().filter_map(|word| word.strip_prefix("until:")).map(condition).collect();
+                let needs: Vec<_> =
+                    needs.into_iter().chain(until.iter().map(|(need, _)| need.clone())).collect();
                 let in_line = needs.is_empty();
-                (name.parse().unwrap(), Dependencies { needs, in_line })
+                (name.parse().unwrap(), Dependencies { needs, until, in_line })
             })
             .collect();
         let needs = check(listed.iter().map(|(name, dependencies)| (name, dependencies))).unwrap();
@@ -163,6 +184,14 @@ impl Player {
                     },
                     when_spent: if has("escalate") { WhenSpent::Escalate } else { WhenSpent::LeaveFailed },
                     needs,
+                    until: dependencies
+                        .until
+                        .iter()
+                        .map(|(need, condition)| {
+                            let place = listed.iter().position(|(name, _)| name == need).unwrap();
+                            (place, condition.clone())
+                        })
+                        .collect(),
                     in_line: dependencies.in_line,
                     clocks: Clocks::ACTOR,
                 }
@@ -208,6 +237,7 @@ impl Player {
             "exit" => self.exits(child(), Exit::Normal),
             "ready" => self.says(child(), HostReport::Ready { proof: String::new() }),
             "progress" => self.says(child(), HostReport::Progress(rest.to_owned())),
+            "line" => self.says(child(), HostReport::Seen(rest.to_owned())),
             "extend" => self.says(child(), HostReport::Extend(parse_duration(rest))),
             "busy" => {
                 let since = now - Duration::from_secs(rest.parse().unwrap());

@@ -10,7 +10,7 @@ use super::{BrokerSeat, built_in_name};
 use crate::{
     config::{self, ProgramReadiness, ProgramRestart},
     process::{self, Credentials, ProbeError, ProgramHost, Readiness, ReadySignal},
-    supervisor::{ChildSpecification, Clocks, No, Restart},
+    supervisor::{ChildSpecification, Clocks, Condition, No, Restart},
 };
 
 /// How long the broker, which is in this process, may take to say who is connected.
@@ -49,7 +49,7 @@ pub enum ProgramError {
 /// The child for one `[[program]]`. It needs the broker, and waits for nothing else; so a slow program delays nobody.
 ///
 /// `watcher` is a peer of this process that may subscribe to `$peers/#` and request `$sys/broker/peers`; it is used
-/// for `readiness = "bus"`.
+/// for `readiness = "bus"`. `others` are all programs: some may wait for a line of this one.
 ///
 /// # Errors
 /// [`ProgramError`].
@@ -57,6 +57,7 @@ pub fn program(
     configured: &config::Program,
     seat: &BrokerSeat,
     watcher: &PeerName,
+    others: &[config::Program],
 ) -> Result<ChildSpecification, ProgramError> {
     let name = configured.name.clone();
     let stop_signal = configured.stop_signal.parse::<Signal>().map_err(|_| ProgramError::Signal {
@@ -84,6 +85,7 @@ pub fn program(
                 reason: error.to_string(),
             })?),
         },
+        awaited: lines_awaited_of(&name, others)?,
         stop_signal,
         grace: configured.grace,
         ..process::Program::new(&configured.command)
@@ -104,12 +106,28 @@ pub fn program(
         ProgramRestart::Transient => Restart::Transient { significant: No },
         ProgramRestart::Temporary => Restart::Temporary { significant: No },
     };
-    Ok(ChildSpecification::process(name.clone(), ProgramHost::new(name, program))
+    let child = ChildSpecification::process(name.clone(), ProgramHost::new(name, program))
         .restarts(restart)
         .clocks(clocks)
         .depends_on([built_in_name("broker")])
-        .depends_on(configured.needs.iter().cloned())
-        .out_of_line())
+        .out_of_line();
+    Ok(configured
+        .needs
+        .iter()
+        .fold(child, |child, need| child.depends_until(need.name.clone(), need.until.clone())))
+}
+
+/// The lines of `name` that other programs wait for.
+fn lines_awaited_of(
+    name: &PeerName,
+    others: &[config::Program],
+) -> Result<Vec<regex_lite::Regex>, ProgramError> {
+    let needs = others.iter().flat_map(|other| &other.needs).filter(|need| need.name == *name);
+    let patterns = needs.filter_map(|need| match &need.until {
+        Condition::Line(pattern) => Some(pattern),
+        _ => None,
+    });
+    Ok(patterns.map(|pattern| regex_lite::Regex::new(pattern)).collect::<Result<_, _>>()?)
 }
 
 /// Ready when the broker has a session of this name.
