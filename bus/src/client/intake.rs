@@ -12,7 +12,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// The largest that is kept for others.
 const BUFFER_BYTES_KEPT: usize = 2 * BUFFER_BYTES;
 /// Buffers a process keeps: as much as a subscription has on its way.
-const SPARE_BUFFERS_MAX: usize = 24;
+const SPARE_BUFFERS_MAX: usize = 16;
 /// Less room than this behind what has come, and more is made.
 const ROOM_BYTES_MIN: usize = 32 << 10;
 /// So little is copied rather than given away with its buffer, which a single message could keep.
