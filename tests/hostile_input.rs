@@ -9,7 +9,7 @@ use std::{
 
 use interlock_bus::{
     Broker, BrokerConfig, Client, Credentials, Endpoint, Payload, Permissions, Timeouts,
-    blocking::wait,
+    blocking::{wait, wait_until},
     client::{ConnectOptions, Event, SubscribeOptions},
     limits,
     native::{Block, CreditScope, Overflow, Record, SubscribeSpec},
@@ -536,5 +536,48 @@ fn a_broker_is_not_started_on_the_socket_of_another_even_if_that_one_hangs() {
         let config = BrokerConfig::from_key_store(&broker.store, vec![endpoint]).unwrap();
         let error = Broker::start(config).unwrap_err().to_string();
         assert!(error.contains("another process listens there"), "{error}");
+    }
+}
+
+#[test]
+fn the_end_of_a_stock_publisher_that_is_held_is_seen_and_what_it_had_sent_is_delivered() {
+    let broker = TestBroker::start();
+    let endpoint = &broker.handle.endpoints()[0];
+    let issue = |name: &str, lists: [&[&str]; 4], wait| {
+        let rules = Permissions::from_lists(lists[0], lists[1], lists[2], lists[3]).unwrap();
+        let permissions = Permissions { wait, ..rules };
+        broker.store.issue(&name.parse().unwrap(), &permissions, broker.handle.endpoints(), None).unwrap()
+    };
+    let publisher = issue("publisher", [&["a"], &[], &[], &[]], false);
+    let waiter = Client::connect(ConnectOptions::new(issue("waiter", [&[], &["a"], &[], &[]], true)));
+    let waiter = wait(waiter).unwrap();
+    let observer = issue("observer", [&[], &[], &[], &["$sys/broker/#"]], false);
+    let observer = wait(Client::connect(ConnectOptions::new(observer))).unwrap();
+    let options = SubscribeOptions::default().overflow(Overflow::Wait).queue(8, 0);
+    let mut subscription = wait(waiter.subscribe(&"a".parse().unwrap(), options)).unwrap();
+    let topic = "$sys/broker/peers".parse().unwrap();
+    let is_there = || {
+        let reply = wait(observer.request(&topic, Payload::default(), DEADLINE)).unwrap();
+        let rows: serde_json::Value = serde_json::from_slice(&reply.payload).unwrap();
+        rows.as_array().unwrap().iter().any(|row| row["peer"] == "publisher")
+    };
+
+    // More than the window and the queue, so that it is held, and a little that stays in its socket, with the end behind it.
+    const MESSAGES: u64 = 1100;
+    let mut stock = RawPeer::connect(endpoint, &publisher, SocketType::Xpub, false).unwrap();
+    for number in 0..MESSAGES {
+        let payload = [&number.to_le_bytes()[..], &[0; 4000]].concat();
+        stock.send_frame(b"a", FrameFlags::MORE).unwrap();
+        stock.send_frame(&payload, FrameFlags::LAST).unwrap();
+    }
+    assert!(MESSAGES * 4000 > limits::CREDIT_WINDOW_BYTES + 8 * 4000 && is_there());
+    let RawStream::Tcp(stream) = &stock.stream else { panic!("the first endpoint is TCP") };
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    eventually("the end of the publisher's session", || (!is_there()).then_some(()));
+    for number in 0..MESSAGES {
+        match wait_until(subscription.next(), Instant::now() + DEADLINE) {
+            Some(Some(Event::Message(message))) => assert_eq!(message.payload[..8], number.to_le_bytes()),
+            other => panic!("{other:?} instead of message {number}"),
+        }
     }
 }

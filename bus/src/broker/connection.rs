@@ -127,6 +127,8 @@ pub(super) struct Connection {
     pub(super) blocked_since: Option<Instant>,
     pub(super) pinged: bool,
     pub(super) is_readable: bool,
+    /// The peer sends nothing more than what has come already.
+    pub(super) is_closed_by_peer: bool,
     /// Whether it waits in the list of connections to be read.
     pub(super) is_listed: bool,
     written: usize,
@@ -154,6 +156,7 @@ impl Connection {
             blocked_since: None,
             pinged: false,
             is_readable: false,
+            is_closed_by_peer: false,
             is_listed: false,
             written: 0,
             unwritten_deliveries: 0,

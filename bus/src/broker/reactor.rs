@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, event::Event};
 
 use super::{
     BrokerConfig, BrokerError, Timeouts,
@@ -198,12 +198,7 @@ impl Reactor {
             let now = Instant::now();
             self.hub.set_now(now_ms());
             for event in &events {
-                self.on_event(
-                    event.token(),
-                    event.is_readable() || event.is_read_closed() || event.is_error(),
-                    event.is_writable(),
-                    now,
-                );
+                self.on_event(event, now);
             }
             self.take_commands(now);
             self.take_outboxes(now);
@@ -255,7 +250,8 @@ impl Reactor {
         }
     }
 
-    fn on_event(&mut self, token: Token, readable: bool, writable: bool, now: Instant) {
+    fn on_event(&mut self, event: &Event, now: Instant) {
+        let token = event.token();
         if token == WAKER {
             return;
         }
@@ -267,11 +263,13 @@ impl Reactor {
             return;
         }
         let Some(Some(connection)) = self.connections.get_mut(token.0) else { return };
-        if readable {
+        let is_closed = event.is_read_closed() || event.is_error();
+        connection.is_closed_by_peer |= is_closed;
+        if event.is_readable() || is_closed {
             connection.is_readable = true;
             list(&mut self.readable, token.0, connection);
         }
-        if writable {
+        if event.is_writable() {
             self.write(token.0, now);
         }
     }

@@ -362,10 +362,13 @@ impl Reactor {
     }
 }
 
-/// Whether nothing may be read from it now: stock publishers know no credit.
+/// Whether nothing may be read from it now: stock publishers know no credit. One that is gone is read to its end, so
+/// that everybody learns of it: what it left in the socket is bounded, and the queue that holds it has room for that.
 fn is_held(hub: &Hub, connection: &Connection) -> bool {
     match &connection.phase {
-        Phase::Open { session, speech: Speech::Stock(_) } => hub.is_held(*session),
+        Phase::Open { session, speech: Speech::Stock(_) } => {
+            !connection.is_closed_by_peer && hub.is_held(*session)
+        }
         _ => false,
     }
 }
