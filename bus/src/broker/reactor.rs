@@ -318,13 +318,9 @@ impl Reactor {
     }
 
     fn attach(&mut self, peer: PeerName, sink: Arc<dyn RecordSink>) -> Result<SessionId, BrokerError> {
-        let refuse =
-            |reason: &str| BrokerError::NotAuthorised { peer: peer.clone(), reason: reason.to_owned() };
-        let registered = self.registry.peer(&peer).ok_or_else(|| refuse("it is not in the registry"))?;
-        if registered.permissions.is_empty() {
-            return Err(refuse("it has no permission at all"));
-        }
-        let permissions = Arc::clone(&registered.permissions);
+        let permissions = self.registry.permissions_of(&peer).map_err(|refusal| {
+            BrokerError::NotAuthorised { peer: peer.clone(), reason: refusal.to_string() }
+        })?;
         let info = SessionInfo {
             peer,
             key: None,

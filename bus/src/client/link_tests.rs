@@ -420,6 +420,21 @@ fn attached_clients_learn_that_the_broker_has_ended() {
     assert!(fixture.broker.attach(&"bob".parse().unwrap()).is_err());
 }
 
+#[test]
+fn a_revoked_peer_loses_every_link_and_gets_none_again() {
+    let fixture = fixture();
+    let clients = fixture.clients("bob");
+    let mut subscriptions = clients.each_ref().map(|(_, client)| subscribe(client, "a"));
+    fixture.store.revoke(&"bob".parse().unwrap()).unwrap();
+    for (subscription, (link, client)) in subscriptions.iter_mut().zip(&clients) {
+        assert!(soon(subscription.next()).is_none(), "{link}");
+        let reason = client.closed_reason().unwrap_or_default();
+        assert!(reason.contains("revoked"), "{link}: {reason}");
+    }
+    let refused = fixture.broker.attach(&"bob".parse().unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("was revoked"), "{refused}");
+}
+
 /// Publishes until the broker holds the topic; gives the number of messages.
 fn publish_until_held(publisher: &Client) -> usize {
     let give_up = Instant::now() + TIMEOUT;

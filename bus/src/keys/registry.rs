@@ -41,6 +41,9 @@ pub enum Refusal {
     /// No peer has this key.
     #[error("key is not in the registry; enrol it with `interlock keys issue NAME`")]
     UnknownKey,
+    /// There is no peer of that name any more, or there never was.
+    #[error("peer `{0}` is not in the registry; enrol it with `interlock keys issue {0}`")]
+    UnknownPeer(PeerName),
     /// The key was revoked.
     #[error("key of `{0}` was revoked; issue a new one with `interlock keys issue {0}`")]
     Revoked(PeerName),
@@ -53,7 +56,7 @@ impl Refusal {
     /// The refusal's name in events, counters and the tool.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::UnknownKey => "unknown_key",
+            Self::UnknownKey | Self::UnknownPeer(_) => "unknown_key",
             Self::Revoked(_) => "revoked_key",
             Self::Rightless(_) => "no_rights",
         }
@@ -157,14 +160,21 @@ impl Registry {
     /// [`Refusal`].
     pub fn authenticate(&self, key: &PublicKey) -> Result<(PeerName, Arc<Permissions>), Refusal> {
         let name = self.peer_of(key).ok_or(Refusal::UnknownKey)?;
-        let peer = self.peers.get(&name).ok_or(Refusal::UnknownKey)?;
-        if peer.state == KeyState::Revoked {
-            return Err(Refusal::Revoked(name));
+        let permissions = self.permissions_of(&name)?;
+        Ok((name, permissions))
+    }
+
+    /// Whether this peer may have a session, with a key or in the broker's process, and its rights.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn permissions_of(&self, name: &PeerName) -> Result<Arc<Permissions>, Refusal> {
+        let peer = self.peers.get(name).ok_or_else(|| Refusal::UnknownPeer(name.clone()))?;
+        match peer.state {
+            KeyState::Revoked => Err(Refusal::Revoked(name.clone())),
+            KeyState::Active if peer.permissions.is_empty() => Err(Refusal::Rightless(name.clone())),
+            KeyState::Active => Ok(Arc::clone(&peer.permissions)),
         }
-        if peer.permissions.is_empty() {
-            return Err(Refusal::Rightless(name));
-        }
-        Ok((name, Arc::clone(&peer.permissions)))
     }
 
     /// The name a key belongs to, whether or not it may connect.

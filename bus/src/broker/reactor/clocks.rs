@@ -93,19 +93,12 @@ impl Reactor {
                 self.registry.replace_peers(edited);
                 self.hub.set_registry(&self.registry);
                 let registry = &self.registry;
-                self.hub.reauthorise(|info| match info.key {
-                    Some(key) => registry
-                        .authenticate(&key)
-                        .map(|(_, permissions)| permissions)
-                        .map_err(|refusal| Ending { code: "revoked", text: refusal.to_string() }),
-                    None => {
-                        registry.peer(&info.peer).map(|peer| Arc::clone(&peer.permissions)).ok_or_else(|| {
-                            Ending {
-                                code: "revoked",
-                                text: "the peer is no longer in the registry".to_owned(),
-                            }
-                        })
-                    }
+                self.hub.reauthorise(|info| {
+                    let judged = match info.key {
+                        Some(key) => registry.authenticate(&key).map(|(_, permissions)| permissions),
+                        None => registry.permissions_of(&info.peer),
+                    };
+                    judged.map_err(|refusal| Ending { code: "revoked", text: refusal.to_string() })
                 });
             }
             Some(Err(error)) => {
