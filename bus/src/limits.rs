@@ -32,6 +32,10 @@ pub const STOCK_FRAME_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 1024;
 /// Frames of one stock message. More end the session: nothing sane sends them.
 pub const STOCK_FRAMES_MAX: usize = 64;
 
+/// Bytes of the frames that a stock requester wants echoed (RFC 28): a dozen routing ids of at most 255 bytes.
+/// They are kept until the answer has left, so more of them end the session.
+pub const STOCK_ENVELOPE_BYTES_MAX: usize = 4 << 10;
+
 /// Default bytes queued towards one subscription before its overflow policy applies.
 pub const SEND_QUEUE_BYTES: usize = 16 << 20;
 

@@ -1,10 +1,10 @@
 //! Refused operations of connected peers: counted exactly, named, and published without flooding.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use serde::Serialize;
 
-use crate::{native::Operation, peer::PeerName};
+use crate::{limits, native::Operation, peer::PeerName};
 
 /// Different refusals kept. Those beyond are counted together under the topic `(others)`.
 const DENIALS_KEPT: usize = 4096;
@@ -36,6 +36,30 @@ const REPEATED_EVERY_MS: u64 = 60_000;
 const REPEATED_LINES: usize = 20;
 
 type Key = (PeerName, Operation, String, &'static str);
+
+/// The beginning of what a stock peer wrote in the place of a topic: what is refused for its size is not kept for its
+/// size either.
+pub fn start_of(topic: &[u8]) -> String {
+    match topic.get(..limits::TOPIC_BYTES_MAX) {
+        Some(start) if start.len() < topic.len() => format!("{}...", String::from_utf8_lossy(start)),
+        _ => String::from_utf8_lossy(topic).into_owned(),
+    }
+}
+
+/// `text` with its control characters escaped: it goes to logs, where a line break would forge a line.
+pub fn on_one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    Cow::Owned(line)
+}
 
 /// All refusals of one broker epoch.
 #[derive(Debug, Default)]
@@ -160,6 +184,14 @@ mod tests {
         let changed = denials.take_changed();
         assert_eq!((changed.len(), changed[0].count, changed[0].first_ms, changed[0].last_ms), (1, 3, 1, 3));
         assert!(denials.take_changed().is_empty());
+    }
+
+    #[test]
+    fn what_a_peer_wrote_forges_no_line_and_keeps_no_memory() {
+        assert_eq!(on_one_line("a\nWARN b\x1b[2J"), "a\\nWARN b\\u{1b}[2J");
+        assert_eq!(on_one_line("a/\u{e4}"), "a/\u{e4}");
+        assert_eq!(start_of(b"a"), "a");
+        assert_eq!(start_of(&vec![0xff; 64 << 20]).len(), 3 * limits::TOPIC_BYTES_MAX + 3);
     }
 
     #[test]

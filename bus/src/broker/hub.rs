@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use super::{
     bounds::Bounds,
-    denials::Denials,
+    denials::{self, Denials},
     drops::Drops,
     events::Events,
     ledger::{DropReason, Ledger, RowId, RowKey},
@@ -470,7 +470,8 @@ impl Hub {
         let Some(session) = self.session_mut(id) else { return };
         session.counts.denied += 1;
         let peer = session.info.peer.clone();
-        if let Some(event) = self.denials.note(peer, operation, code, topic, text, now_ms) {
+        let (topic, text) = (denials::on_one_line(topic), denials::on_one_line(text));
+        if let Some(event) = self.denials.note(peer, operation, code, &topic, &text, now_ms) {
             tracing::warn!(peer = %event.peer, operation = operation.as_str(), topic = %event.topic, code, "denied: {text}");
             self.publish_own("$sys/denied", &event);
         }

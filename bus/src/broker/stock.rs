@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::hub::{Hub, SessionId, SessionKind};
 use crate::{
@@ -29,6 +29,13 @@ pub(super) enum StockError {
     TooManyFrames,
     #[error("a message has more than {} bytes in all its frames", limits::STOCK_FRAME_BYTES_MAX)]
     TooLong,
+    #[error(
+        "the frames in front of a request have {bytes} bytes; the limit is {} bytes",
+        limits::STOCK_ENVELOPE_BYTES_MAX
+    )]
+    EnvelopeTooLong { bytes: usize },
+    #[error("a REQ sent a request before the answer to the one before")]
+    SecondRequest,
 }
 
 /// The state of one stock session between frames.
@@ -100,7 +107,7 @@ impl Stock {
         if !more {
             (self.frames_count, self.frames_bytes) = (0, 0);
             let frames = std::mem::take(&mut self.frames);
-            self.message(hub, id, frames);
+            self.message(hub, id, frames)?;
         }
         Ok(())
     }
@@ -132,29 +139,38 @@ impl Stock {
         }
     }
 
-    fn message(&mut self, hub: &mut Hub, id: SessionId, mut frames: Vec<Bytes>) {
+    fn message(&mut self, hub: &mut Hub, id: SessionId, frames: Vec<Bytes>) -> Result<(), StockError> {
         match self.kind {
             SessionKind::StockPublisher => {}
             SessionKind::StockSubscriber => {
                 // ZMTP 3.0: a subscription is a message of one frame.
-                let mut frame = frames.swap_remove(0);
-                if let Some(add @ (0 | 1)) = frame.first().copied() {
-                    frame.advance(1);
-                    hub.stock_subscribe(id, frame.to_vec(), add == 1);
+                if let Some((add @ (0 | 1), prefix)) = frames.first().and_then(|frame| frame.split_first()) {
+                    hub.stock_subscribe(id, prefix, *add == 1);
                 }
             }
-            SessionKind::StockRequester => self.request(hub, id, frames),
+            SessionKind::StockRequester => self.request(hub, id, frames)?,
             SessionKind::Native | SessionKind::Local => unreachable!("native sessions have no stock state"),
         }
+        Ok(())
     }
 
-    fn request(&mut self, hub: &mut Hub, id: SessionId, mut frames: Vec<Bytes>) {
+    /// What is kept until the answer has left is bounded here: as many envelopes as requests may be in flight, each
+    /// of a few hundred bytes; and one last part of a REQ, which asks for nothing else before it has it.
+    fn request(&mut self, hub: &mut Hub, id: SessionId, mut frames: Vec<Bytes>) -> Result<(), StockError> {
         // An empty frame with nothing behind it is an empty payload, not a delimiter.
         let delimiter = frames.iter().position(Bytes::is_empty).filter(|at| at + 1 < frames.len());
         let body = frames.split_off(delimiter.map_or(0, |at| at + 1));
+        let bytes = frames.iter().map(Bytes::len).sum();
+        if bytes > limits::STOCK_ENVELOPE_BYTES_MAX {
+            return Err(StockError::EnvelopeTooLong { bytes });
+        }
+        if self.single_reply && !self.envelopes.is_empty() {
+            return Err(StockError::SecondRequest);
+        }
         self.next_request += 1;
         self.envelopes.insert(self.next_request, Envelope { frames, last_part: None });
         hub.stock_request(id, self.next_request, &body[0], &body[1..]);
+        Ok(())
     }
 
     /// Takes a command.
@@ -163,8 +179,8 @@ impl Stock {
             return;
         }
         match command {
-            Command::Subscribe(prefix) => hub.stock_subscribe(id, prefix.to_vec(), true),
-            Command::Cancel(prefix) => hub.stock_subscribe(id, prefix.to_vec(), false),
+            Command::Subscribe(prefix) => hub.stock_subscribe(id, &prefix, true),
+            Command::Cancel(prefix) => hub.stock_subscribe(id, &prefix, false),
             _ => {}
         }
     }
@@ -229,20 +245,96 @@ pub(super) fn send_delivery(engine: &mut Engine, block: &BlockView<'_>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::hub::SessionInfo;
+    use crate::broker::hub::{Matcher, SessionInfo};
+
+    fn opened(kind: SessionKind) -> (Hub, SessionId) {
+        let mut hub = Hub::new("broker".parse().unwrap(), 0);
+        let permissions = crate::keys::Permissions::from_lists(&["#"], &["#"], &["#"], &["#"]).unwrap();
+        let info = SessionInfo {
+            peer: "peer".parse().unwrap(),
+            key: None,
+            kind,
+            address: "test".to_owned(),
+            server_key: None,
+            permissions: permissions.into(),
+        };
+        let id = hub.open(info);
+        (hub, id)
+    }
+
+    /// The topics of all refusals, and their texts.
+    fn refused(hub: &Hub) -> Vec<(String, String)> {
+        hub.denials.all().into_iter().map(|denial| (denial.topic.clone(), denial.text.clone())).collect()
+    }
+
+    #[test]
+    fn a_prefix_longer_than_any_topic_is_refused_and_not_kept() {
+        let (mut hub, id) = opened(SessionKind::StockSubscriber);
+        let mut stock = Stock::new(SessionKind::StockSubscriber, false);
+        let prefix = Bytes::from(vec![b'a'; limits::TOPIC_BYTES_MAX + 1]);
+        stock.command(&mut hub, id, Command::Subscribe(prefix.slice(1..)));
+        assert_eq!(refused(&hub), []);
+        stock.command(&mut hub, id, Command::Subscribe(prefix.clone()));
+        let message = [&[1][..], &prefix].concat();
+        stock.frame(&mut hub, id, &message, None, false).unwrap();
+        stock.command(&mut hub, id, Command::Cancel(prefix.clone()));
+        let [(topic, text)] = &refused(&hub)[..] else { panic!("{:?}", refused(&hub)) };
+        assert_eq!((topic.len(), hub.denials.all()[0].count), (limits::TOPIC_BYTES_MAX + 3, 2));
+        assert!(text.contains("256 bytes"), "{text}");
+        let Some((_, session)) = hub.each_session().next() else { panic!("no session") };
+        let Matcher::Prefixes(prefixes) = &session.lanes[0].matcher else { panic!("no prefixes") };
+        assert_eq!(prefixes.iter().map(Vec::len).collect::<Vec<_>>(), [limits::TOPIC_BYTES_MAX]);
+    }
+
+    #[test]
+    fn a_topic_of_many_megabytes_leaves_no_more_than_its_beginning() {
+        let topic = vec![0xff; 1 << 20];
+        for kind in [SessionKind::StockPublisher, SessionKind::StockRequester] {
+            let (mut hub, id) = opened(kind);
+            let mut stock = Stock::new(kind, false);
+            stock.frame(&mut hub, id, &topic, None, true).unwrap();
+            stock.frame(&mut hub, id, b"payload", None, false).unwrap();
+            let [(shown, text)] = &refused(&hub)[..] else { panic!("{:?}", refused(&hub)) };
+            assert!(shown.len() < 1024 && text.len() < 1024, "{} and {} bytes", shown.len(), text.len());
+        }
+    }
+
+    #[test]
+    fn what_is_echoed_to_a_requester_is_bounded() {
+        let (mut hub, id) = opened(SessionKind::StockRequester);
+        let envelope = |bytes: usize, hub: &mut Hub| {
+            let mut stock = Stock::new(SessionKind::StockRequester, false);
+            let frame = vec![1; bytes / 2];
+            let frames = [&frame[..], &frame, b"", b"topic"].into_iter();
+            frames
+                .zip([true, true, true, false])
+                .try_for_each(|(frame, more)| stock.frame(hub, id, frame, None, more))
+        };
+        assert!(envelope(limits::STOCK_ENVELOPE_BYTES_MAX, &mut hub).is_ok());
+        let refused = envelope(limits::STOCK_ENVELOPE_BYTES_MAX + 2, &mut hub);
+        assert!(matches!(refused, Err(StockError::EnvelopeTooLong { bytes: 4098 })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_req_has_one_request_at_a_time_and_a_dealer_many() {
+        for (single_reply, may) in [(true, false), (false, true)] {
+            let (mut hub, id) = opened(SessionKind::StockRequester);
+            let mut stock = Stock::new(SessionKind::StockRequester, single_reply);
+            let ask = |hub: &mut Hub, stock: &mut Stock| {
+                stock.frame(hub, id, b"", None, true)?;
+                stock.frame(hub, id, b"nobody/serves/this", None, false)
+            };
+            ask(&mut hub, &mut stock).unwrap();
+            assert_eq!(ask(&mut hub, &mut stock).is_ok(), may);
+            let Some(answer) = hub.next_record(id) else { panic!("no answer") };
+            assert!(!stock.frames_of(answer).is_empty());
+            assert!(ask(&mut hub, &mut stock).is_ok(), "it has its answer");
+        }
+    }
 
     #[test]
     fn a_message_is_bounded_by_its_frames_and_by_the_bytes_of_all_of_them() {
-        let mut hub = Hub::new("broker".parse().unwrap(), 0);
-        let info = SessionInfo {
-            peer: "publisher".parse().unwrap(),
-            key: None,
-            kind: SessionKind::StockPublisher,
-            address: "test".to_owned(),
-            server_key: None,
-            permissions: Default::default(),
-        };
-        let id = hub.open(info);
+        let (mut hub, id) = opened(SessionKind::StockPublisher);
         let outcome = |hub: &mut Hub, frame: &Bytes, frames: usize| {
             let mut stock = Stock::new(SessionKind::StockPublisher, false);
             (0..frames).try_for_each(|_| stock.frame(hub, id, frame, None, true))

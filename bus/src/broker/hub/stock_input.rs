@@ -21,16 +21,32 @@ fn stock_block(topic: &TopicName, parts: &[Bytes]) -> Block {
 }
 
 impl Hub {
-    /// Changes a stock subscriber's set of prefixes.
-    pub fn stock_subscribe(&mut self, id: SessionId, prefix: Vec<u8>, add: bool) {
+    /// Changes a stock subscriber's set of prefixes. One that is longer than any topic is refused, not kept.
+    pub fn stock_subscribe(&mut self, id: SessionId, prefix: &[u8], add: bool) {
+        if prefix.len() > limits::TOPIC_BYTES_MAX {
+            let (bytes, limit) = (prefix.len(), limits::TOPIC_BYTES_MAX);
+            let text = format!("the prefix has {bytes} bytes; topics have at most {limit} bytes");
+            if add {
+                self.note_denial(
+                    id,
+                    Operation::Subscribe,
+                    "invalid_filter",
+                    &denials::start_of(prefix),
+                    &text,
+                );
+            }
+            return;
+        }
         let Some(session) = self.session_mut(id) else { return };
         let Some(Lane { matcher: Matcher::Prefixes(prefixes), .. }) = session.lanes.first_mut() else {
             return;
         };
         let is_reserved = prefix.starts_with(b"$");
         let changed = match add {
-            false => prefixes.remove(&prefix),
-            true if prefixes.len() < limits::SUBSCRIPTIONS_PER_SESSION_MAX => prefixes.insert(prefix),
+            false => prefixes.remove(prefix),
+            true if prefixes.len() < limits::SUBSCRIPTIONS_PER_SESSION_MAX => {
+                prefixes.insert(prefix.to_vec())
+            }
             true => {
                 let text =
                     format!("a session has at most {} prefixes", limits::SUBSCRIPTIONS_PER_SESSION_MAX);
@@ -58,7 +74,7 @@ impl Hub {
     /// Publishes a message of a stock publisher.
     pub fn stock_publish(&mut self, id: SessionId, topic: &[u8], parts: &[Bytes]) {
         let denied = |hub: &mut Self, code, text: String| {
-            hub.note_denial(id, Operation::Publish, code, &String::from_utf8_lossy(topic), &text);
+            hub.note_denial(id, Operation::Publish, code, &denials::start_of(topic), &text);
         };
         let name = match TopicName::from_bytes(topic) {
             Ok(name) => name,
@@ -75,8 +91,8 @@ impl Hub {
         match TopicName::from_bytes(topic) {
             Ok(name) => self.on_request(id, request, stock_block(&name, parts)),
             Err(error) => {
-                let text = String::from_utf8_lossy(topic).into_owned();
-                self.refuse_request(id, request, "invalid_topic", &text, &error.to_string());
+                let shown = denials::start_of(topic);
+                self.refuse_request(id, request, "invalid_topic", &shown, &error.to_string());
             }
         }
     }
