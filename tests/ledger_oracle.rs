@@ -268,6 +268,12 @@ impl World {
         let (at, after) = (*self.dice.of(&alive), self.sequence());
         self.note_cut(at);
         self.parties[at].kill(after);
+        if self.parties[at].kind == Kind::StockPublisher {
+            // The end of one whose socket was full stands behind what it had sent, and nobody can see it before that
+            // is read: no subscriber may hold it.
+            self.go_on();
+            self.parties.iter_mut().filter(|party| !party.is_gone()).for_each(Party::resume_all);
+        }
         self.until_gone(at);
     }
 
