@@ -336,7 +336,8 @@ impl Machine {
         let children = self.children.iter().filter_map(|child| match &child.phase {
             Phase::Waiting { not_before, .. } => *not_before,
             Phase::Starting { deadline, .. } => Some(*deadline),
-            Phase::Running(Asking::Silent { next, .. }) => Some(*next),
+            // Due already where a child is asked more often than an answer may take.
+            Phase::Running(Asking::Silent { next, .. }) => Some((*next).max(now + Duration::from_nanos(1))),
             Phase::Running(Asking::Asked { at, .. }) => Some(*at + child.rules.clocks.ask_timeout),
             Phase::Ending { step: Step::Asked { deadline } | Step::Killed { deadline, .. }, .. } => {
                 Some(*deadline)

@@ -5,7 +5,8 @@
 //! - `tree strategy=S [jitter=1] [until=any_significant] children=a,b(word word)...` starts a tree. Words: `escalate`,
 //!   `until:x:started|ready|healthy|completed|line:TEXT` (needs, and waits for that),
 //!   `transient`, `temporary`, `significant`, `on:x` (needs, and is out of line), `slow` (not ready by itself), `deaf` (does not stop
-//!   when asked), `frozen` (nor when killed), `mute` (answers no question).
+//!   when asked), `frozen` (nor when killed), `mute` (answers no question),
+//!   `brisk` (is asked twice a second, more often than an answer may take).
 //! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `line NAME TEXT`, `busy NAME SECONDS`: an incarnation does that.
 //! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
 //! - `status` shows the states, `plan NAME 5s` what is done if each start fails after 5 s, `starts` how each came up first.
@@ -193,7 +194,10 @@ impl Player {
                         })
                         .collect(),
                     in_line: dependencies.in_line,
-                    clocks: Clocks::ACTOR,
+                    clocks: match has("brisk") {
+                        true => Clocks { ask_every: Duration::from_millis(500), ..Clocks::ACTOR },
+                        false => Clocks::ACTOR,
+                    },
                 }
             });
         let strategy = match head["strategy"] {
