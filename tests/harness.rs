@@ -2,6 +2,7 @@
 //! awaited with a deadline.
 
 pub(crate) mod dice;
+pub(crate) mod kept;
 pub(crate) mod ledger;
 pub(crate) mod runtime;
 

@@ -12,6 +12,8 @@ mod wire_proxy;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
+/// Random blows while people talk: what was answered is kept, nothing is left behind.
+mod blows;
 /// A broker that is killed under load and started again.
 mod broker_restart;
 /// What breaks from outside: kills, suspended processes, a full disk, a read-only directory, a jumping clock.
@@ -54,6 +56,8 @@ mod registry_edits;
 mod reload;
 /// Keys stay out of what is shown, said and dumped.
 mod secrets;
+/// A disk that is really full.
+mod small_disk;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.
 mod socket_table;
 /// Ten thousand ways to start broker, consumer and publisher at once, and to kill one of them meanwhile.

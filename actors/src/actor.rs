@@ -137,13 +137,18 @@ impl fmt::Display for Failure {
 // `Failure` itself must not implement `Error`: this blanket conversion would then overlap with `From<T> for T`.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        let mut causes = Vec::new();
+        let reason = error.to_string();
+        let mut causes: Vec<String> = Vec::new();
         let mut source = error.source();
         while let Some(cause) = source {
-            causes.push(cause.to_string());
+            let text = cause.to_string();
+            // Many errors say their source's text themselves.
+            if !causes.last().unwrap_or(&reason).ends_with(&text) {
+                causes.push(text);
+            }
             source = cause.source();
         }
-        Self { reason: error.to_string(), causes }
+        Self { reason, causes }
     }
 }
 
@@ -154,6 +159,18 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("the table `turns` is missing")]
     struct Outer(#[source] std::io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("not saved: {0}")]
+    struct Telling(#[source] std::io::Error);
+
+    #[test]
+    fn a_cause_that_was_said_already_is_not_said_again() {
+        assert_eq!(
+            Failure::from(Telling(std::io::Error::other("disk full"))).to_string(),
+            "not saved: disk full"
+        );
+    }
 
     #[test]
     fn a_failure_keeps_the_whole_chain_of_an_error() {

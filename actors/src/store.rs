@@ -103,6 +103,8 @@ pub struct Statistics {
     pub commits: u64,
     /// Transactions that failed.
     pub failures: u64,
+    /// Those of them since one succeeded, but for jobs that could never be done: above zero the store cannot write at present.
+    pub failed_in_a_row: u64,
 }
 
 /// Something to do with a reading connection.
@@ -260,6 +262,7 @@ impl Store {
             jobs: counts.jobs.load(Ordering::Relaxed),
             commits: counts.commits.load(Ordering::Relaxed),
             failures: counts.failures.load(Ordering::Relaxed),
+            failed_in_a_row: counts.failed_in_a_row.load(Ordering::Relaxed),
         }
     }
 

@@ -84,6 +84,15 @@ impl TestRuntime {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("interlock.toml"), format!("{CONFIG}{settings}")).unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
+        Self::on_with(directory, change)
+    }
+
+    /// Starts on a directory that is prepared, and waits for nothing.
+    pub(crate) fn on(directory: tempfile::TempDir) -> Self {
+        Self::on_with(directory, |_| ())
+    }
+
+    fn on_with(directory: tempfile::TempDir, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Self::command(directory.path());
         change(&mut command);
         let process = TestProcess::spawn(command);

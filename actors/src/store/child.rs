@@ -104,9 +104,13 @@ impl Actor for StoreActor {
         }
         let now = store.statistics();
         if self.told != Some(now) {
-            let Statistics { waiting, jobs, commits, failures } = now;
+            let Statistics { waiting, jobs, commits, failures, failed_in_a_row } = now;
+            let trouble = match failed_in_a_row {
+                0 => String::new(),
+                failed => format!("cannot write: the last {failed} writes failed; "),
+            };
             context.status(format!(
-                "{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting"
+                "{trouble}{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting"
             ));
             self.told = Some(now);
         }

@@ -209,6 +209,8 @@ pub(super) struct Counts {
     pub(super) jobs: AtomicU64,
     pub(super) commits: AtomicU64,
     pub(super) failures: AtomicU64,
+    /// Failures, not of a job's own making, since a write succeeded.
+    pub(super) failed_in_a_row: AtomicU64,
 }
 
 impl Writer {
@@ -277,6 +279,10 @@ impl Writer {
     /// Never writes again on a connection that had an I/O error: what the system dropped of its
     /// pages then is unknown. A new one reads what is really there.
     fn give_up_connection_after(&mut self, outcome: &Result<(), StoreError>) {
+        let failed = &self.counts.failed_in_a_row;
+        if outcome.is_ok() && failed.load(Ordering::Relaxed) > 0 {
+            tracing::warn!(failed = failed.swap(0, Ordering::Relaxed), "the store can write again");
+        }
         // A conversation that is not there is an answer to the caller, who knows what to do.
         if let Err(error) = outcome
             && !matches!(error, StoreError::NoSuchConversation { .. })
@@ -286,7 +292,12 @@ impl Writer {
                 // Whoever asked for the job is told; the store itself is well.
                 tracing::debug!(%error, "the store refused a job");
             } else {
-                tracing::warn!(%error, "the store could not write");
+                // On a full disk each attempt fails: once is enough, and the end of it.
+                if failed.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(%error, "the store could not write");
+                } else {
+                    tracing::debug!(%error, "the store could not write");
+                }
             }
             if error.ends_connection() {
                 self.connection = None;
