@@ -177,13 +177,13 @@ pub(super) fn topic(hub: &Hub, topic: &TopicName) -> Result<Value, String> {
 #[derive(Default)]
 struct Steps {
     steps: Vec<Value>,
-    /// The first step that failed decides.
+    /// `denied` if any step says so; else the first step that failed decides.
     verdict: Option<&'static str>,
 }
 
 impl Steps {
     fn add(&mut self, step: &str, failed: Option<&'static str>, text: String, facts: Value) {
-        self.verdict = self.verdict.or(failed);
+        self.verdict = failed.filter(|failed| *failed == "denied").or(self.verdict).or(failed);
         self.steps.push(json!({ "step": step, "ok": failed.is_none(), "text": text, "facts": facts }));
     }
 }

@@ -573,6 +573,9 @@ fn why_walks_from_the_key_to_the_queue_and_its_exit_code_is_the_verdict() {
     reader.close_blocking();
     let (exit, text) = why("reader", "subscribe", "a/open");
     assert!(exit == Exit::NotReady && text.contains("it has no session"), "{exit:?} {text}");
+    // What it may not do it may not do, whether it is there or not.
+    let (exit, text) = why("reader", "publish", "a/open");
+    assert!(exit == Exit::Denied && text.ends_with("`reader` may not publish `a/open`\n"), "{exit:?} {text}");
     assert_eq!(why("writer", "shout", "a").0, Exit::Misuse);
     let (exit, data, _) = fixture.bus(&["why", "writer", "publish", "b", "--json"]);
     let answer: serde_json::Value = serde_json::from_str(data.trim()).unwrap();
