@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use zeroize::Zeroizing;
@@ -86,14 +86,20 @@ pub fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
 }
 
 /// Replaces `path` with `bytes`, mode 0600: a new file is written, synced, renamed over the old one,
-/// and the directory synced. A crash leaves the old file or the new one, whole.
+/// and the directory synced. A crash leaves the old file or the new one, whole, and perhaps the temporary file,
+/// which the next [`replace`] of the same path or [`remove_abandoned`] takes away.
 ///
 /// # Errors
 /// [`KeyError::Io`]; the temporary file is removed.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}", uuid::Uuid::new_v4().simple()));
-    let written = write_new(&temporary, bytes)
+    let prefix = format!(".{name}.");
+    remove_unlocked(directory_of(path), &prefix);
+    let (temporary, mut file) = create_temporary(path, &prefix)?;
+    let written = file
+        .write_all(bytes)
+        .map_err(io_error("write", &temporary))
+        .and_then(|()| file.sync_all().map_err(io_error("sync", &temporary)))
         .and_then(|()| fs::rename(&temporary, path).map_err(io_error("replace", path)))
         .and_then(|()| sync_directory_of(path));
     if written.is_err() {
@@ -102,20 +108,58 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     written
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(io_error("create", path))?;
-    file.write_all(bytes).map_err(io_error("write", path))?;
-    file.sync_all().map_err(io_error("sync", path))
+/// Removes what writers that were killed have left in `directory`: the temporary files of [`replace`] that no living
+/// process is writing. One that cannot be removed stays; it is as private as the file it was to become.
+pub fn remove_abandoned(directory: &Path) {
+    remove_unlocked(directory, ".");
+}
+
+fn remove_unlocked(directory: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| is_temporary(name, prefix))
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether the name begins with `prefix` and ends with a dot and 32 hexadecimal digits.
+fn is_temporary(name: &str, prefix: &str) -> bool {
+    name.starts_with(prefix)
+        && name.rsplit_once('.').is_some_and(|(stem, number)| {
+            !stem.is_empty() && number.len() == 32 && number.bytes().all(|digit| digit.is_ascii_hexdigit())
+        })
+}
+
+/// A new file beside `path`. It is locked while it is open, which says that its writer lives.
+fn create_temporary(path: &Path, prefix: &str) -> Result<(PathBuf, File), KeyError> {
+    loop {
+        let temporary = path.with_file_name(format!("{prefix}{}", uuid::Uuid::new_v4().simple()));
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(&temporary)
+            .map_err(io_error("create", &temporary))?;
+        file.lock().map_err(io_error("lock", &temporary))?;
+        // Between its creation and its lock it may have been taken for an abandoned one.
+        if file.metadata().map_err(io_error("read", &temporary))?.nlink() > 0 {
+            return Ok((temporary, file));
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn sync_directory_of(path: &Path) -> Result<(), KeyError> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = directory_of(path);
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("sync", directory))
 }
 
@@ -153,5 +197,28 @@ mod tests {
         assert_eq!(&*read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         assert!(replace(&directory.path().join("none/key"), b"x").is_err());
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let left = |name: &str| directory.path().join(format!(".{name}.{}", uuid::Uuid::new_v4().simple()));
+        let names = || {
+            let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let (same, other, hidden) = (left("key"), left("other"), directory.path().join(".profile"));
+        for path in [&same, &other, &hidden] {
+            fs::write(path, "left").unwrap();
+        }
+        let (written, writer) = create_temporary(&path, ".key.").unwrap();
+        replace(&path, b"one").unwrap();
+        assert_eq!(names(), [&path, &other, &hidden, &written].map(Clone::clone).into());
+        remove_abandoned(directory.path());
+        assert_eq!(names(), [&path, &hidden, &written].map(Clone::clone).into());
+        drop(writer);
+        remove_abandoned(directory.path());
+        assert_eq!(names(), [path, hidden].into());
     }
 }

@@ -48,6 +48,7 @@ impl KeyStore {
     pub fn open_or_create(directory: &Path) -> Result<(Self, bool), KeyError> {
         private_file::private_directory(directory)?;
         let _lock = lock(directory)?;
+        private_file::remove_abandoned(directory);
         let broker_path = directory.join("broker.toml");
         let is_new = !broker_path.exists();
         if is_new {

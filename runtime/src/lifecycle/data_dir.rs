@@ -23,7 +23,7 @@ impl DataDir {
     }
 
     /// Makes what is missing, all of it private, and proves that it can be written. An existing empty directory is
-    /// made private; one with content that others can read is refused.
+    /// made private; one with content that others can read is refused. What killed writers left in it is removed.
     ///
     /// # Errors
     /// [`LifecycleError::Io`] or [`LifecycleError::Key`], naming the directory and the way out.
@@ -34,6 +34,7 @@ impl DataDir {
         }
         private_file::private_directory(&self.root)?;
         private_file::private_directory(&self.run())?;
+        private_file::remove_abandoned(&self.run());
         let probe = self.run().join(".probe");
         private_file::replace(&probe, b"")?;
         match fs::remove_file(&probe) {
