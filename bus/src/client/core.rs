@@ -702,8 +702,9 @@ impl Core {
         };
         drop(state);
         for (id, request) in expired {
-            request.queue.end(ReplyEnd::Expired);
+            // In this order: what its owner sends when it knows comes behind the cancel.
             self.link.send_cancel(id, request.place);
+            request.queue.end(ReplyEnd::Expired);
         }
         next
     }

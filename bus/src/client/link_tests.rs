@@ -235,27 +235,40 @@ fn a_request_is_answered_in_parts_over_every_link() {
 fn a_request_that_cannot_be_answered_ends_at_once_with_its_reason() {
     let fixture = fixture();
     let (requester, server) = (fixture.connect("alice"), fixture.connect("bob"));
-    let ask = |deadline| soon(requester.request(&topic("q"), Payload::text("?"), deadline));
-    assert_eq!(ask(TIMEOUT), Err(RequestError::NoResponders { topic: topic("q") }));
+    let ask = |text, deadline| soon(requester.request(&topic("q"), Payload::text(text), deadline));
+    let stream = |text| soon(requester.request_stream(&topic("q"), Payload::text(text), TIMEOUT)).unwrap();
+    assert_eq!(ask("nobody", TIMEOUT), Err(RequestError::NoResponders { topic: topic("q") }));
 
     let mut service = soon(server.serve(&"q".parse().unwrap(), ServeOptions::default())).unwrap();
+    // The server may be given an earlier request while its cancel is on the way.
+    let mut take = |text| loop {
+        let request = soon(service.next()).unwrap();
+        if request.message.text() == Some(text) {
+            break request;
+        }
+        soon(request.cancelled().wait());
+    };
     let soon_enough = Duration::from_millis(50);
-    assert_eq!(ask(soon_enough), Err(RequestError::TimedOut { topic: topic("q"), after: soon_enough }));
+    assert_eq!(
+        ask("late", soon_enough),
+        Err(RequestError::TimedOut { topic: topic("q"), after: soon_enough })
+    );
 
-    // The request that timed out is cancelled, and so never given out.
-    let stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
-    let request = soon(service.next()).unwrap();
-    drop(stream);
+    let unwanted = stream("unwanted");
+    let request = take("unwanted");
+    drop(unwanted);
     soon(request.cancelled().wait());
 
-    let mut stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
-    drop(soon(service.next()).unwrap());
-    assert!(matches!(soon(stream.next()), Some(Err(RequestError::Failed { code, .. })) if code == "dropped"));
+    let mut dropped = stream("dropped");
+    drop(take("dropped"));
+    assert!(
+        matches!(soon(dropped.next()), Some(Err(RequestError::Failed { code, .. })) if code == "dropped")
+    );
 
-    let mut stream = soon(requester.request_stream(&topic("q"), Payload::text("?"), TIMEOUT)).unwrap();
-    let _in_hand = soon(service.next()).unwrap();
+    let mut left_alone = stream("left alone");
+    let _in_hand = take("left alone");
     soon(server.close());
-    assert_eq!(soon(stream.next()), Some(Err(RequestError::ServerGone)));
+    assert_eq!(soon(left_alone.next()), Some(Err(RequestError::ServerGone)));
 }
 
 #[test]
