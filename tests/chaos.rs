@@ -117,10 +117,12 @@ impl Stage {
             threads: count(proc.join("task")),
             descriptors: count(proc.join("fd")),
             temporary: count(self.runtime.directory.path().join("tmp")),
-            run: std::fs::read_dir(self.runtime.data().join("run"))
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .collect(),
+            run: eventually("no file to be half written", || {
+                let files = std::fs::read_dir(self.runtime.data().join("run")).unwrap();
+                let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+                let names: BTreeSet<String> = names.collect();
+                names.iter().all(|name| !name.starts_with(".instance.json.")).then_some(names)
+            }),
         }
     }
 
