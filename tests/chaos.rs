@@ -1,14 +1,18 @@
-//! What breaks from outside, on the real binary. After each blow: the right status, every acknowledged turn still there,
-//! no process, thread, descriptor or file too many.
+//! What breaks from outside, on the real binary, while people talk. After each blow: the right status, each turn that was
+//! answered in the history, once and in order, balanced accounts, and nothing more held than before.
 //!
-//! `INTERLOCK_CHAOS=1000 cargo test -p interlock-tests chaos -- --nocapture` is the soak; without it a few blows are dealt.
+//! `INTERLOCK_CHAOS=1000 cargo test -p interlock-tests chaos -- --nocapture` is the soak: so many blows; without it a few are
+//! dealt. `INTERLOCK_SEED` repeats a run, as far as the machine does.
+
+mod holdings;
 
 use std::{
     collections::BTreeSet,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    process::{Command, Output},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -17,139 +21,213 @@ use nix::{
     unistd::Pid,
 };
 
+use self::holdings::{Holdings, assert_recovered};
 use crate::harness::{
     TestProcess,
     dice::{Dice, environment, seed},
     eventually,
-    runtime::{TestRuntime, tool},
+    kept::{Turn, assert_kept, children, restarts, say, say_until_answered, states},
+    runtime::{CONFIG, TestRuntime, tool},
 };
 
-/// Blows of one test without a soak.
-const BLOWS: u64 = 6;
+/// A program that owes heartbeats and has a child of its own, so that there is something to leave behind.
+const WALKER: &str = r#"
+[shutdown]
+drain = "10s"
+forced = "20s"
 
-/// A program beside the model service, so that there are two of each kind of process.
-const PROGRAM: &str = r#"
 [[program]]
-name = "idler"
-command = "sh"
-args = ["-c", "echo here; while :; do sleep 1; done"]
-readiness = "line:here"
-grace = "1s"
+name = "walker"
+command = "python3"
+args = ["-c", '''
+import os, socket, subprocess, sys, time
+child = subprocess.Popen(["sleep", "100000"])
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.connect(os.environ["NOTIFY_SOCKET"])
+manager.send(b"READY=1")
+while child.poll() is None:
+    manager.send(b"WATCHDOG=1")
+    time.sleep(0.1)
+sys.exit("my child died")
+''']
+readiness = "notify"
+heartbeat = "1500ms"
+grace = "2s"
 "#;
 
-/// A runtime, and what it has acknowledged.
-struct Stage {
-    runtime: TestRuntime,
-    /// Conversations whose turn ended in a final message.
-    acknowledged: Vec<String>,
+/// How long the runtime is suspended: longer than the heartbeat above.
+const SUSPENDED: Duration = Duration::from_secs(2);
+
+/// Now and then in a soak: longer than any liveness question with all its tries, or heartbeat of the bus.
+const SUSPENDED_LONG: Duration = Duration::from_secs(50);
+
+/// Failures that the budget of a child forgives.
+const BUDGET_FAILURES: usize = 5;
+
+/// After so long without a failure nothing is held against a child any more.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(120);
+
+/// Turns that are looked for after each blow: the gateway shows the last thousand messages.
+const RECENT: usize = 200;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blow {
+    /// Any process that the runtime has started: a guardian, what it guards, or a child of that.
+    KillChild,
+    SuspendWalker,
+    /// And up to two of its next starts, at any moment.
+    KillRuntime,
+    SuspendRuntime,
 }
 
-/// What must be the same before and after.
-#[derive(Debug, PartialEq, Eq)]
-struct Footprint {
-    processes: usize,
-    threads: usize,
-    descriptors: usize,
-    temporary: usize,
-    run: BTreeSet<String>,
-}
+/// What CI deals, in this order; a soak goes on at random.
+const BLOWS: [Blow; 6] = [
+    Blow::KillChild,
+    Blow::KillRuntime,
+    Blow::SuspendWalker,
+    Blow::SuspendRuntime,
+    Blow::KillChild,
+    Blow::KillRuntime,
+];
 
-impl Stage {
-    fn start() -> Self {
-        let runtime = TestRuntime::begin_with(PROGRAM, |_| ());
-        let stage = Self { runtime, acknowledged: Vec::new() };
-        stage.await_running();
-        stage
+#[test]
+fn what_was_answered_survives_every_blow_and_nothing_is_left_behind() {
+    let mut dice = Dice(seed("chaos"));
+    let mut runtime = TestRuntime::start_with(WALKER);
+    let mut acknowledged: Vec<Turn> = Vec::new();
+    // Warm: threads and descriptors that come with the first use are there.
+    for number in 0..3 {
+        acknowledged.push(say_until_answered(&runtime, "chaos", &format!("warm {number}")));
     }
-
-    /// Starts again after a kill.
-    fn restart(&mut self) {
-        self.runtime.restart();
-        self.await_running();
-    }
-
-    fn await_running(&self) {
-        self.runtime.wait_until_ready();
-        self.await_state("running");
-    }
-
-    fn await_state(&self, state: &str) {
-        eventually(&format!("the state {state}"), || {
-            (self.runtime.status()["tree"]["state"] == state).then_some(())
+    let before = Holdings::of(&runtime);
+    let mut failures: Vec<Instant> = Vec::new();
+    let rounds = environment("INTERLOCK_CHAOS").map_or(BLOWS.len(), |rounds| rounds as usize);
+    for round in 0..rounds {
+        let blow = *BLOWS.get(round).unwrap_or_else(|| dice.of(&BLOWS));
+        note(&format!("blow {round}: {blow:?}"));
+        let (others, restarts_before) = (others(&runtime), restarts(&runtime));
+        let hit = while_people_talk(&runtime, &format!("blow {round}"), &mut acknowledged, || {
+            deal(blow, &runtime, &mut dice)
         });
-    }
-
-    /// A turn; counted only if it was acknowledged.
-    fn turn(&mut self) -> bool {
-        let conversation = format!("chaos-{}", self.acknowledged.len());
-        let acknowledged =
-            self.runtime.turn(&conversation, "Hello").last().is_some_and(|end| end.0 == "final");
-        if acknowledged {
-            self.acknowledged.push(conversation);
-        }
-        acknowledged
-    }
-
-    fn await_turn(&mut self) {
-        eventually("a turn to be answered", || self.turn().then_some(()));
-    }
-
-    /// Every acknowledged turn is in the history: question and answer.
-    fn nothing_acknowledged_is_lost(&self) {
-        for conversation in &self.acknowledged {
-            let history: serde_json::Value =
-                self.runtime.get(&format!("/v1/conversations/{conversation}")).json().unwrap();
-            let messages = history["messages"].as_array().map_or(0, Vec::len);
-            // A turn that was answered after its first try failed on the way is in it twice.
-            assert!(messages >= 2, "{conversation}: {history}");
-        }
-    }
-
-    fn pid(&self) -> u32 {
-        self.runtime.process.id()
-    }
-
-    fn footprint(&self) -> Footprint {
-        let count = |path: PathBuf| std::fs::read_dir(path).map_or(0, Iterator::count);
-        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
-        Footprint {
-            processes: self.runtime.processes().len(),
-            threads: count(proc.join("task")),
-            descriptors: count(proc.join("fd")),
-            temporary: count(self.runtime.directory.path().join("tmp")),
-            run: eventually("no file to be half written", || {
-                let files = std::fs::read_dir(self.runtime.data().join("run")).unwrap();
-                let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-                let names: BTreeSet<String> = names.collect();
-                names.iter().all(|name| !name.starts_with(".instance.json.")).then_some(names)
-            }),
-        }
-    }
-
-    /// Waits until everything is as it was: what is on its way out may take its time, within the deadline.
-    fn await_footprint(&self, before: &Footprint) {
-        let deadline = std::time::Instant::now() + crate::harness::DEADLINE;
-        loop {
-            let now = self.footprint();
-            let grown = now.processes > before.processes
-                || now.threads > before.threads
-                || now.descriptors > before.descriptors
-                || now.temporary > before.temporary
-                || now.run != before.run;
-            if !grown {
-                return;
+        match blow {
+            Blow::KillRuntime => {
+                assert_eq!(runtime.process.exit_code(), None);
+                for _ in 0..dice.below(3) {
+                    let mut start = TestProcess::spawn(TestRuntime::command(runtime.directory.path()));
+                    pass(Duration::from_millis(dice.below(400)));
+                    start.kill();
+                }
+                // Whoever it had started goes within its grace, also while the next instance starts.
+                runtime.restart();
+                eventually("the children of the killed runtime to go", || {
+                    runtime.processes().is_disjoint(&others).then_some(())
+                });
+                failures.clear();
             }
-            assert!(std::time::Instant::now() < deadline, "left over: {now:?} instead of {before:?}");
-            std::thread::sleep(Duration::from_millis(20));
+            Blow::KillChild | Blow::SuspendWalker => {
+                failures.push(Instant::now());
+                eventually("the process that was hit to go", || {
+                    hit.iter().all(|pid| !runtime.processes().contains(pid)).then_some(())
+                });
+                // The parent of what was hit may notice a little later.
+                eventually("the failure to be noticed", || {
+                    let is_down = states(&runtime).iter().any(|(_, state)| state == "error");
+                    (is_down || restarts(&runtime) > restarts_before).then_some(())
+                });
+                forgive(&runtime, &mut failures);
+            }
+            Blow::SuspendRuntime => {
+                assert_eq!(restarts(&runtime), restarts_before, "nobody else was to blame");
+            }
         }
+        assert_recovered(&runtime, &before);
+        acknowledged.push(say_until_answered(&runtime, "chaos", &format!("after blow {round}")));
+        assert_kept(&runtime, "chaos", &acknowledged[acknowledged.len().saturating_sub(RECENT)..]);
     }
+    assert_stops(&mut runtime);
+    assert_eq!(runtime.processes(), BTreeSet::new());
+}
 
-    /// The processes that the runtime has started: guardians, and what they guard.
-    fn others(&self) -> Vec<u32> {
-        self.runtime.processes().into_iter().filter(|pid| *pid != self.pid()).collect()
+/// Deals a blow while turns go on; what was answered is added to `acknowledged`.
+fn while_people_talk<T>(
+    runtime: &TestRuntime,
+    topic: &str,
+    acknowledged: &mut Vec<Turn>,
+    deal: impl FnOnce() -> T,
+) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let talk = scope.spawn(|| {
+            let mut heard = Vec::new();
+            for number in 0.. {
+                heard.extend(say(runtime, "chaos", &format!("{topic}, number {number}")));
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            heard
+        });
+        let dealt = deal();
+        done.store(true, Ordering::Relaxed);
+        acknowledged.append(&mut talk.join().unwrap());
+        dealt
+    })
+}
+
+/// Deals a blow at a random moment; the process that must go for it.
+fn deal(blow: Blow, runtime: &TestRuntime, dice: &mut Dice) -> Option<u32> {
+    pass(Duration::from_millis(dice.below(400)));
+    match blow {
+        Blow::KillChild => {
+            let others: Vec<u32> = others(runtime).into_iter().collect();
+            let victim = *dice.of(&others);
+            send(victim, Signal::SIGKILL);
+            Some(victim)
+        }
+        Blow::SuspendWalker => {
+            let walker = program(runtime, "walker")?;
+            send(walker, Signal::SIGSTOP);
+            Some(walker)
+        }
+        Blow::KillRuntime => {
+            runtime.signal(Signal::SIGKILL);
+            None
+        }
+        Blow::SuspendRuntime => {
+            let is_long = environment("INTERLOCK_CHAOS").is_some() && dice.one_in(10);
+            runtime.signal(Signal::SIGSTOP);
+            pass(if is_long { SUSPENDED_LONG } else { SUSPENDED });
+            runtime.signal(Signal::SIGCONT);
+            None
+        }
     }
 }
 
+/// The moment of a blow, or how long it lasts, is a time: there is no event to wait for.
+fn pass(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// For whoever reads a failure.
+#[allow(clippy::print_stdout, reason = "a soak says where it is")]
+fn note(text: &str) {
+    println!("{text}");
+}
+
+/// The processes that the runtime has started: guardians, what they guard, and children of that.
+fn others(runtime: &TestRuntime) -> BTreeSet<u32> {
+    let mut others = runtime.processes();
+    others.remove(&runtime.process.id());
+    others
+}
+
+/// The process of a program, by its name in the tree.
+fn program(runtime: &TestRuntime, name: &str) -> Option<u32> {
+    let child = children(runtime).into_iter().find(|child| child["name"] == name)?;
+    child["status"].as_str()?.strip_prefix("pid ")?.parse().ok()
+}
+
+/// Sends a signal to a process that may have ended by itself a moment ago.
 fn send(pid: u32, signal: Signal) {
     match kill(Pid::from_raw(pid.cast_signed()), signal) {
         Ok(()) | Err(Errno::ESRCH) => {}
@@ -157,220 +235,140 @@ fn send(pid: u32, signal: Signal) {
     }
 }
 
-fn blows() -> u64 {
-    environment("INTERLOCK_CHAOS").unwrap_or(BLOWS)
+/// A child that we have hit more often than its budget forgives is down for good, which status says, until it is restarted.
+fn forgive(runtime: &TestRuntime, failures: &mut Vec<Instant>) {
+    let settled = eventually("every child to be ready or down", || {
+        let states = states(runtime);
+        let settled = |state: &str| ["running", "error"].contains(&state);
+        (!states.is_empty() && states.iter().all(|(_, state)| settled(state))).then_some(states)
+    });
+    failures.retain(|at| at.elapsed() < FORGIVEN_AFTER);
+    for (name, _) in settled.iter().filter(|(_, state)| state == "error") {
+        assert!(failures.len() > BUDGET_FAILURES, "`{name}` is down after {} failures", failures.len());
+        let restarted = runtime.interlock(&["restart", name]);
+        assert!(restarted.status.success(), "{restarted:?}");
+    }
+}
+
+fn assert_stops(runtime: &mut TestRuntime) {
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(0));
 }
 
 #[test]
-fn any_child_may_be_killed_at_any_moment_and_nothing_leaks() {
-    let mut dice = Dice(seed("chaos, children"));
-    let mut stage = Stage::start();
-    stage.await_turn();
-    // One death and one return first: what is allocated once is allocated then.
-    let victims = stage.others();
-    send(victims[0], Signal::SIGKILL);
-    stage.await_turn();
-    stage.await_state("running");
-    let before = stage.footprint();
-    for _ in 0..blows() {
-        let victims = stage.others();
-        if !victims.is_empty() {
-            send(*dice.of(&victims), Signal::SIGKILL);
-        }
-        if dice.one_in(2) {
-            stage.turn();
-        }
-        if dice.one_in(3) {
-            std::thread::sleep(Duration::from_millis(dice.below(300)));
-        }
-        // The budget is whole again after an order; so many deaths in a row would spend it.
-        for name in ["model", "idler"] {
-            eventually("the order to start again", || {
-                stage.runtime.interlock(&["restart", name]).status.success().then_some(())
-            });
-        }
-        stage.await_state("running");
-    }
-    stage.await_turn();
-    stage.nothing_acknowledged_is_lost();
-    stage.await_footprint(&before);
-}
-
-#[test]
-fn the_runtime_may_be_killed_at_any_moment_also_of_its_first_start() {
-    let mut dice = Dice(seed("chaos, runtime"));
-    let mut stage = Stage::start();
-    stage.await_turn();
-    let before = stage.footprint();
-    let slowest = stage.runtime.directory.path().to_owned();
-    for _ in 0..blows() {
-        if dice.one_in(2) {
-            stage.turn();
-        }
-        stage.runtime.process.kill();
-        eventually("its processes to go", || stage.runtime.processes().is_empty().then_some(()));
-        // A few more deaths in the middle of a start.
-        for _ in 0..dice.below(3) {
-            let mut process = TestProcess::spawn(TestRuntime::command(&slowest));
-            std::thread::sleep(Duration::from_millis(dice.below(400)));
-            process.kill();
-        }
-        eventually("its processes to go", || stage.runtime.processes().is_empty().then_some(()));
-        stage.restart();
-        stage.nothing_acknowledged_is_lost();
-    }
-    stage.await_turn();
-    let after = stage.footprint();
-    assert_eq!((after.processes, &after.run), (before.processes, &before.run));
-    drop(stage);
-
-    // Keys, token and database are made in the first start, which may not get far.
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("interlock.toml"), crate::harness::runtime::CONFIG).unwrap();
-    for _ in 0..blows() {
-        let data = directory.path().join("data");
-        let mut process = TestProcess::spawn(TestRuntime::command(directory.path()));
-        std::thread::sleep(Duration::from_millis(dice.below(250)));
-        process.kill();
-        let mut last = TestProcess::spawn(TestRuntime::command(directory.path()));
+fn a_first_start_may_be_killed_at_any_moment_and_the_next_one_gets_through() {
+    let mut dice = Dice(seed("chaos, first start"));
+    // Keys, token and database are made in it.
+    for _ in 0..environment("INTERLOCK_CHAOS").unwrap_or(4) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("interlock.toml"), CONFIG).unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
+        let mut first = TestProcess::spawn(TestRuntime::command(directory.path()));
+        pass(Duration::from_millis(dice.below(300)));
+        first.kill();
+        let mut next = TestRuntime::on(directory);
         eventually("the next start to get through", || {
-            assert!(last.is_alive(), "the start after a kill in the middle of the first one failed");
-            data.join("run/bus.sock").exists().then_some(())
+            assert!(next.process.is_alive(), "the start after a kill in the middle of the first one failed");
+            next.is_ready()
         });
-        last.kill();
-        eventually("the lock to go", || std::fs::remove_dir_all(&data).is_ok().then_some(()));
+        say_until_answered(&next, "first", "Hello");
+        next.process.kill();
+        eventually("its processes to go", || next.processes().is_empty().then_some(()));
     }
 }
 
 #[test]
-fn a_suspended_runtime_goes_on_where_it_stood_and_a_suspended_program_is_replaced() {
-    let mut stage = Stage::start();
-    stage.await_turn();
-    let before = stage.footprint();
-    stage.runtime.signal(Signal::SIGSTOP);
-    // Longer than a liveness question with all its tries, a request of the page, and a heartbeat of the bus.
-    std::thread::sleep(Duration::from_secs(if environment("INTERLOCK_CHAOS").is_some() { 130 } else { 6 }));
-    stage.runtime.signal(Signal::SIGCONT);
-    stage.await_state("running");
-    stage.await_turn();
-
-    // The program itself, not its guardian: liveness notices it.
-    let status = stage.runtime.status();
-    let idler = child(&status, "idler");
-    let pid: u32 = idler["status"].as_str().unwrap().trim_start_matches("pid ").parse().unwrap();
-    send(pid, Signal::SIGSTOP);
-    let replaced = std::time::Instant::now();
-    loop {
-        let status = stage.runtime.status();
-        let idler = child(&status, "idler");
-        if idler["restarts"] == 1 && idler["state"] == "running" {
-            break;
-        }
-        assert!(replaced.elapsed() < Duration::from_secs(40), "{status}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
-    stage.await_state("running");
-    stage.nothing_acknowledged_is_lost();
-    stage.await_footprint(&before);
-}
-
-fn child(status: &serde_json::Value, name: &str) -> serde_json::Value {
-    let children = status["tree"]["children"].as_array().unwrap();
-    children.iter().find(|child| child["name"] == name).unwrap().clone()
-}
-
-#[test]
-fn a_disk_that_takes_nothing_costs_turns_but_nothing_acknowledged_and_it_goes_on_when_there_is_room() {
-    let mut stage = Stage::start();
-    stage.await_turn();
-    let before = stage.footprint();
+fn files_that_cannot_grow_cost_turns_but_none_that_was_answered_and_all_goes_on_when_they_can() {
+    let mut runtime = TestRuntime::start();
+    let mut acknowledged = vec![say_until_answered(&runtime, "room", "before")];
+    let before = Holdings::of(&runtime);
     let limit = |bytes: &str| {
         let mut command = Command::new("prlimit");
-        command.arg("--pid").arg(stage.pid().to_string()).arg(format!("--fsize={bytes}:unlimited"));
+        command.arg("--pid").arg(runtime.process.id().to_string()).arg(format!("--fsize={bytes}:unlimited"));
         assert!(command.status().unwrap().success());
     };
-    // No file can grow any more: what a full disk is to whoever writes.
+    // What a full disk is to whoever writes; a full disk itself needs root: `small_disk.rs`.
     limit("1");
-    let refused = stage.runtime.turn("full", "Hello");
+    let refused = runtime.turn("no-room", "Hello");
     let (name, data) = refused.last().unwrap();
-    assert!(["error", "refused"].contains(&name.as_str()), "{refused:?}");
-    assert!(data.to_string().contains("message"), "{refused:?}");
+    assert_eq!((name.as_str(), data["error"]["code"].as_str()), ("refused", Some("store")), "{refused:?}");
     // It answers, and says what is wrong.
-    let health = stage.runtime.get("/health/live").status();
-    assert!(health.is_success());
+    assert!(runtime.get("/health/live").status().is_success());
     eventually("the store to say so in the status", || {
-        let status = stage.runtime.status();
-        (status["tree"]["state"].is_string()).then_some(())
+        let store = children(&runtime).into_iter().find(|child| child["name"] == "store")?;
+        store["status"].as_str()?.starts_with("cannot write: the last ").then_some(())
     });
     limit("unlimited");
-    stage.await_turn();
-    stage.await_state("running");
-    stage.nothing_acknowledged_is_lost();
-    stage.await_footprint(&before);
-    // The log path has caught up: what was logged meanwhile is stored.
+    acknowledged.push(say_until_answered(&runtime, "room", "after"));
+    assert_recovered(&runtime, &before);
+    assert_kept(&runtime, "room", &acknowledged);
+    // The log path has caught up: what was logged while nothing could be written is stored.
     eventually("log records of that time", || {
-        let logs = stage.runtime.interlock(&["logs", "--since", "10m", "--level", "info"]);
-        String::from_utf8_lossy(&logs.stdout).contains("ready").then_some(())
+        let logs = runtime.interlock(&["logs", "--since", "10m", "--json"]);
+        let text = String::from_utf8_lossy(&logs.stdout).into_owned();
+        text.lines().any(|line| line.contains("turn failed") && line.contains("no-room")).then_some(())
     });
-    stage.runtime.signal(Signal::SIGTERM);
-    assert_eq!(stage.runtime.process.exit_code(), Some(0));
+    assert_stops(&mut runtime);
+}
+
+/// Whatever a run says and ends with that cannot start.
+fn run(config: &str, data: &Path, place: &Path) -> (Option<i32>, String) {
+    let file = place.join("interlock.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = tool("interlock");
+    command.arg("run").arg("--config").arg(&file).arg("--data-dir").arg(data);
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_a_taken_port_and_a_missing_key_are_named_with_their_own_exit_code() {
-    let run = |config: &str, data: &Path, tmp: &Path| {
-        let file = tmp.join("interlock.toml");
-        std::fs::write(&file, config).unwrap();
-        let mut command = tool("interlock");
-        command.arg("run").arg("--config").arg(&file).arg("--data-dir").arg(data).output().unwrap()
-    };
+fn a_directory_that_cannot_be_written_is_named_with_exit_code_6() {
     let place = tempfile::tempdir().unwrap();
-
-    // A file system that is mounted read-only, whoever asks.
-    let read_only = run(crate::harness::runtime::CONFIG, Path::new("/proc/interlock"), place.path());
-    let text = String::from_utf8_lossy(&read_only.stderr).into_owned();
-    assert_eq!(read_only.status.code(), Some(6), "{text}");
-    assert!(text.contains("/proc/interlock"), "{text}");
+    // A file system that nobody can make directories in, whoever asks.
+    let (code, said) = run(CONFIG, Path::new("/proc/interlock"), place.path());
+    assert_eq!(code, Some(6), "{said}");
+    assert!(said.contains("`/proc/interlock`") && said.contains("--data-dir"), "{said}");
     if !nix::unistd::geteuid().is_root() {
         let locked = place.path().join("locked");
         std::fs::create_dir(&locked).unwrap();
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
-        assert_eq!(run(crate::harness::runtime::CONFIG, &locked, place.path()).status.code(), Some(6));
+        let (code, said) = run(CONFIG, &locked.join("data"), place.path());
+        assert_eq!(code, Some(6), "{said}");
+        assert!(said.contains("locked/data"), "{said}");
     }
+}
 
-    for key in ["bus.endpoints", "gateway.listen"] {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap();
-        let config = if key == "bus.endpoints" {
-            format!("[bus]\nendpoints = [\"tcp://{port}\"]\n[gateway]\nlisten = \"127.0.0.1:0\"\n")
-        } else {
-            format!("[bus]\nendpoints = [\"ipc\"]\n[gateway]\nlisten = \"{port}\"\n")
-        };
-        let busy = run(&config, &place.path().join("data"), place.path());
-        let text = String::from_utf8_lossy(&busy.stderr).into_owned();
-        assert_eq!(busy.status.code(), Some(5), "{key}: {text}");
-        assert!(text.contains(&port.to_string()), "{key}: {text}");
+#[test]
+fn a_port_that_is_taken_is_named_with_exit_code_5() {
+    let place = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    for config in [
+        format!("[bus]\nendpoints = [\"tcp://{port}\"]\n[gateway]\nlisten = \"127.0.0.1:0\"\n"),
+        format!("[bus]\nendpoints = [\"ipc\"]\n[gateway]\nlisten = \"{port}\"\n"),
+    ] {
+        let (code, said) = run(&config, &place.path().join("data"), place.path());
+        assert_eq!(code, Some(5), "{config}: {said}");
+        assert!(said.contains(&port.to_string()), "{config}: {said}");
     }
+}
 
-    let mut stage = Stage::start();
-    stage.runtime.signal(Signal::SIGTERM);
-    assert_eq!(stage.runtime.process.exit_code(), Some(0));
-    let file = stage.runtime.data().join("keys/model.toml");
-    std::fs::remove_file(&file).unwrap();
-    let missing = run(crate::harness::runtime::CONFIG, &stage.runtime.data(), place.path());
-    let text = String::from_utf8_lossy(&missing.stderr).into_owned();
-    assert_eq!(missing.status.code(), Some(6), "{text}");
+#[test]
+fn a_key_that_is_missing_is_named_with_exit_code_6_and_what_is_said_mends_it() {
+    let mut runtime = TestRuntime::start();
+    assert_stops(&mut runtime);
+    std::fs::remove_file(runtime.data().join("keys/model.toml")).unwrap();
+    let (code, said) = run(CONFIG, &runtime.data(), runtime.directory.path());
+    assert_eq!(code, Some(6), "{said}");
     for part in ["keys/model.toml", "interlock keys revoke model", "interlock keys issue model"] {
-        assert!(text.contains(part), "{part}: {text}");
+        assert!(said.contains(part), "{part}: {said}");
     }
-    // What it says works.
     for verb in ["revoke", "issue"] {
-        let done = stage.runtime.interlock(&["keys", verb, "model"]);
+        let done = runtime.interlock(&["keys", verb, "model"]);
         assert!(done.status.success(), "{done:?}");
     }
-    stage.restart();
-    stage.await_turn();
+    runtime.restart();
+    say_until_answered(&runtime, "key", "Hello");
 }
 
 #[test]
@@ -380,33 +378,26 @@ fn a_clock_that_jumps_by_a_day_in_both_directions_disturbs_nothing() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c/clock_jump.c");
     let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
     assert!(built.unwrap().success());
-    let jump = place.path().join("jump");
+    let jump: PathBuf = place.path().join("jump");
     std::fs::write(&jump, "0").unwrap();
-    let runtime = TestRuntime::begin_with("", |command| {
+    let mut runtime = TestRuntime::begin_with("", |command| {
         command.env("LD_PRELOAD", &library).env("CLOCK_JUMP", &jump);
     });
-    let mut stage = Stage { runtime, acknowledged: Vec::new() };
     // The same clock for whoever asks: a machine has one.
-    stage.runtime.environment = vec![("LD_PRELOAD", library), ("CLOCK_JUMP", jump.clone())];
-    stage.await_running();
-    stage.await_turn();
+    runtime.environment = vec![("LD_PRELOAD", library), ("CLOCK_JUMP", jump.clone())];
+    runtime.wait_until_ready();
+    let mut acknowledged = vec![say_until_answered(&runtime, "clock", "before")];
+    let before = Holdings::of(&runtime);
     let day = 86_400;
     for offset in [day, -day, 0] {
         std::fs::write(&jump, offset.to_string()).unwrap();
-        let at: String = stage.runtime.status()["tree"]["at"].as_str().unwrap().to_owned();
-        stage.await_turn();
-        stage.await_turn();
-        let status = stage.runtime.status();
-        assert_eq!(status["tree"]["state"], "running", "{status}");
-        let restarts: u64 = status["tree"]["children"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter_map(|child| child["restarts"].as_u64())
-            .sum();
-        assert_eq!(restarts, 0, "{offset} s, at {at}: {status}");
-        stage.nothing_acknowledged_is_lost();
+        for number in 0..2 {
+            let said = say(&runtime, "clock", &format!("{offset} s, number {number}"));
+            acknowledged.push(said.unwrap_or_else(|| panic!("no answer at {offset} s")));
+        }
+        assert_eq!(restarts(&runtime), 0, "{offset} s: {:?}", states(&runtime));
+        assert_recovered(&runtime, &before);
+        assert_kept(&runtime, "clock", &acknowledged);
     }
-    stage.runtime.signal(Signal::SIGTERM);
-    assert_eq!(stage.runtime.process.exit_code(), Some(0));
+    assert_stops(&mut runtime);
 }

@@ -33,7 +33,9 @@ impl Disk {
             Err(error) => {
                 #[allow(clippy::print_stdout, reason = "what was not tested must not look tested")]
                 {
-                    println!("no small disk could be mounted ({error}): run the chapter `chaos` as root");
+                    println!(
+                        "no small disk could be mounted ({error}): run the chapter `small_disk` as root"
+                    );
                 }
                 None
             }

@@ -12,11 +12,9 @@ mod wire_proxy;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
-/// Random blows while people talk: what was answered is kept, nothing is left behind.
-mod blows;
 /// A broker that is killed under load and started again.
 mod broker_restart;
-/// What breaks from outside: kills, suspended processes, a full disk, a read-only directory, a jumping clock.
+/// What breaks from outside: random kills and suspensions while people talk, no room, a taken port, a jumping clock.
 mod chaos;
 /// The chat page, in Chromium.
 mod chat_page;

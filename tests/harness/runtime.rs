@@ -118,10 +118,12 @@ impl TestRuntime {
     }
 
     pub(crate) fn wait_until_ready(&self) {
-        eventually("the runtime to be ready", || {
-            let answer = self.http.get(self.url("/health/ready")?).bearer_auth(self.token()?).send().ok()?;
-            answer.status().is_success().then_some(())
-        });
+        eventually("the runtime to be ready", || self.is_ready());
+    }
+
+    pub(crate) fn is_ready(&self) -> Option<()> {
+        let answer = self.http.get(self.url("/health/ready")?).bearer_auth(self.token()?).send().ok()?;
+        answer.status().is_success().then_some(())
     }
 
     pub(crate) fn data(&self) -> PathBuf {

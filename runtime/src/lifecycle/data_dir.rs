@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use interlock_bus::keys::private_file;
+use interlock_bus::keys::{KeyError, private_file};
 
 use super::LifecycleError;
 
@@ -32,11 +32,11 @@ impl DataDir {
             fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
                 .map_err(self.io("make private"))?;
         }
-        private_file::private_directory(&self.root)?;
-        private_file::private_directory(&self.run())?;
+        private_file::private_directory(&self.root).map_err(unusable)?;
+        private_file::private_directory(&self.run()).map_err(unusable)?;
         private_file::remove_abandoned(&self.run());
         let probe = self.run().join(".probe");
-        private_file::replace(&probe, b"")?;
+        private_file::replace(&probe, b"").map_err(unusable)?;
         match fs::remove_file(&probe) {
             // Another process that began at the same moment has removed it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -72,6 +72,14 @@ impl DataDir {
     fn io(&self, action: &'static str) -> impl FnOnce(std::io::Error) -> LifecycleError {
         let path = self.root.clone();
         move |source| LifecycleError::Io { action, path, source }
+    }
+}
+
+/// The data directory itself is what cannot be used: another one is the way out.
+fn unusable(error: KeyError) -> LifecycleError {
+    match error {
+        KeyError::Io { action, path, source } => LifecycleError::Io { action, path, source },
+        error => error.into(),
     }
 }
 
