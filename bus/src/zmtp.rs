@@ -19,6 +19,7 @@
 mod command;
 mod config;
 mod curve;
+mod draft;
 mod engine;
 mod error;
 mod frame;
@@ -31,6 +32,7 @@ mod socket_type;
 
 pub use command::{Command, Refusal};
 pub use config::{ClientConfig, ServerConfig};
+pub use draft::Draft;
 pub use engine::{Engine, EngineEvent, OpenedFrame};
 pub use error::{Stage, ZmtpError};
 pub use frame::FrameFlags;

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     limits,
     native::{Block, BlockView, Overflow, Record, SubscriptionIds},
+    zmtp::Draft,
 };
 
 mod chunk;
@@ -465,6 +466,26 @@ impl SendQueue {
         messages
     }
 
+    /// Lets `act` take the next messages to send as a batch of their own, if they fill one and the window has room for all
+    /// of it. Returns how many; zero if `act` was not called or has left them.
+    pub fn take_batch(&mut self, spare: &mut SpareChunks, act: impl FnOnce(&mut Draft) -> bool) -> u64 {
+        let room = self.window_bytes.saturating_sub(self.in_flight_bytes);
+        let Some(Item::Chunk(chunk)) = self.items.front_mut() else { return 0 };
+        if !chunk.whole(room).is_some_and(act) {
+            return 0;
+        }
+        let (messages, bytes) = (chunk.messages() as u64, chunk.block_bytes());
+        chunk.drain().for_each(|run| self.in_flight.add(run));
+        if let Some(Item::Chunk(chunk)) = self.items.pop_front() {
+            spare.give(chunk);
+        }
+        self.messages -= messages as usize;
+        self.bytes -= bytes as usize;
+        self.in_flight_bytes += bytes;
+        self.sent += messages;
+        messages
+    }
+
     /// Whether [`SendQueue::pop`] would give something.
     pub fn can_pop(&self) -> bool {
         self.messages > 0 && self.in_flight_bytes < self.window_bytes
@@ -512,6 +533,11 @@ impl SendQueue {
         let mut lost = self.take_lost_beside();
         lost.extend(Some((id, self.take_lost())).filter(|(_, count)| *count > 0));
         lost
+    }
+
+    /// Whether there is something that [`SendQueue::take_losses`] would tell.
+    pub fn has_losses(&self) -> bool {
+        self.lost > 0 || !self.lost_beside.is_empty()
     }
 
     /// Whether nothing waits.
@@ -727,6 +753,48 @@ mod tests {
         assert_eq!(together.depth_bytes(), single.depth_bytes());
         together.credit(500, |_, _| {});
         assert_eq!((together.depth(), together.depth_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_batch_taken_whole_is_its_records_and_one_begun_or_left_or_beyond_the_window_is_not_taken() {
+        let fill = |messages: usize, messages_max| {
+            let mut queue = SendQueue::new(Overflow::DropOldest, Form::Wire, messages_max, u32::MAX);
+            for number in 0..messages {
+                let payload = vec![number as u8; 500 + number * 7 % 999];
+                push(&mut queue, entry_of(["a", "b/c"][number / 3 % 2], &payload));
+            }
+            queue
+        };
+        let mut spare = SpareChunks::default();
+        // The front batch has lost its first messages.
+        let (mut queue, mut records) = (fill(700, 500), fill(700, 500));
+        assert_eq!(queue.take_batch(&mut spare, |_| unreachable!("it was begun")), 0);
+        let (mut taken, mut expected, mut wholes) = (Vec::new(), Vec::new(), 0);
+        while queue.has_records_next() {
+            assert_eq!(queue.take_batch(&mut spare, |_| false), 0, "it was left");
+            let whole = queue.take_batch(&mut spare, |draft| {
+                taken.extend_from_slice(draft.body());
+                draft.clear();
+                true
+            });
+            wholes += usize::from(whole > 0);
+            if whole == 0 {
+                queue.take_records(&mut taken, &mut spare);
+            }
+        }
+        while records.take_records(&mut expected, &mut spare) > 0 {}
+        assert!(wholes > 3 && taken == expected, "{wholes} batches, {} bytes", taken.len());
+        assert_eq!((queue.depth(), queue.depth_bytes()), (records.depth(), records.depth_bytes()));
+        let (mut settled, mut rows) = (0, 0);
+        queue.credit(400, |_, messages| settled += messages);
+        records.credit(400, |_, messages| rows += messages);
+        assert_eq!((settled, queue.depth(), queue.depth_bytes()), (rows, 100, records.depth_bytes()));
+
+        let mut queue = fill(20_000, 0);
+        while queue.take_batch(&mut spare, |_| true) > 0 {}
+        assert!(queue.in_flight_bytes <= limits::CREDIT_WINDOW_BYTES);
+        assert!(queue.take_records(&mut taken, &mut spare) > 0, "the last batch goes in part");
+        assert!(queue.in_flight_bytes >= limits::CREDIT_WINDOW_BYTES);
     }
 
     #[test]

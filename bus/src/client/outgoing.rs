@@ -33,6 +33,7 @@ use crate::{
     blocking::Waiter,
     limits,
     native::{BatchWriter, Block, PublishParts, Record, batch::put_publish},
+    zmtp::Draft,
 };
 
 /// Batch buffers kept for reuse.
@@ -108,13 +109,13 @@ struct Queue {
     /// Number of the front batch of `messages`.
     front: u64,
     sequence: u64,
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Draft>,
 }
 
 /// Records that travel in one box.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) records: Draft,
     /// Publishes in it, to be counted if it is never sent.
     pub(crate) publishes: u64,
 }
@@ -153,14 +154,14 @@ impl Outgoing {
         if queue.control_overflowed {
             return Err(Demand::Overflowed);
         }
-        queue.recycle(std::mem::take(control).bytes);
-        queue.recycle(std::mem::take(messages).bytes);
+        queue.recycle(std::mem::take(control).records);
+        queue.recycle(std::mem::take(messages).records);
         if let Some(batch) = queue.control.pop_front() {
-            queue.control_bytes -= batch.bytes.len();
+            queue.control_bytes -= batch.records.len();
             *control = batch;
         }
         if let Some(batch) = queue.messages.pop_front() {
-            queue.messages_bytes -= batch.bytes.len();
+            queue.messages_bytes -= batch.records.len();
             queue.front += 1;
             *messages = batch;
         }
@@ -168,7 +169,7 @@ impl Outgoing {
         if told {
             queue.space_wanted = false;
         }
-        let nothing = control.bytes.is_empty() && messages.bytes.is_empty();
+        let nothing = control.records.is_empty() && messages.records.is_empty();
         let closing = queue.closing;
         if nothing && !closing {
             queue.duty = Duty::Free;
@@ -348,7 +349,7 @@ impl Queue {
         is_claimed
     }
 
-    fn recycle(&mut self, mut buffer: Vec<u8>) {
+    fn recycle(&mut self, mut buffer: Draft) {
         let is_of_use = (1..=2 * limits::BATCH_BYTES).contains(&buffer.capacity());
         if self.spare.len() < SPARE_BUFFERS && is_of_use {
             buffer.clear();
@@ -361,13 +362,13 @@ impl Queue {
         self.messages_bytes > 0 && self.messages_bytes + bytes > limits::OUTGOING_BYTES
     }
 
-    fn batch_for(batches: &mut VecDeque<Batch>, spare: &mut Vec<Vec<u8>>, bytes: usize) {
+    fn batch_for(batches: &mut VecDeque<Batch>, spare: &mut Vec<Draft>, bytes: usize) {
         let fits = batches
             .back()
-            .is_some_and(|batch| batch.bytes.len() + bytes + FRAMING_BYTES <= limits::BATCH_BYTES);
+            .is_some_and(|batch| batch.records.len() + bytes + FRAMING_BYTES <= limits::BATCH_BYTES);
         if !fits {
-            let bytes = spare.pop().unwrap_or_default();
-            batches.push_back(Batch { bytes, publishes: 0 });
+            let records = spare.pop().unwrap_or_default();
+            batches.push_back(Batch { records, publishes: 0 });
         }
     }
 
@@ -383,32 +384,32 @@ impl Queue {
 
     fn put_message(&mut self, record: &Record) -> Place {
         let mut writer = BatchWriter::default();
-        let before: usize = self.messages.back().map_or(0, |batch| batch.bytes.len());
+        let before: usize = self.messages.back().map_or(0, |batch| batch.records.len());
         let batches_before = self.messages.len();
         let batch = self.message_batch(record.bytes_hint());
-        writer.put(record, &mut batch.bytes);
+        writer.put(record, batch.records.tail());
         while writer.in_fragments() {
             // The record made a batch of its own, which took no byte yet.
             let batch = self.messages.back_mut().expect("message_batch leaves one at least");
-            let batch = if batch.bytes.is_empty() {
+            let batch = if batch.records.is_empty() {
                 batch
             } else {
                 self.messages.push_back(Batch::default());
                 self.messages.back_mut().expect("one was just added")
             };
-            writer.next_fragment(&mut batch.bytes);
+            writer.next_fragment(batch.records.tail());
         }
         let skip = batches_before.saturating_sub(1);
-        let after: usize = self.messages.iter().skip(skip).map(|batch| batch.bytes.len()).sum();
+        let after: usize = self.messages.iter().skip(skip).map(|batch| batch.records.len()).sum();
         self.messages_bytes += after - before;
         self.last_place()
     }
 
     fn put_publish(&mut self, parts: &PublishParts<'_>, sequence: u64, guess: usize) -> Result<(), usize> {
         let batch = self.message_batch(guess);
-        let before = batch.bytes.len();
-        let written = put_publish(parts, sequence, &mut batch.bytes);
-        let added = batch.bytes.len() - before;
+        let before = batch.records.len();
+        let written = put_publish(parts, sequence, batch.records.tail());
+        let added = batch.records.len() - before;
         if before + added == 0 {
             self.messages.pop_back();
         }
@@ -419,9 +420,9 @@ impl Queue {
     fn put_control(&mut self, record: &Record) {
         Self::batch_for(&mut self.control, &mut self.spare, record.bytes_hint());
         let batch = self.control.back_mut().expect("batch_for leaves one at least");
-        let before = batch.bytes.len();
-        BatchWriter::default().put_control(record, &mut batch.bytes);
-        self.control_bytes += batch.bytes.len() - before;
+        let before = batch.records.len();
+        BatchWriter::default().put_control(record, batch.records.tail());
+        self.control_bytes += batch.records.len() - before;
         self.control_overflowed |= self.control_bytes > limits::CONTROL_QUEUE_BYTES;
     }
 }
@@ -605,8 +606,8 @@ mod tests {
             if let Err(demand) = outgoing.take(&mut control, &mut messages) {
                 return (boxes, demand);
             }
-            assert!(messages.bytes.len() <= limits::NATIVE_FRAME_BYTES_MAX);
-            reader.begin([&control.bytes[..], &messages.bytes].concat().into());
+            assert!(messages.records.len() <= limits::NATIVE_FRAME_BYTES_MAX);
+            reader.begin([control.records.body(), messages.records.body()].concat().into());
             boxes.push(std::iter::from_fn(|| reader.next_record().unwrap()).collect());
         }
     }

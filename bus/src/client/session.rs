@@ -442,12 +442,15 @@ impl Session {
 
     fn seal_batches(&mut self) -> Result<(), End> {
         self.progress_at = Instant::now();
-        let (control, messages) = (&self.control.bytes[..], &self.messages.bytes[..]);
-        if control.len() + messages.len() <= limits::NATIVE_FRAME_BYTES_MAX {
-            self.engine.send(&[control, messages], FrameFlags::LAST)?;
-        } else {
-            self.engine.send(&[control], FrameFlags::LAST)?;
-            self.engine.send(&[messages], FrameFlags::LAST)?;
+        let (control, messages) = (&mut self.control.records, &mut self.messages.records);
+        if control.is_empty() {
+            return Ok(self.engine.send_draft(messages, FrameFlags::LAST)?);
+        }
+        if messages.is_empty() || control.len() + messages.len() > limits::NATIVE_FRAME_BYTES_MAX {
+            self.engine.send_draft(control, FrameFlags::LAST)?;
+        }
+        if !messages.is_empty() {
+            self.engine.send(&[control.body(), messages.body()], FrameFlags::LAST)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::config::{ClientConfig, ServerConfig};
 use super::curve::client::{self, AwaitReady, AwaitWelcome};
 use super::curve::server::{self, AwaitDecision, AwaitInitiate, Secrets};
 use super::curve::{HELLO_BYTES, INITIATE_BYTES, READY_BYTES, WELCOME_OR_ERROR_BYTES_MAX};
+use super::draft::Draft;
 use super::error::{Stage, ZmtpError};
 use super::frame::{FrameFlags, Header};
 use super::greeting::{self, GREETING_BYTES, Version};
@@ -305,21 +306,9 @@ impl Engine {
 
     /// Seals one frame made of the concatenated `parts` into the output.
     pub fn send(&mut self, parts: &[&[u8]], flags: FrameFlags) -> Result<(), ZmtpError> {
-        debug_assert!(!(flags.more && flags.command), "a command is a single frame");
-        let stage = self.stage();
-        let State::Session(message_box) = &mut self.state else {
-            return Err(if stage == Stage::Closed {
-                ZmtpError::Closed
-            } else {
-                ZmtpError::NotReady { stage }
-            });
-        };
-        let bytes = parts.iter().map(|part| part.len()).sum();
-        let limit = self.frame_bytes_max;
-        if bytes > limit {
-            return Err(ZmtpError::SendTooLong { bytes, limit });
-        }
-        message_box.seal_onto(flags, parts, &mut self.output)
+        let (message_box, output, limit) = self.sender(flags)?;
+        within(limit, parts.iter().map(|part| part.len()).sum())?;
+        message_box.seal_onto(flags, parts, output)
     }
 
     /// Seals one frame made of what `write` appends to the output; `false` if that is nothing, and then
@@ -329,12 +318,31 @@ impl Engine {
         flags: FrameFlags,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<bool, ZmtpError> {
+        let (message_box, output, limit) = self.sender(flags)?;
+        message_box.seal_written(flags, limit, output, write)
+    }
+
+    /// Seals one frame of what `draft` has. If the output is empty, the frame becomes the output where it lies, and
+    /// the draft gets the output's memory; otherwise it is copied. The draft is then empty; after an error it is as it was.
+    pub fn send_draft(&mut self, draft: &mut Draft, flags: FrameFlags) -> Result<(), ZmtpError> {
+        let (message_box, output, limit) = self.sender(flags)?;
+        within(limit, draft.len())?;
+        if output.is_empty() {
+            message_box.seal_draft(flags, draft.tail())?;
+            std::mem::swap(output, draft.tail());
+        } else {
+            message_box.seal_onto(flags, &[draft.body()], output)?;
+        }
+        draft.clear();
+        Ok(())
+    }
+
+    /// What seals, where it goes, and bytes of the largest body.
+    fn sender(&mut self, flags: FrameFlags) -> Result<(&mut MessageBox, &mut Vec<u8>, usize), ZmtpError> {
         debug_assert!(!(flags.more && flags.command), "a command is a single frame");
         let stage = self.stage();
         match &mut self.state {
-            State::Session(message_box) => {
-                message_box.seal_written(flags, self.frame_bytes_max, &mut self.output, write)
-            }
+            State::Session(message_box) => Ok((message_box, &mut self.output, self.frame_bytes_max)),
             State::Closed => Err(ZmtpError::Closed),
             _ => Err(ZmtpError::NotReady { stage }),
         }
@@ -506,6 +514,10 @@ impl Engine {
         };
         encode_error_frame_onto(refusal.reason(), &mut self.output);
     }
+}
+
+fn within(limit: usize, bytes: usize) -> Result<(), ZmtpError> {
+    if bytes > limit { Err(ZmtpError::SendTooLong { bytes, limit }) } else { Ok(()) }
 }
 
 impl fmt::Debug for Engine {

@@ -22,6 +22,9 @@ const COMMAND: u8 = 0x02;
 /// Bytes that a frame on the wire is longer than its body, without the frame's header.
 pub(super) const OVERHEAD_BYTES: usize = BODY_AT;
 
+/// Bytes in front of a body that is to be sealed where it lies.
+pub(super) const ROOM_BYTES: usize = HEADER_BYTES_MAX + BODY_AT;
+
 /// Which role's nonces are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
@@ -96,9 +99,9 @@ impl MessageBox {
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<bool, ZmtpError> {
         let start = output.len();
-        output.extend_from_slice(&[0; HEADER_BYTES_MAX + BODY_AT]);
+        output.extend_from_slice(&[0; ROOM_BYTES]);
         write(output);
-        let bytes = output.len() - start - HEADER_BYTES_MAX - BODY_AT;
+        let bytes = output.len() - start - ROOM_BYTES;
         let sealed = match bytes {
             0 => Ok(false),
             _ if bytes > limit => Err(ZmtpError::SendTooLong { bytes, limit }),
@@ -111,6 +114,13 @@ impl MessageBox {
             output.truncate(start);
         }
         sealed
+    }
+
+    /// Makes one frame of `memory`, which is [`ROOM_BYTES`] and then a body. After an error it is as it was.
+    pub(super) fn seal_draft(&mut self, flags: FrameFlags, memory: &mut Vec<u8>) -> Result<(), ZmtpError> {
+        let counter = self.sent.next()?;
+        self.seal_at(flags, counter, 0, memory);
+        Ok(())
     }
 
     /// Seals what stands in `output` from `start` on, behind room for the longest header.
@@ -223,6 +233,10 @@ mod tests {
             let write = |out: &mut Vec<u8>| out.extend_from_slice(&body);
             assert_eq!(written.seal_written(FrameFlags::MORE, bytes, &mut output, write), Ok(true));
             assert_eq!(output, expected, "{bytes} bytes");
+            let (mut expected, mut draft) = (Vec::new(), [&[0; ROOM_BYTES], &body[..]].concat());
+            parts.seal_onto(FrameFlags::LAST, &[&body], &mut expected).unwrap();
+            written.seal_draft(FrameFlags::LAST, &mut draft).unwrap();
+            assert_eq!(draft, expected, "a draft of {bytes} bytes");
         }
         let mut output = b"before".to_vec();
         assert_eq!(written.seal_written(FrameFlags::LAST, 10, &mut output, |_| {}), Ok(false));

@@ -1,6 +1,7 @@
 //! What a session is sent next.
 
 use super::*;
+use crate::zmtp::Draft;
 
 impl Hub {
     /// The next record to send to a session: control first, then replies, then deliveries in turn.
@@ -83,6 +84,27 @@ impl Hub {
         session.next_lane = (at + 1) % session.lanes.len();
         self.release_held_by(id, subscription);
         true
+    }
+
+    /// Lets `act` take the deliveries that are next as a batch of their own, if they fill one. `false` if it was not
+    /// asked, or has left them.
+    pub fn take_batch(&mut self, id: SessionId, act: impl FnOnce(&mut Draft) -> bool) -> bool {
+        let Some(session) = find(&mut self.sessions, &self.generations, id) else { return false };
+        let Some(at) = session.next_lane_with_output().filter(|_| !session.has_answers()) else {
+            return false;
+        };
+        let lane = &mut session.lanes[at];
+        if lane.queue.has_losses() {
+            return false;
+        }
+        let taken = lane.queue.take_batch(&mut self.spare_chunks, act);
+        let subscription = lane.id;
+        session.counts.delivered += taken;
+        if taken > 0 {
+            session.next_lane = (at + 1) % session.lanes.len();
+            self.release_held_by(id, subscription);
+        }
+        taken > 0
     }
 
     /// Drops what a session would be sent next and nobody wants any more. Of what travels as bytes nothing has a deadline,

@@ -38,7 +38,14 @@ impl Reactor {
                 while connection.engine.output().len() < limits::WRITE_BUFFER_BYTES {
                     let sealed = match speech {
                         Speech::Native { writer, .. } => {
-                            seal_batch(&mut self.hub, session, writer, &mut connection.engine)
+                            match seal_whole(&mut self.hub, session, writer, &mut connection.engine) {
+                                // What follows would have to be copied behind it.
+                                Ok(true) => break,
+                                Ok(false) => {
+                                    seal_batch(&mut self.hub, session, writer, &mut connection.engine)
+                                }
+                                Err(error) => Err(error),
+                            }
                         }
                         Speech::Stock(stock) => seal_stock(
                             &mut self.hub,
@@ -81,6 +88,24 @@ impl Reactor {
             }
         }
     }
+}
+
+/// Seals deliveries where they lie in their queue, if they fill a batch of their own; `false` if they do not.
+fn seal_whole(
+    hub: &mut Hub,
+    session: SessionId,
+    writer: &BatchWriter,
+    engine: &mut Engine,
+) -> Result<bool, ZmtpError> {
+    if writer.in_fragments() || !engine.output().is_empty() {
+        return Ok(false);
+    }
+    let mut sealed = Ok(());
+    let taken = hub.take_batch(session, |draft| {
+        sealed = engine.send_draft(draft, FrameFlags::LAST);
+        sealed.is_ok()
+    });
+    sealed.map(|()| taken)
 }
 
 /// Seals one batch of whatever is ready; `false` if nothing was.

@@ -11,6 +11,7 @@ use crate::{
         BlockView, Record, SubscriptionIds,
         batch::{delivered_block, put_deliver},
     },
+    zmtp::Draft,
 };
 
 /// Bytes of the largest block that is kept in a chunk. A larger one is kept as it is, so that its
@@ -72,7 +73,7 @@ impl Runs {
 /// The `deliver` records of one lane, each behind its length, in order.
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
-    records: Vec<u8>,
+    records: Draft,
     /// Bytes of records that have left.
     left: usize,
     messages: usize,
@@ -86,13 +87,17 @@ impl Chunk {
         self.messages
     }
 
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
     /// Whether a block of `bytes` still fits into this batch.
     pub(super) fn has_room_for(&self, bytes: usize) -> bool {
         self.records.len() + bytes <= limits::BATCH_BYTES
     }
 
     pub(super) fn put(&mut self, subscriptions: &[u32], block: &BlockView<'_>) {
-        put_deliver(subscriptions, block, &mut self.records);
+        put_deliver(subscriptions, block, self.records.tail());
     }
 
     /// Counts what was put in.
@@ -104,7 +109,7 @@ impl Chunk {
 
     /// The front record, and the bytes of its block.
     fn front(&self) -> Option<(&[u8], u64)> {
-        let (length, rest) = self.records[self.left..].split_first_chunk::<4>()?;
+        let (length, rest) = self.records.body()[self.left..].split_first_chunk::<4>()?;
         let record = &rest[..u32::from_le_bytes(*length) as usize];
         Some((record, (record.len() - 2 - 4 * usize::from(record[1])) as u64))
     }
@@ -142,7 +147,7 @@ impl Chunk {
     /// `sent` of each run. Returns how many.
     pub(super) fn take(&mut self, room: u64, out: &mut Vec<u8>, mut sent: impl FnMut(Run)) -> u64 {
         if self.block_bytes <= room {
-            out.extend_from_slice(&self.records[self.left..]);
+            out.extend_from_slice(&self.records.body()[self.left..]);
             self.left = self.records.len();
             self.block_bytes = 0;
             self.runs.drain().for_each(sent);
@@ -156,8 +161,14 @@ impl Chunk {
             messages += 1;
             sent(run);
         }
-        out.extend_from_slice(&self.records[from..self.left]);
+        out.extend_from_slice(&self.records.body()[from..self.left]);
         messages
+    }
+
+    /// Its records, if all of them wait, fill a batch well and have at most `room` bytes of blocks.
+    pub(super) fn whole(&mut self, room: u64) -> Option<&mut Draft> {
+        let is_whole = self.left == 0 && self.block_bytes <= room;
+        (is_whole && self.records.len() >= limits::BATCH_BYTES / 2).then_some(&mut self.records)
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Run> {
