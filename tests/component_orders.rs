@@ -135,3 +135,23 @@ fn a_program_that_spent_its_budget_is_explained_and_can_be_tried_again() {
     assert!(tries.iter().all(|planned| planned["wait_us"].as_u64() <= Some(3_200_000)), "{plan}");
     assert_eq!(&lines(&runtime, &["plan", "gateway", "--json"])[0], plan, "what is drawn stays drawn");
 }
+
+#[test]
+fn restarts_of_the_broker_are_nobody_elses_failures_however_many_there_are() {
+    let program = "[[program]]\nname = \"helper\"\ncommand = \"sh\"\nargs = [\"-c\", \"exec sleep 1000\"]\n";
+    let runtime = TestRuntime::start_with(program);
+    // Two more than a budget has.
+    for restarts in 1..=7 {
+        ask(&runtime, &["restart", "broker"], 0);
+        eventually("everything to be there again", || {
+            let status = runtime.interlock(&["status"]).status;
+            status.success().then_some(())
+        });
+        assert_eq!(ps(&runtime, "broker")["restarts"], restarts);
+    }
+    for child in lines(&runtime, &["ps", "--json"]) {
+        assert_eq!(child["budget"]["failures"], 0, "{child}");
+        assert_eq!(child["budget"]["unhealthy_failures"], 0, "{child}");
+    }
+    assert!(!ask(&runtime, &["explain", "log-consumer"], 0).contains("way out"));
+}

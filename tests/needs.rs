@@ -57,6 +57,17 @@ fn a_program_waits_for_the_end_and_for_a_line_of_others_also_across_their_restar
         let child = child(&runtime, name);
         assert_eq!(child["waits_for"], serde_json::json!(needs), "{child}");
     }
+    let explained = runtime.interlock(&["explain", "second"]);
+    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    for unmet in [
+        "unmet         `setup` to end by itself, and well, for ",
+        "unmet         `server` to write a line that matches `listening on [0-9]+`, for ",
+    ] {
+        assert!(explained.contains(unmet), "{explained}");
+    }
+    let unmet = &child(&runtime, "second")["unmet"];
+    assert_eq!(unmet[0]["condition"], "completed", "{unmet}");
+    assert_eq!(unmet[1]["condition"], "log:listening on [0-9]+", "{unmet}");
     std::fs::write(gate("setup"), "").unwrap();
     await_state(&runtime, "first", "running");
     assert_eq!(child(&runtime, "second")["waits_for"], serde_json::json!(["server"]));

@@ -93,7 +93,11 @@ fn a_full_disk_refuses_turns_and_loses_none_and_space_brings_everything_back() {
     assert!(refused > 0, "the disk was not full");
     eventually("status to say that the store cannot write", || {
         let status = runtime.interlock(&["status"]);
-        String::from_utf8_lossy(&status.stdout).contains("cannot write: the last ").then_some(())
+        let said = String::from_utf8_lossy(&status.stdout).into_owned();
+        said.contains("cannot write: the last ").then(|| {
+            assert_eq!(status.status.code(), Some(3), "{said}");
+            assert!(said.starts_with("interlock ") && said.contains(" degraded, process "), "{said}");
+        })
     });
     assert!(runtime.process.is_alive(), "a full disk does not end the runtime");
     std::fs::remove_file(filler).unwrap();

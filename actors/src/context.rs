@@ -1,12 +1,20 @@
 //! Everything an actor may do.
 
-use std::{cell::Cell, fmt, future::Future, rc::Rc, sync::Arc};
+use std::{
+    cell::Cell,
+    fmt,
+    future::Future,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use interlock_bus::{Client, PeerName, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter};
 use tokio::sync::watch;
 
 use crate::{
     actor::Failure,
+    clock::Clock,
     host::{Control, HostReport, Phase, Reports, guarded, post::Post},
 };
 
@@ -30,6 +38,7 @@ struct Inner {
     post: Arc<Post>,
     control: Arc<Control>,
     reports: Reports,
+    clock: Clock,
     spawned: Cell<usize>,
     /// Rises whenever spawned work ends; carries the first failure among it.
     work: watch::Sender<Option<Failure>>,
@@ -43,10 +52,12 @@ impl Context {
         post: Arc<Post>,
         control: Arc<Control>,
         reports: Reports,
+        clock: Clock,
     ) -> Self {
         let (work, _) = watch::channel(None);
         let spawned = Cell::new(0);
-        Self { inner: Rc::new(Inner { name, incarnation, client, post, control, reports, spawned, work }) }
+        let inner = Inner { name, incarnation, client, post, control, reports, clock, spawned, work };
+        Self { inner: Rc::new(inner) }
     }
 
     /// The name this actor has on the bus and in the tree.
@@ -137,11 +148,38 @@ impl Context {
         self.inner.reports.send(HostReport::Status(bounded(text.into())));
     }
 
+    /// Says that the actor runs and does less than it should, and why; `None` takes that back. Its state is `degraded`
+    /// meanwhile, and so is that of the whole tree. For what a restart would not mend: that is a failure, an error.
+    pub fn impaired(&self, why: Option<String>) {
+        self.inner.reports.send(HostReport::Impaired(why.map(bounded)));
+    }
+
     /// Says that something slow is getting on: moves the start deadline, and the moment from which a
     /// handler counts as stuck.
     pub fn progress(&self, text: impl Into<String>) {
         self.inner.control.progressed();
         self.inner.reports.send(HostReport::Progress(bounded(text.into())));
+    }
+
+    /// The time. In a test kit it stands still until the test moves it, and so do [`sleep`](Self::sleep) and
+    /// [`timeout`](Self::timeout); the clocks of tokio and of the standard library do not.
+    pub fn now(&self) -> Instant {
+        self.inner.clock.now()
+    }
+
+    /// Waits for so long.
+    pub fn sleep(&self, time: Duration) -> impl Future<Output = ()> + 'static {
+        let (clock, at) = (self.inner.clock.clone(), self.now() + time);
+        async move { clock.sleep_until(at).await }
+    }
+
+    /// What `work` comes to, or `None` if it takes longer than `limit`.
+    pub async fn timeout<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.sleep(limit) => None,
+        }
     }
 
     /// Stops this actor, as a supervisor would: after the input in hand, through `stopping`.

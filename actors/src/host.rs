@@ -46,6 +46,7 @@ use self::{
 };
 use crate::{
     actor::{Actor, Failure, Input},
+    clock::Clock,
     context::{Context, SPAWNED_MAX},
 };
 
@@ -170,6 +171,7 @@ pub struct ActorHost {
     post: Arc<Post>,
     times: Arc<HandlerTimes>,
     launch: Arc<Launch>,
+    clock: Clock,
     present: Option<Present>,
 }
 
@@ -192,7 +194,12 @@ impl ActorHost {
         let post = Arc::new(Post::new(bus, mailroom.clone(), mailbox.clone()));
         let launch = Arc::new(move |incarnation: Incarnation| incarnation.run(&factory));
         let times = Arc::new(HandlerTimes::new(Instant::now()));
-        Self { name, mailbox, post, times, launch, present: None }
+        Self { name, mailbox, post, times, launch, clock: Clock::System, present: None }
+    }
+
+    /// Another clock for the actor, for tests.
+    pub fn clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 }
 
@@ -222,6 +229,7 @@ impl Host for ActorHost {
             post: self.post.clone(),
             control: control.clone(),
             times: self.times.clone(),
+            clock: self.clock.clone(),
             reports: reports.clone(),
         };
         let launch = self.launch.clone();
@@ -304,6 +312,7 @@ struct Incarnation {
     post: Arc<Post>,
     control: Arc<Control>,
     times: Arc<HandlerTimes>,
+    clock: Clock,
     reports: Reports,
 }
 
@@ -367,6 +376,7 @@ impl Incarnation {
             self.post.clone(),
             self.control.clone(),
             self.reports.clone(),
+            self.clock.clone(),
         );
         let actor = guarded_call("the factory", factory).map_err(End::Failed)?;
         let stage = actix::Actor::start(Stage { actor: Some(Box::new(actor)), context: context.clone() });
@@ -391,18 +401,16 @@ impl Incarnation {
         proof.insert(0, format!("started in {} ms", begun.elapsed().as_millis()));
         self.reports.send(HostReport::Ready { proof: proof.join("; ") });
 
-        let mut ticks = tick_every.map(|every| {
-            let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            ticks
-        });
+        let mut next_tick = tick_every.map(|every| self.clock.now() + every);
         let mut work = context.work();
         loop {
-            match self.next_event(context, &mut ticks, &mut work).await {
+            match self.next_event(context, next_tick, &mut work).await {
                 Event::Kill => return Err(End::Killed),
                 Event::WorkEnded(None) => {}
                 Event::WorkEnded(Some(failure)) | Event::Lost(failure) => return Err(End::Failed(failure)),
                 Event::Tick => {
+                    // Ticks that were missed are not made up for.
+                    next_tick = tick_every.map(|every| self.clock.now() + every);
                     self.control.begin("a tick".to_owned());
                     self.step(stage, Step::Tick).await?;
                     self.control.end();
@@ -425,12 +433,12 @@ impl Incarnation {
     async fn next_event(
         &self,
         context: &Context,
-        ticks: &mut Option<tokio::time::Interval>,
+        next_tick: Option<Instant>,
         work: &mut tokio::sync::watch::Receiver<Option<Failure>>,
     ) -> Event {
         let tick = async {
-            match ticks {
-                Some(ticks) => drop(ticks.tick().await),
+            match next_tick {
+                Some(at) => self.clock.sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };

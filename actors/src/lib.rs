@@ -1,6 +1,7 @@
 //! Actors.
 
 pub mod actor;
+pub mod clock;
 pub mod context;
 pub mod conversation;
 pub mod gateway;

@@ -29,7 +29,10 @@ use crate::{
     peers::RUNTIME,
     process::memory,
     reload::{ConfigStatus, ReloadHandle},
-    supervisor::{OrderError, SupervisorHandle, TreeSnapshot},
+    supervisor::{
+        OrderError, State, SupervisorHandle, TreeSnapshot,
+        stall_watch::{Health, HealthSnapshot},
+    },
 };
 
 const STATUS: &str = "interlock/runtime/status/v1";
@@ -97,6 +100,9 @@ pub struct Status {
     pub model: String,
     /// All components.
     pub tree: TreeSnapshot,
+    /// The supervisor itself. While it stands still the tree is in `error`, and else as it was then.
+    #[serde(default)]
+    pub supervisor: HealthSnapshot,
     /// The shutdown, once one has begun.
     #[serde(default)]
     pub shutdown: Option<ShutdownStatus>,
@@ -150,6 +156,7 @@ pub struct PlanRequest {
 pub(crate) struct Admin {
     pub(crate) instance: Arc<Mutex<Instance>>,
     pub(crate) tree: SupervisorHandle,
+    pub(crate) health: Health,
     pub(crate) stop: mpsc::Sender<StopReason>,
     pub(crate) shutdown: Shutdown,
     pub(crate) reload: ReloadHandle,
@@ -172,8 +179,8 @@ impl Actor for Admin {
         let answer = match request.message.topic.as_str() {
             STATUS => Ok(Payload::json(&self.status(TreeSnapshot::clone(&self.tree.snapshot())))?),
             PS => {
-                let tree = self.tree.clone();
-                let tree = tokio::task::spawn_blocking(move || with_memory(&tree)).await?;
+                let (tree, health) = (self.tree.clone(), self.health.clone());
+                let tree = tokio::task::spawn_blocking(move || with_memory(&tree, &health)).await?;
                 Ok(Payload::json(&self.status(tree))?)
             }
             PLAN => self.plan(&request).await?,
@@ -213,10 +220,21 @@ impl Actor for Admin {
 }
 
 impl Admin {
-    fn status(&self, tree: TreeSnapshot) -> Status {
+    fn status(&self, mut tree: TreeSnapshot) -> Status {
+        let supervisor = self.health.snapshot();
+        if supervisor.stalled_ms.is_some() {
+            tree.state = State::Error;
+        }
         let instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let shutdown = self.shutdown.status(Instant::now());
-        Status { instance, model: self.reload.model(), tree, shutdown, config: self.reload.status() }
+        Status {
+            instance,
+            model: self.reload.model(),
+            tree,
+            supervisor,
+            shutdown,
+            config: self.reload.status(),
+        }
     }
 
     async fn plan(&self, request: &Request) -> Result<Result<Payload, Refusal>, Failure> {
@@ -280,9 +298,11 @@ impl From<OrderError> for Refusal {
     }
 }
 
-/// The tree with its present load. Waits for the supervisor, and for `/proc`.
-fn with_memory(tree: &SupervisorHandle) -> TreeSnapshot {
-    let mut tree = TreeSnapshot::clone(&tree.look().unwrap_or_else(|_| tree.snapshot()));
+/// The tree with its present load. Waits for the supervisor, unless that stands still, and for `/proc`.
+fn with_memory(tree: &SupervisorHandle, health: &Health) -> TreeSnapshot {
+    let stands_still = health.snapshot().stalled_ms.is_some();
+    let look = if stands_still { None } else { tree.look().ok() };
+    let mut tree = TreeSnapshot::clone(&look.unwrap_or_else(|| tree.snapshot()));
     let groups: Vec<u32> = tree.children.iter().filter_map(|child| child.load.process).collect();
     if !groups.is_empty() {
         let resident = memory::resident(&groups);

@@ -18,6 +18,7 @@ mod run;
 mod site;
 pub mod supervisor;
 mod telemetry;
+pub mod test_kit;
 pub mod tree;
 
 pub use builder::{Builder, Group, Runtime};

@@ -28,7 +28,7 @@ pub use instance::{Instance, InstanceFile, InstanceLock, running};
 pub use service_manager::{ServiceManager, ServiceManagerError};
 pub use shutdown::{Shutdown, ShutdownPhase, ShutdownStatus};
 pub use stop::{STOP_FILE, StopReason, StopSignals};
-pub use watchdog::{WATCHDOG_SLACK, Watchdog};
+pub use watchdog::{WATCHDOG_SLACK, Watchdog, end_process};
 
 use crate::exit::Exit;
 

@@ -46,7 +46,7 @@ use self::{
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A program, and how it is run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Program {
     /// Its file, or a name to be found in `PATH`.
     pub command: OsString,
@@ -65,6 +65,8 @@ pub struct Program {
     pub heartbeat: Option<Duration>,
     /// A URL that must answer with a success whenever it is asked whether it lives. `None`: it lives if it runs.
     pub liveness: Option<Probe>,
+    /// Told of each incarnation that was started, and then says what is seen of it from outside. Must not wait.
+    pub watched: Option<Arc<dyn Fn(OutsideSignal) + Send + Sync>>,
     /// Lines that others wait for.
     pub awaited: Vec<regex_lite::Regex>,
     /// What asks it to stop.
@@ -87,11 +89,19 @@ impl Program {
             readiness: Readiness::Started,
             heartbeat: None,
             liveness: None,
+            watched: None,
             awaited: Vec::new(),
             stop_signal: Signal::SIGTERM,
             grace: Duration::from_secs(10),
             guardian: GuardianCommand::default(),
         }
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither arguments nor environment: people put secrets there.
+        formatter.debug_struct("Program").field("command", &self.command).finish_non_exhaustive()
     }
 }
 
@@ -134,8 +144,8 @@ pub enum Readiness {
     Line(regex_lite::Regex),
     /// A URL of it answers with a success.
     Http(Probe),
-    /// Something else knows, for example the bus, by its presence. Called for each incarnation; must not wait.
-    Watched(Arc<dyn Fn(ReadySignal) + Send + Sync>),
+    /// Something else knows, for example the bus, by its presence: [`Program::watched`].
+    Watched,
 }
 
 impl fmt::Debug for Readiness {
@@ -146,31 +156,30 @@ impl fmt::Debug for Readiness {
             Self::SdNotify => "SdNotify",
             Self::Line(_) => "Line",
             Self::Http(_) => "Http",
-            Self::Watched(_) => "Watched",
+            Self::Watched => "Watched",
         })
     }
 }
 
-/// Declares one incarnation of a program ready. After its end it has no effect.
+/// Says of one incarnation of a program what is seen of it from outside. After its end it has no effect.
 #[derive(Clone, Debug)]
-pub struct ReadySignal {
+pub struct OutsideSignal {
     reports: Reports,
-    incarnation: u64,
 }
 
-impl ReadySignal {
-    pub(crate) fn new(reports: Reports, incarnation: u64) -> Self {
-        Self { reports, incarnation }
-    }
-
-    /// The incarnation it is for.
-    pub fn incarnation(&self) -> u64 {
-        self.incarnation
+impl OutsideSignal {
+    pub(crate) fn new(reports: Reports) -> Self {
+        Self { reports }
     }
 
     /// It is ready; `proof` says how that is known.
     pub fn ready(&self, proof: impl Into<String>) {
         self.reports.send(HostReport::Ready { proof: proof.into() });
+    }
+
+    /// It runs, and does less than it should: why; `None` takes that back.
+    pub fn impaired(&self, why: Option<String>) {
+        self.reports.send(HostReport::Impaired(why));
     }
 }
 
@@ -525,11 +534,11 @@ impl Run {
             Readiness::Started => {
                 self.reports.send(HostReport::Ready { proof: format!("runs as pid {pid}") })
             }
-            Readiness::Watched(watch) => {
-                watch(ReadySignal::new(self.reports.clone(), self.incarnation));
-            }
             Readiness::Http(probe) => self.probe_until_ready(probe.clone()),
-            Readiness::Newline | Readiness::SdNotify | Readiness::Line(_) => {}
+            Readiness::Newline | Readiness::SdNotify | Readiness::Line(_) | Readiness::Watched => {}
+        }
+        if let Some(watch) = &self.program.watched {
+            watch(OutsideSignal::new(self.reports.clone()));
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     exit::Exit,
     lifecycle::{
         Instance, InstanceFile, InstanceLock, LifecycleError, ServiceManager, Shutdown, StopReason,
-        StopSignals, WATCHDOG_SLACK, Watchdog,
+        StopSignals, WATCHDOG_SLACK, Watchdog, end_process,
     },
     peers,
     reload::{Reloader, describe},
@@ -32,6 +32,7 @@ use crate::{
     supervisor::{
         ChildSnapshot, Children, Outcome, ShutdownPhases, State, Strategy, Supervision, Supervisor,
         SupervisorHandle, TreeSnapshot, Why,
+        stall_watch::{Health, Patience, Watch},
     },
     telemetry::{self, Levels},
     tree::BrokerSeat,
@@ -39,6 +40,9 @@ use crate::{
 
 /// How long the first report waits for components that are still starting. They go on after it.
 pub(crate) const REPORT_AFTER_MAX: Duration = Duration::from_secs(35);
+
+/// How long the last log lines may take to be printed.
+const CONSOLE_GRACE: Duration = Duration::from_millis(500);
 
 /// Name of the supervisor.
 const ROOT: &str = "root";
@@ -111,12 +115,13 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
 
     // Run, until something asks for a stop; drain; exit code.
     let watchdog = Slot::default();
-    let levels = logs.levels;
+    let (levels, console) = (logs.levels, logs.console);
     let life = Life { site: &site, signals, manager, levels, instance_file, watchdog: &watchdog, output };
     let exit = runtime.block_on(live(life, extras, instance));
     // What still hangs in it is not waited for.
     runtime.shutdown_background();
     store_rest(&site);
+    console.finish(CONSOLE_GRACE);
     drop(watchdog);
     exit
 }
@@ -144,9 +149,12 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let mut reloader = Reloader::new(site, handle.clone(), life.levels.clone());
     let (instance, reload) = (Arc::clone(&shared), reloader.handle());
     let (begun, because) = (shutdown.clone(), shutdown);
+    let health = Health::default();
+    let known = health.clone();
     let make_admin = Arc::new(move || Admin {
         instance: Arc::clone(&instance),
         tree: tree.clone(),
+        health: known.clone(),
         stop: stop.clone(),
         shutdown: because.clone(),
         reload: reload.clone(),
@@ -155,6 +163,11 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let supervision = supervisor
         .start(Strategy::OneForOne, Children::Lasting(children))
         .map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+
+    let end = |why: String| end_process(Exit::Failed, move || Output::quick(&why));
+    // To the end of this function, and so of the tree.
+    let _watch = Watch::start(&handle, health, Patience::default(), end)
+        .inspect_err(|error| tracing::error!(%error, "the supervisor is not watched"));
 
     // The broker's ports are known once it listens; from then on others can find us.
     let first = tokio::select! {

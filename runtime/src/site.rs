@@ -27,7 +27,7 @@ use crate::{
     peers::{RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
     supervisor::{ChildKind, ChildSpecification, Children},
-    tree::{self, BrokerActor, BrokerSeat, BuiltIn},
+    tree::{self, BrokerActor, BrokerSeat, BuiltIn, Presence, Tie},
 };
 
 /// A value that one child makes and others use; empty while that child is down.
@@ -164,7 +164,8 @@ pub(crate) fn children(
     extras: Extras,
     make_admin: MakeAdmin,
 ) -> Result<Vec<ChildSpecification>, Failure> {
-    let (model, model_kind) = model(site)?;
+    let presence = Presence::open(&site.seat, &name_of(RUNTIME))?;
+    let (model, model_kind) = model(site, &presence)?;
     let hosts = BuiltIn {
         broker: host(site, "broker", Bus::none(), |site| site.broker()),
         runtime: host(site, RUNTIME, on_bus(site, RUNTIME), move |_| Ok(make_admin())),
@@ -184,7 +185,7 @@ pub(crate) fn children(
     children.extend(actors(site, extras)?);
     let programs = site.config().programs;
     for settings in &programs {
-        children.push(tree::program(settings, &site.seat, &name_of(RUNTIME), &programs)?);
+        children.push(tree::program(settings, &site.seat, &presence, &programs)?);
     }
     Ok(children)
 }
@@ -229,7 +230,7 @@ fn on_bus(site: &Site, name: &str) -> Bus {
 }
 
 /// The model service: a process of its own, or an actor.
-fn model(site: &Arc<Site>) -> Result<(Box<dyn Host>, ChildKind), Failure> {
+fn model(site: &Arc<Site>, presence: &Presence) -> Result<(Box<dyn Host>, ChildKind), Failure> {
     // A mistake is said before anything runs.
     let model_config = |site: &Site| {
         component::model_config(&site.config().model).map_err(|error| Failure::new(error.to_string()))
@@ -241,8 +242,9 @@ fn model(site: &Arc<Site>) -> Result<(Box<dyn Host>, ChildKind), Failure> {
         let make = move |site: &Arc<Site>| Ok(ModelService::new(model_config(site)?));
         return Ok((host(site, MODEL, bus, make), ChildKind::Actor));
     }
-    let site = Arc::clone(site);
-    Ok((Box::new(ProgramHost::remade(name_of(MODEL), move || site.model_program())), ChildKind::Process))
+    let (site, watched) = (Arc::clone(site), presence.of(name_of(MODEL), Tie::Firm));
+    let make = move || Program { watched: Some(watched.clone()), ..site.model_program() };
+    Ok((Box::new(ProgramHost::remade(name_of(MODEL), make)), ChildKind::Process))
 }
 
 impl Site {

@@ -14,6 +14,7 @@ mod nested;
 pub mod plan;
 pub mod report;
 pub mod snapshot;
+pub mod stall_watch;
 pub mod strategy;
 
 #[cfg(test)]
@@ -233,14 +234,32 @@ impl Supervisor {
 
     /// Starts the children of `specification` in order, on a thread of its own. Returns at once: watch the handle.
     pub fn start(self, strategy: Strategy, children: Children) -> Result<Supervision, StartError> {
+        self.start_drawing(strategy, children, Draws::Seeded(seed()))
+    }
+
+    /// [`Supervisor::start`] without waits before restarts, for tests.
+    pub(crate) fn start_eagerly(
+        self,
+        strategy: Strategy,
+        children: Children,
+    ) -> Result<Supervision, StartError> {
+        self.start_drawing(strategy, children, Draws::Always(0.0))
+    }
+
+    fn start_drawing(
+        self,
+        strategy: Strategy,
+        children: Children,
+        draws: Draws,
+    ) -> Result<Supervision, StartError> {
         let (name, handle) = (self.name.clone(), self.handle.clone());
-        let mut running = self.running(strategy, children)?;
+        let mut running = self.running(strategy, children, draws)?;
         // Joined by `Supervision::join`.
         let thread = std::thread::Builder::new().name(name).spawn(move || running.run())?;
         Ok(Supervision { handle, thread })
     }
 
-    fn running(self, strategy: Strategy, children: Children) -> Result<Running, TreeError> {
+    fn running(self, strategy: Strategy, children: Children, draws: Draws) -> Result<Running, TreeError> {
         let specification = SupervisorSpecification { name: self.name.clone(), strategy, children };
         let (rules, members, until) = specification.take_apart()?;
         let (reports_in, reports) = bounded(REPORTS_MAX);
@@ -249,7 +268,6 @@ impl Supervisor {
         // It is empty: this is the only place that fills it, and it is passed once.
         let _ = self.handle.below.set(below);
         let now = Instant::now();
-        let draws = Draws::Seeded(seed());
         Ok(Running {
             machine: Machine::new(self.name.clone(), strategy, until, rules, draws, now),
             name: self.name,

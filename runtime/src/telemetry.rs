@@ -1,9 +1,8 @@
 //! Where events go: into the log path, which ends in the encrypted store, and, the serious ones, to standard error.
 
-use std::{
-    io::{self, Write},
-    sync::Arc,
-};
+mod console;
+
+use std::{io, sync::Arc};
 
 use interlock_actors::log_transport::{self, Drain, Identity, LogBuffer, LogLayer, Sink, buffer};
 use interlock_bus::Client;
@@ -18,7 +17,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::cli::ascii;
+use self::console::Console;
 
 /// Crates that tell at `info` and `debug` what is of use to their own authors only.
 const TALKATIVE: &[&str] = &[
@@ -40,6 +39,8 @@ pub(crate) struct Logs {
     pub(crate) buffer: LogBuffer,
     /// Changes what is kept and what is printed.
     pub(crate) levels: Levels,
+    /// Where the serious ones are printed.
+    pub(crate) console: Console,
 }
 
 /// Changes the levels of this process while it runs.
@@ -67,7 +68,9 @@ pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<L
     let buffer = LogBuffer::new(buffer::RECORDS_MAX, buffer::BYTES_MAX);
     let identity = Identity { component: component.to_owned(), incarnation: 0 };
     let layer = LogLayer::new(identity, buffer.clone(), Sink::standard_error()?);
-    let printed = fmt::layer().with_writer(AsciiLines::default).with_ansi(false).with_target(false);
+    let printer = Console::open(io::stderr())?;
+    let shown_on = printer.clone();
+    let printed = fmt::layer().with_writer(move || shown_on.event()).with_ansi(false).with_target(false);
     // The log path's own warnings and errors go to the sink, which prints them.
     let not_own = filter_fn(|event| {
         let is_own = log_transport::is_marked() || log_transport::is_own_target(event.target());
@@ -85,7 +88,7 @@ pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<L
         let _ = kept_handle.reload(targets(level));
         let _ = shown_handle.reload(targets(console));
     }));
-    Ok(Logs { buffer, levels })
+    Ok(Logs { buffer, levels, console: printer })
 }
 
 impl Logs {
@@ -110,29 +113,4 @@ fn targets(level: &str) -> Targets {
     let level = level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO);
     let quiet = level.min(LevelFilter::WARN);
     Targets::new().with_default(level).with_targets(TALKATIVE.iter().map(|name| (*name, quiet)))
-}
-
-/// Standard error, one event at a time, ASCII only.
-#[derive(Debug, Default)]
-struct AsciiLines(Vec<u8>);
-
-impl Write for AsciiLines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for AsciiLines {
-    fn drop(&mut self) {
-        let text = String::from_utf8_lossy(&self.0);
-        for line in text.lines() {
-            // Nobody to tell if standard error is gone.
-            let _ = writeln!(io::stderr().lock(), "{}", ascii(line));
-        }
-    }
 }

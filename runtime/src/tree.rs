@@ -2,6 +2,7 @@
 
 mod broker;
 mod broker_events;
+mod presence;
 mod program;
 
 use interlock_actors::host::Host;
@@ -9,6 +10,7 @@ use interlock_bus::PeerName;
 
 pub use self::{
     broker::{BrokerActor, BrokerSeat, NoteRefusal},
+    presence::{Presence, Tie},
     program::{ProgramError, program},
 };
 use crate::{

@@ -105,12 +105,14 @@ impl Actor for StoreActor {
         let now = store.statistics();
         if self.told != Some(now) {
             let Statistics { waiting, jobs, commits, failures, failed_in_a_row } = now;
-            let trouble = match failed_in_a_row {
-                0 => String::new(),
-                failed => format!("cannot write: the last {failed} writes failed; "),
-            };
+            if self.told.map_or(0, |told| told.failed_in_a_row) != failed_in_a_row {
+                context.impaired(match failed_in_a_row {
+                    0 => None,
+                    failed => Some(format!("cannot write: the last {failed} writes failed")),
+                });
+            }
             context.status(format!(
-                "{trouble}{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting"
+                "{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting"
             ));
             self.told = Some(now);
         }

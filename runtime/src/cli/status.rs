@@ -66,6 +66,19 @@ fn text(status: &Status) -> String {
         let _ = writeln!(out, "gateway   {url}");
     }
     let _ = writeln!(out, "answers   {}", status.model);
+    if let Some(stalled) = status.supervisor.stalled_ms {
+        let _ = writeln!(
+            out,
+            "supervisor has not answered for {} s: nothing is restarted, and what follows is as it was then",
+            stalled / 1000
+        );
+    } else if status.supervisor.stalls > 0 {
+        let _ = writeln!(
+            out,
+            "supervisor stood still {} times; `interlock logs` says when",
+            status.supervisor.stalls
+        );
+    }
     if let Some(refused) = &status.config.refused {
         let _ = writeln!(
             out,
@@ -101,6 +114,7 @@ fn components(status: &Status) -> String {
         {
             detail.push(failure.reason.clone());
         }
+        detail.extend(child.impaired.clone());
         if !child.waits_for.is_empty() {
             detail.push(format!("waits for {}", child.waits_for.join(", ")));
         }

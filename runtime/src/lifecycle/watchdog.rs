@@ -38,7 +38,7 @@ impl Watchdog {
         let (disarm, disarmed) = crossbeam_channel::bounded(1);
         let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
             if matches!(disarmed.recv_deadline(deadline), Err(RecvTimeoutError::Timeout)) {
-                end(say);
+                end_process(Exit::Forced, say);
             }
         })?;
         Ok(Self { disarm: Some(disarm), thread: Some(thread) })
@@ -46,7 +46,7 @@ impl Watchdog {
 }
 
 /// Ends the process, whatever hangs: the words, or what the system's libraries do at the end.
-fn end(say: impl FnOnce() + Send + 'static) {
+pub fn end_process(exit: Exit, say: impl FnOnce() + Send + 'static) {
     let (said_in, said) = crossbeam_channel::bounded(1);
     // Neither thread is joined: the process ends.
     let _ = thread::Builder::new().name("last-words".to_owned()).spawn(move || {
@@ -58,7 +58,7 @@ fn end(say: impl FnOnce() + Send + 'static) {
         thread::sleep(LAST_RESORT);
         let _ = kill(Pid::this(), Signal::SIGKILL);
     });
-    std::process::exit(Exit::Forced.code().into());
+    std::process::exit(exit.code().into());
 }
 
 impl Drop for Watchdog {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     time::Duration,
 };
 
@@ -103,6 +104,32 @@ pub enum Condition {
     Completed,
     /// It has written a line that matches this regular expression.
     Line(String),
+}
+
+impl Condition {
+    /// For people: what is waited for of the child named `name`.
+    pub fn words(&self, name: &str) -> String {
+        match self {
+            Self::Started => format!("`{name}` to be started"),
+            Self::Ready => format!("`{name}` to be ready"),
+            Self::Healthy => format!("`{name}` to be ready and to answer"),
+            Self::Completed => format!("`{name}` to end by itself, and well"),
+            Self::Line(pattern) => format!("`{name}` to write a line that matches `{pattern}`"),
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    /// As in the setting `program.needs`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started => formatter.write_str("started"),
+            Self::Ready => formatter.write_str("ready"),
+            Self::Healthy => formatter.write_str("healthy"),
+            Self::Completed => formatter.write_str("completed"),
+            Self::Line(pattern) => write!(formatter, "log:{pattern}"),
+        }
+    }
 }
 
 /// How long a child may take for what.

@@ -35,6 +35,9 @@ pub fn explain(tree: &TreeSnapshot, name: &str) -> Option<String> {
 
 /// What stands in its way, back to the first that waits for nobody.
 fn waiting(tree: &TreeSnapshot, child: &ChildSnapshot, lines: &mut Lines) {
+    for need in &child.unmet {
+        lines.push(("unmet", format!("{}, for {}", need.words, brief(age(tree.at, need.since)))));
+    }
     let mut open: Vec<&str> = child.waits_for.iter().map(String::as_str).collect();
     let mut said = vec![child.name.as_str()];
     while let Some(name) = open.pop() {
@@ -167,6 +170,7 @@ mod tests {
             last_failure: None,
             next_try: None,
             waits_for: Vec::new(),
+            unmet: Vec::new(),
             deadline: None,
             queued: 0,
             load: LoadSnapshot::default(),

@@ -1,7 +1,10 @@
 //! The supervisor as a pure state machine: reports and the time go in, actions come out. It starts no thread and
 //! reads no clock, so that scripts and a random test can drive it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use interlock_actors::{
     actor::Failure,
@@ -23,6 +26,9 @@ pub(crate) const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// How much more time an incarnation can ask for at once.
 const EXTENSION_MAX: Duration = Duration::from_secs(3600);
+
+/// How long after a restart of what a child needs its failures are laid to that, and how long before it.
+const EXCUSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The rules of one child, places instead of names.
 #[derive(Clone, Debug)]
@@ -133,7 +139,7 @@ pub(crate) enum Stage {
 pub(crate) struct Child {
     pub(crate) rules: Rules,
     pub(crate) phase: Phase,
-    /// Since when it is in its phase.
+    /// Since when it is in its phase, or impaired in it, or so no more.
     pub(crate) since: Instant,
     /// How often it was started; zero before the first time.
     pub(crate) incarnation: u64,
@@ -152,9 +158,32 @@ pub(crate) struct Child {
     pub(crate) last_failure: Option<(Instant, Report)>,
     /// How it came up the first time.
     pub(crate) first: FirstStart,
+    /// When the present incarnation, or the last one, was started.
+    began: Instant,
+    /// What it waits for that is not so, and since when.
+    pub(crate) unmet: Vec<Unmet>,
     pub(crate) budget: Budget,
     backoff: Backoff,
     /// Waits drawn so far.
+    drawn: u64,
+    /// What was counted against it of late, should that turn out not to have been its own fault.
+    charge: Option<Charge>,
+}
+
+/// A condition that stands in the way of a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unmet {
+    pub(crate) need: usize,
+    pub(crate) condition: Condition,
+    pub(crate) since: Instant,
+}
+
+/// What its failures of the last seconds took from a child: all as it was before.
+#[derive(Debug)]
+struct Charge {
+    at: Instant,
+    budget: Budget,
+    backoff: Backoff,
     drawn: u64,
 }
 
@@ -294,7 +323,7 @@ impl Machine {
             HostReport::Progress(text) => child.on_progress(text, now),
             HostReport::Status(text) => child.status = Some(text),
             HostReport::Seen(pattern) if !child.seen.contains(&pattern) => child.seen.push(pattern),
-            HostReport::Impaired(why) => child.impaired = why,
+            HostReport::Impaired(why) => child.on_impaired(why, now),
             HostReport::Extend(by) => child.on_extend(by, now),
             HostReport::Alive { nonce } => child.on_alive(nonce),
             HostReport::Exited(exit) => self.on_exit(index, exit, now),
@@ -429,6 +458,7 @@ impl Machine {
     }
 
     fn on_exit(&mut self, index: usize, exit: Exit, now: Instant) {
+        self.excuse_those_on(index, now);
         let child = &mut self.children[index];
         let was_ready = child.ready_at.is_some();
         let phase = std::mem::replace(&mut child.phase, Phase::Down(Down::Stopped));
@@ -475,13 +505,47 @@ impl Machine {
         }
     }
 
-    /// A child failed by itself: report, judge, restart it and its followers, or not.
+    /// A child failed. Whether that is its own fault.
     fn on_failed(&mut self, index: usize, failure: Failure, now: Instant) {
+        let failure = match self.ground_lost(index, self.children[index].began, now) {
+            Some(need) if self.stage == Stage::Running => {
+                let need = &self.children[need].rules.name;
+                let failure = failure.context(format!("`{need}`, which it needs, went away"));
+                return self.on_ground_lost(index, failure, now);
+            }
+            _ => failure,
+        };
+        self.on_own_failure(index, failure, now);
+    }
+
+    /// A child failed because of another: it is started again as soon as that is there, and nothing is counted.
+    fn on_ground_lost(&mut self, index: usize, failure: Failure, now: Instant) {
+        let child = &self.children[index];
+        let (was_ready, restart) = (child.ready_at.is_some(), child.rules.restart);
+        let context = if was_ready { ReportContext::ChildTerminated } else { ReportContext::StartError };
+        self.report(index, context, failure, now);
+        let child = &mut self.children[index];
+        child.first.settled.get_or_insert(now);
+        if matches!(restart, Restart::Temporary { .. }) {
+            child.enter(Phase::Down(Down::Failed), now);
+            return self.on_significant_end(index, now);
+        }
+        child.enter(Phase::Waiting { not_before: None, retry: true }, now);
+        self.take_followers_along(index, now);
+    }
+
+    /// A child failed by itself: report, judge, restart it and its followers, or not.
+    fn on_own_failure(&mut self, index: usize, failure: Failure, now: Instant) {
         let child = &mut self.children[index];
         let was_ready = child.ready_at.is_some();
         let ready_for = child.ready_at.map_or(Duration::ZERO, |ready| now.saturating_duration_since(ready));
         if ready_for >= HEALTHY_AFTER {
             child.backoff.reset();
+        }
+        let is_recent = |charge: &&Charge| now.saturating_duration_since(charge.at) <= EXCUSED_WITHIN;
+        if child.charge.as_ref().filter(is_recent).is_none() {
+            let (budget, backoff, drawn) = (child.budget.clone(), child.backoff, child.drawn);
+            child.charge = Some(Charge { at: now, budget, backoff, drawn });
         }
         let verdict = child.budget.record(now, ready_for);
         let first_start = child.starts() == 1 && !was_ready;
@@ -528,6 +592,62 @@ impl Machine {
         }
     }
 
+    /// What a child stood on since `began` and that is not there any more, or not the same: of all that it needs while
+    /// it lives, through others as well.
+    fn ground_lost(&self, index: usize, began: Instant, now: Instant) -> Option<usize> {
+        self.children[index].rules.needs.iter().copied().filter(|&need| self.stands_on(index, need)).find_map(
+            |need| {
+                let other = &self.children[need];
+                let is_another =
+                    other.began > began && now.saturating_duration_since(other.began) <= EXCUSED_WITHIN;
+                if is_another || !self.is_met(index, need) {
+                    return Some(need);
+                }
+                self.ground_lost(need, began, now)
+            },
+        )
+    }
+
+    /// Whether a child needs the other while it lives, and not only to have done something.
+    fn stands_on(&self, index: usize, need: usize) -> bool {
+        let lasts = |condition: &Condition| !matches!(condition, Condition::Completed | Condition::Line(_));
+        self.conditions(index, need).into_iter().any(lasts)
+    }
+
+    /// An incarnation is lost. Those that stood on it may have failed for that and been quicker to say so: what was
+    /// counted against them is taken back.
+    fn excuse_those_on(&mut self, lost: usize, now: Instant) {
+        if self.stage != Stage::Running
+            || !matches!(self.children[lost].phase, Phase::Starting { .. } | Phase::Running(_))
+        {
+            return;
+        }
+        for index in lost + 1..self.children.len() {
+            if !self.is_below(index, lost) {
+                continue;
+            }
+            let child = &mut self.children[index];
+            let Some(charge) = child.charge.take() else { continue };
+            if now.saturating_duration_since(charge.at) > EXCUSED_WITHIN {
+                continue;
+            }
+            (child.budget, child.backoff, child.drawn) = (charge.budget, charge.backoff, charge.drawn);
+            let is_down =
+                matches!(child.phase, Phase::Waiting { retry: true, .. } | Phase::Down(Down::Failed));
+            if is_down && !matches!(child.rules.restart, Restart::Temporary { .. }) {
+                child.enter(Phase::Waiting { not_before: None, retry: true }, now);
+            }
+        }
+    }
+
+    /// Whether `index` stands on `ground`, through others as well.
+    fn is_below(&self, index: usize, ground: usize) -> bool {
+        let needs = &self.children[index].rules.needs;
+        needs
+            .iter()
+            .any(|&need| self.stands_on(index, need) && (need == ground || self.is_below(need, ground)))
+    }
+
     fn take_followers_along(&mut self, failed: usize, now: Instant) {
         for (sibling, child) in self.children.iter_mut().enumerate() {
             if self.strategy.follows(sibling, failed) {
@@ -559,6 +679,7 @@ impl Machine {
 
     /// Kills a running incarnation for a failure that it did not notice itself.
     fn fail_running(&mut self, index: usize, failure: Failure, now: Instant) {
+        self.excuse_those_on(index, now);
         let step = Step::Killed { deadline: now + KILL_GRACE, at_fault: true };
         self.children[index].phase = Phase::Ending { then: Then::Fail(failure), step };
         self.actions.push(Action::Kill { child: index, at_fault: true });
@@ -656,6 +777,9 @@ impl Machine {
                 self.actions.push(Action::Start { child: index, incarnation });
             }
         }
+        for index in 0..self.children.len() {
+            self.note_unmet(index, now);
+        }
         if let Stage::Stopping { why, forced, pending, .. } = &self.stage
             && self.children.iter().all(|child| matches!(child.phase, Phase::Down(_)))
         {
@@ -717,14 +841,37 @@ impl Machine {
 
     /// Whether what a child waits for is true of one that it needs.
     fn is_met(&self, index: usize, need: usize) -> bool {
-        let until = &self.children[index].rules.until;
-        let mut conditions =
-            until.iter().filter(|(place, _)| *place == need).map(|(_, condition)| condition).peekable();
-        let need = &self.children[need];
-        match conditions.peek() {
-            None => need.meets(&Condition::Ready),
-            Some(_) => conditions.all(|condition| need.meets(condition)),
+        self.conditions(index, need).into_iter().all(|condition| self.children[need].meets(condition))
+    }
+
+    /// The conditions that a child sets to one that it needs.
+    fn conditions(&self, index: usize, need: usize) -> Vec<&Condition> {
+        let until = self.children[index].rules.until.iter();
+        let set: Vec<_> = until.filter(|(place, _)| *place == need).map(|(_, condition)| condition).collect();
+        if set.is_empty() { vec![&Condition::Ready] } else { set }
+    }
+
+    /// Brings up to date which conditions a child waits for; each keeps the time from when on it was not met.
+    fn note_unmet(&mut self, index: usize, now: Instant) {
+        let child = &self.children[index];
+        let mut unmet = Vec::new();
+        if let Phase::Waiting { .. } = child.phase {
+            let needs: BTreeSet<usize> = child.rules.needs.iter().copied().collect();
+            for need in needs {
+                let conditions = self.conditions(index, need).into_iter();
+                unmet.extend(conditions.filter(|condition| !self.children[need].meets(condition)).map(
+                    |condition| {
+                        let before = child
+                            .unmet
+                            .iter()
+                            .find(|before| before.need == need && before.condition == *condition);
+                        let since = before.map_or(now, |before| before.since);
+                        Unmet { need, condition: condition.clone(), since }
+                    },
+                ));
+            }
         }
+        self.children[index].unmet = unmet;
     }
 
     /// Who of those that stood in the way of the first start of a child was the last to do so.
@@ -829,9 +976,12 @@ impl Child {
             impaired: None,
             last_failure: None,
             first: FirstStart::default(),
+            began: now,
+            unmet: Vec::new(),
             budget: Budget::default(),
             backoff: Backoff::default(),
             drawn: 0,
+            charge: None,
         }
     }
 
@@ -842,6 +992,7 @@ impl Child {
 
     fn begin(&mut self, now: Instant) -> u64 {
         self.incarnation += 1;
+        self.began = now;
         self.ready_at = None;
         self.proof = None;
         self.status = None;
@@ -901,6 +1052,13 @@ impl Child {
         }
     }
 
+    fn on_impaired(&mut self, why: Option<String>, now: Instant) {
+        if self.impaired.is_some() != why.is_some() && matches!(self.phase, Phase::Running(_)) {
+            self.since = now;
+        }
+        self.impaired = why;
+    }
+
     fn on_alive(&mut self, answered: u64) {
         if let Phase::Running(asking) = &mut self.phase
             && let Asking::Asked { nonce, at, .. } = *asking
@@ -930,6 +1088,7 @@ impl Child {
     }
 
     fn forgive(&mut self) {
+        self.charge = None;
         self.budget = Budget::default();
         self.backoff.reset();
     }

@@ -16,8 +16,10 @@ use interlock_actors::{
 
 use super::{
     Order, OrderKind, Running, Supervisor, SupervisorHandle, SupervisorSpecification,
+    backoff::Draws,
     child::TreeError,
     machine::{KILL_GRACE, Outcome, ShutdownPhases, Why},
+    seed,
     snapshot::{State, TreeSnapshot},
 };
 
@@ -33,7 +35,8 @@ impl Nested {
     pub(crate) fn new(specification: SupervisorSpecification) -> Result<Self, TreeError> {
         let supervisor = Supervisor::new(specification.name);
         let handle = supervisor.handle();
-        let mut running = supervisor.running(specification.strategy, specification.children)?;
+        let draws = Draws::Seeded(seed());
+        let mut running = supervisor.running(specification.strategy, specification.children, draws)?;
         // From here on the names below are known.
         running.publish();
         Ok(Self { handle, rest: Arc::new(Mutex::new(Some(running))), killed: Arc::default() })

@@ -9,7 +9,7 @@
 //!   `brisk` (is asked twice a second, more often than an answer may take).
 //! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `line NAME TEXT`, `busy NAME SECONDS`: an incarnation does that.
 //! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
-//! - `status` shows the states, `plan NAME 5s` what is done if each start fails after 5 s, `starts` how each came up first.
+//! - `budget NAME` shows what it used of it, `unmet NAME` what it waits for. `status` shows the states, `plan NAME 5s` what is done if each start fails after 5 s, `starts` how each came up first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -49,6 +49,8 @@ scripts! {
     more_time_is_granted_to_a_start_and_to_a_stop,
     backoff_doubles_and_is_forgotten_after_health,
     dependencies_order_start_and_stop,
+    a_failure_for_want_of_another_is_not_counted,
+    what_is_waited_for_is_told_with_its_condition_and_since_when,
     what_is_waited_for_may_be_less_or_more_than_readiness,
     shutdown_asks_then_kills_then_gives_up,
     significant_children_end_the_supervisor,
@@ -261,6 +263,11 @@ impl Player {
                 let _ = writeln!(self.log, "{plan}");
             }
             "starts" => self.starts(),
+            "budget" => {
+                let (recent, unhealthy) = self.machine.children[child()].budget.used(now);
+                let _ = writeln!(self.log, "{name} {recent} in 30 s, {unhealthy} without health");
+            }
+            "unmet" => self.unmet(child()),
             _ => panic!("unknown command `{line}`"),
         }
         self.follow();
@@ -457,6 +464,13 @@ impl Player {
             let after = first.after.map_or("-", |after| self.machine.children[after].rules.name.as_str());
             let (began, ready, name) = (at(first.began), at(first.ready), &child.rules.name);
             let _ = writeln!(self.log, "{name} began at {began}, after {after}, ready at {ready}");
+        }
+    }
+
+    fn unmet(&mut self, child: usize) {
+        for unmet in &self.machine.children[child].unmet {
+            let need = self.machine.children[unmet.need].rules.name.as_str();
+            let _ = writeln!(self.log, "{} for {:?}", unmet.condition.words(need), self.now - unmet.since);
         }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     child::ChildKind,
-    machine::{Child, Down, Machine, Phase, Stage, Step, Then},
+    machine::{Child, Down, Machine, Phase, Stage, Step, Then, Unmet},
     strategy::WhenSpent,
 };
 
@@ -105,6 +105,9 @@ pub struct ChildSnapshot {
     pub next_try: Option<Timestamp>,
     /// Children it waits for: to be ready, or before it can be asked to stop, to end.
     pub waits_for: Vec<String>,
+    /// What of those that it needs is not so, while it waits to be started.
+    #[serde(default)]
+    pub unmet: Vec<NeedSnapshot>,
     /// When it is killed if it is not ready, or not gone, until then.
     #[serde(default)]
     pub deadline: Option<Timestamp>,
@@ -119,6 +122,19 @@ pub struct ChildSnapshot {
     /// How it came up the first time; `None` if it was never started.
     #[serde(default)]
     pub first_start: Option<StartSnapshot>,
+}
+
+/// A condition that stands in the way of the start of a child.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeedSnapshot {
+    /// Whose condition it is.
+    pub name: String,
+    /// Which: in the words of the setting `program.needs`.
+    pub condition: String,
+    /// The same for people: "`name` to be ready".
+    pub words: String,
+    /// Since when it is waited for and not so.
+    pub since: Timestamp,
 }
 
 /// What weighs on a child.
@@ -303,6 +319,7 @@ impl Machine {
                 }),
                 next_try: next_try.map(wall),
                 waits_for,
+                unmet: child.unmet.iter().map(|unmet| self.need(unmet, &wall)).collect(),
                 deadline,
                 queued: body.load.queued,
                 load: body.snapshot(now),
@@ -349,6 +366,12 @@ impl Machine {
             ready_us: first.ready.map(since_begin),
             after: first.after.map(|after| self.children[after].rules.name.to_string()),
         })
+    }
+
+    fn need(&self, unmet: &Unmet, wall: &impl Fn(Instant) -> Timestamp) -> NeedSnapshot {
+        let name = self.children[unmet.need].rules.name.to_string();
+        let words = unmet.condition.words(&name);
+        NeedSnapshot { name, condition: unmet.condition.to_string(), words, since: wall(unmet.since) }
     }
 
     fn names(&self, places: Vec<usize>) -> Vec<String> {

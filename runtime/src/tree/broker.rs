@@ -12,6 +12,7 @@ use interlock_actors::{
     host::Bus,
 };
 use interlock_bus::{Broker, BrokerConfig, BrokerError, BrokerHandle, Credentials, Incarnations, PeerName};
+use tokio::sync::watch;
 
 /// How long a stopping broker sends what is queued; less than the grace of an actor.
 const BROKER_GRACE: Duration = Duration::from_secs(4);
@@ -25,6 +26,8 @@ struct Seated {
     broker: Option<BrokerHandle>,
     /// Those of the last broker that sat here. The processes that hold them outlive it.
     incarnations: Option<Incarnations>,
+    /// Told whenever a broker sits down.
+    seatings: watch::Sender<()>,
 }
 
 /// The peer that the runtime itself is.
@@ -82,6 +85,12 @@ impl BrokerSeat {
         let mut seated = self.lock();
         seated.incarnations = Some(broker.incarnations());
         seated.broker = Some(broker);
+        seated.seatings.send_replace(());
+    }
+
+    /// Changes whenever a broker begins to run.
+    pub(super) fn seatings(&self) -> watch::Receiver<()> {
+        self.lock().seatings.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, Seated> {

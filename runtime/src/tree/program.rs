@@ -2,19 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use interlock_actors::actor::Failure;
-use interlock_bus::{Client, Event, Payload, PeerName, SubscribeOptions, blocking};
+use interlock_bus::PeerName;
 use nix::sys::signal::Signal;
 
-use super::{BrokerSeat, built_in_name};
+use super::{BrokerSeat, Presence, Tie, built_in_name};
 use crate::{
     config::{self, ProgramReadiness, ProgramRestart},
-    process::{self, Credentials, ProbeError, ProgramHost, Readiness, ReadySignal},
+    process::{self, Credentials, ProbeError, ProgramHost, Readiness},
     supervisor::{ChildSpecification, Clocks, Condition, No, Restart},
 };
-
-/// How long the broker, which is in this process, may take to say who is connected.
-const PEERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The shortest time between two questions whether a program lives.
 const ASK_EVERY_LEAST: Duration = Duration::from_millis(100);
@@ -48,15 +44,14 @@ pub enum ProgramError {
 
 /// The child for one `[[program]]`. It needs the broker, and waits for nothing else; so a slow program delays nobody.
 ///
-/// `watcher` is a peer of this process that may subscribe to `$peers/#` and request `$sys/broker/peers`; it is used
-/// for `readiness = "bus"`. `others` are all programs: some may wait for a line of this one.
+/// `presence` knows whether it is on the bus. `others` are all programs: some may wait for a line of this one.
 ///
 /// # Errors
 /// [`ProgramError`].
 pub fn program(
     configured: &config::Program,
     seat: &BrokerSeat,
-    watcher: &PeerName,
+    presence: &Presence,
     others: &[config::Program],
 ) -> Result<ChildSpecification, ProgramError> {
     let name = configured.name.clone();
@@ -64,6 +59,10 @@ pub fn program(
         program: name.clone(),
         signal: configured.stop_signal.clone(),
     })?;
+    let tie = match configured.readiness {
+        ProgramReadiness::Bus => Tie::Readiness,
+        _ => Tie::Loose,
+    };
     let mut program = process::Program {
         arguments: configured.args.iter().map(Into::into).collect(),
         environment: configured.environment.iter().map(|(key, value)| (key.into(), value.into())).collect(),
@@ -75,7 +74,7 @@ pub fn program(
             ProgramReadiness::Notify => Readiness::SdNotify,
             ProgramReadiness::Line(pattern) => Readiness::Line(regex_lite::Regex::new(pattern)?),
             ProgramReadiness::Http(probe) => Readiness::Http(probe.clone()),
-            ProgramReadiness::Bus => on_the_bus(name.clone(), seat, watcher, configured.ready_timeout),
+            ProgramReadiness::Bus => Readiness::Watched,
         },
         heartbeat: Some(configured.heartbeat).filter(|limit| !limit.is_zero()),
         liveness: match configured.liveness.as_str() {
@@ -85,6 +84,7 @@ pub fn program(
                 reason: error.to_string(),
             })?),
         },
+        watched: Some(presence.of(name.clone(), tie)),
         awaited: lines_awaited_of(&name, others)?,
         stop_signal,
         grace: configured.grace,
@@ -130,69 +130,25 @@ fn lines_awaited_of(
     Ok(patterns.map(|pattern| regex_lite::Regex::new(pattern)).collect::<Result<_, _>>()?)
 }
 
-/// Ready when the broker has a session of this name.
-fn on_the_bus(name: PeerName, seat: &BrokerSeat, watcher: &PeerName, timeout: Duration) -> Readiness {
-    let (seat, watcher) = (seat.clone(), watcher.clone());
-    Readiness::Watched(Arc::new(move |signal: ReadySignal| {
-        let (seat, watcher, name) = (seat.clone(), watcher.clone(), name.clone());
-        // Ends when the program is there, with the broker, or when the start deadline has passed.
-        let watch = move || {
-            let deadline = std::time::Instant::now() + timeout;
-            let client = seat.broker().and_then(|broker| Ok(broker.attach(&watcher)?));
-            let seen = client.and_then(|client| {
-                blocking::wait_until(wait_for_session(&client, &name), deadline).unwrap_or(Ok(None))
-            });
-            match seen {
-                Ok(Some(proof)) => signal.ready(proof),
-                Ok(None) => {}
-                Err(failure) => {
-                    tracing::error!(program = %name, %failure, "it cannot be seen whether the program is on the bus");
-                }
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("presence".to_owned()).spawn(watch) {
-            tracing::error!(%error, "it cannot be seen whether the program is on the bus: no thread could be started");
-        }
-    }))
-}
-
-/// How it is known that `name` has a session; `None` if the broker ended before that.
-async fn wait_for_session(client: &Client, name: &PeerName) -> Result<Option<String>, Failure> {
-    let topic = format!("$peers/{name}");
-    // Subscribed before asking, so that no connection falls between.
-    let mut presence = client.subscribe(&topic.parse()?, SubscribeOptions::default()).await?;
-    let peers = client.request(&"$sys/broker/peers".parse()?, Payload::default(), PEERS_TIMEOUT).await?;
-    let peers: serde_json::Value = serde_json::from_slice(&peers.payload)?;
-    let there = |peer: &serde_json::Value| peer["peer"] == name.as_str();
-    if peers.as_array().is_some_and(|peers| peers.iter().any(there)) {
-        return Ok(Some("its session was in the broker's list of peers".to_owned()));
-    }
-    while let Some(event) = presence.next().await {
-        let Event::Message(message) = event else { continue };
-        let event: serde_json::Value = serde_json::from_slice(&message.payload)?;
-        if event["state"] == "connected" {
-            return Ok(Some(format!("its session was announced on `{topic}`")));
-        }
-    }
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use crossbeam_channel::{Receiver, bounded};
     use interlock_actors::host::{HostReport, Reports};
-    use interlock_bus::{Broker, BrokerConfig, ConnectOptions, Endpoint, KeyStore, Permissions};
+    use interlock_bus::{
+        Broker, BrokerConfig, Client, ConnectOptions, Endpoint, KeyStore, Permissions, blocking,
+    };
 
     use super::*;
+    use crate::process::OutsideSignal;
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
     struct Stand {
         seat: BrokerSeat,
         name: PeerName,
-        watcher: PeerName,
+        presence: Presence,
         directory: tempfile::TempDir,
     }
 
@@ -207,19 +163,29 @@ mod tests {
             keys.issue(&name, &echoing, &[], None).unwrap();
             let endpoint = Endpoint::Ipc(directory.path().join("bus.sock"));
             let broker = Broker::start(BrokerConfig::from_key_store(&keys, vec![endpoint]).unwrap()).unwrap();
-            Self { seat: BrokerSeat::with(broker), name, watcher, directory }
+            let seat = BrokerSeat::with(broker);
+            let presence = Presence::open(&seat, &watcher).unwrap();
+            Self { seat, name, presence, directory }
         }
 
         /// Begins to watch, as the host does when the program has been started.
-        fn watch(&self) -> Receiver<HostReport> {
-            let Readiness::Watched(watch) =
-                on_the_bus(self.name.clone(), &self.seat, &self.watcher, DEADLINE)
-            else {
-                panic!("expected a watch")
-            };
-            let (sink, reports) = bounded(4);
-            watch(ReadySignal::new(Reports::new(move |report| sink.send(report).unwrap()), 1));
+        fn watch(&self, tie: Tie) -> Receiver<HostReport> {
+            let (sink, reports) = bounded(16);
+            let sink = Reports::new(move |report| drop(sink.try_send(report)));
+            self.presence.of(self.name.clone(), tie)(OutsideSignal::new(sink));
             reports
+        }
+    }
+
+    fn is_ready(reports: &Receiver<HostReport>) -> bool {
+        let is_ready = matches!(reports.recv_timeout(DEADLINE).unwrap(), HostReport::Ready { .. });
+        is_ready && reports.recv_timeout(DEADLINE).unwrap() == HostReport::Impaired(None)
+    }
+
+    fn impaired(reports: &Receiver<HostReport>) -> Option<String> {
+        match reports.recv_timeout(DEADLINE).unwrap() {
+            HostReport::Impaired(why) => why,
+            other => panic!("{other:?} instead of an impairment"),
         }
     }
 
@@ -230,10 +196,10 @@ mod tests {
         let parse = |text: &str| interlock_bus::Credentials::from_toml(text, Path::new("test")).unwrap();
         let first = parse(&credentials(1).unwrap());
 
-        let reports = stand.watch();
+        let reports = stand.watch(Tie::Readiness);
         let session = Client::connect_blocking(ConnectOptions::new(first.clone())).unwrap();
-        assert!(matches!(reports.recv_timeout(DEADLINE).unwrap(), HostReport::Ready { .. }));
-        assert!(matches!(stand.watch().recv_timeout(DEADLINE).unwrap(), HostReport::Ready { .. }));
+        assert!(is_ready(&reports));
+        assert!(is_ready(&stand.watch(Tie::Readiness)));
 
         // The next incarnation has a key of its own, and the one before is void.
         let second = parse(&credentials(2).unwrap());
@@ -242,5 +208,33 @@ mod tests {
         assert!(Client::connect_blocking(ConnectOptions::new(first)).is_err());
         Client::connect_blocking(ConnectOptions::new(second)).unwrap();
         drop(stand.directory);
+    }
+
+    #[test]
+    fn a_program_that_ran_is_impaired_while_a_session_that_it_lost_is_gone_but_not_after_a_goodbye() {
+        let stand = Stand::new();
+        let credentials = stand.seat.incarnation_credentials(stand.name.clone());
+        let parse = |text: &str| interlock_bus::Credentials::from_toml(text, Path::new("test")).unwrap();
+        let connect = |text: &str| Client::connect_blocking(ConnectOptions::new(parse(text))).unwrap();
+        let first = credentials(1).unwrap();
+
+        let reports = stand.watch(Tie::Loose);
+        let session = connect(&first);
+        assert_eq!(impaired(&reports), None, "it does not belong on the bus, so that is no readiness");
+        blocking::wait(session.close());
+        let session = connect(&first);
+        assert_eq!(impaired(&reports), None, "a goodbye is no loss");
+        // Its key becomes void: the broker ends the session.
+        let second = credentials(2).unwrap();
+        assert!(impaired(&reports).unwrap().contains("its session on the bus is gone"), "a loss is one");
+        drop(session);
+        let _session = connect(&second);
+        assert_eq!(impaired(&reports), None, "it is back");
+
+        // One whose readiness is its session is impaired also when it says goodbye.
+        let reports = stand.watch(Tie::Readiness);
+        assert!(is_ready(&reports));
+        blocking::wait(_session.close());
+        assert!(impaired(&reports).unwrap().contains("said goodbye"));
     }
 }
