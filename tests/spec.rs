@@ -22,6 +22,8 @@ mod chat_page;
 mod component_orders;
 /// Programs in `examples/`, as a reader would run them.
 mod examples;
+/// Groups of actors: restarted together, given up together, ended together.
+mod groups;
 /// What no honest client sends, and what it must not cost the others.
 mod hostile_input;
 /// A new key of the broker: who learns it, until when the old one works, and what a kill leaves behind.

@@ -33,7 +33,12 @@ use interlock_actors::{
 };
 use interlock_bus::{PeerName, Permissions};
 
-use crate::{cli, config::schema, exit::Exit, supervisor::Strategy};
+use crate::{
+    cli,
+    config::schema,
+    exit::Exit,
+    supervisor::{AutoShutdown, Strategy},
+};
 
 /// The runtime; begin with [`Runtime::builder`].
 #[derive(Debug)]
@@ -61,8 +66,32 @@ pub(crate) struct Extra {
     pub(crate) host: Box<MakeHost>,
     /// The group it belongs to, by its place.
     pub(crate) group: Option<usize>,
-    /// Whether its group is restarted when it is given up.
-    pub(crate) essential: bool,
+    pub(crate) role: Role,
+}
+
+/// What an actor is to its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// If it is given up, the rest goes on.
+    Helper,
+    /// If it is given up, the group is restarted.
+    Essential,
+    /// When it ends by itself, that counts towards the end of the group.
+    Significant,
+}
+
+/// A group of actors under a supervisor of their own.
+pub(crate) struct GroupRules {
+    pub(crate) name: PeerName,
+    pub(crate) strategy: Strategy,
+    /// By which rule its significant actors end it; `None`: it lasts.
+    pub(crate) until: Option<AutoShutdown>,
+}
+
+impl fmt::Debug for GroupRules {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("GroupRules").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Extra {
@@ -75,7 +104,7 @@ impl fmt::Debug for Extra {
 #[derive(Debug, Default)]
 pub struct Extras {
     pub(crate) actors: Vec<Extra>,
-    pub(crate) groups: Vec<(PeerName, Strategy)>,
+    pub(crate) groups: Vec<GroupRules>,
     pub(crate) mistake: Option<String>,
 }
 
@@ -99,7 +128,7 @@ impl Builder {
         permissions: Permissions,
         factory: impl Fn() -> Result<A, Failure> + Send + Sync + 'static,
     ) -> Self {
-        self.extras.add(name, permissions, factory, None, false);
+        self.extras.add(name, permissions, factory, None, Role::Helper);
         self
     }
 
@@ -123,16 +152,40 @@ impl Builder {
     /// });
     /// ```
     pub fn group(mut self, name: &str, strategy: Strategy, fill: impl FnOnce(Group) -> Group) -> Self {
-        match self.extras.check(name) {
-            Ok(name) => {
-                let place = self.extras.groups.len();
-                self.extras.groups.push((name, strategy));
-                let Group { extras, .. } = fill(Group { extras: self.extras, place });
-                self.extras = extras;
-            }
-            Err(mistake) => {
-                self.extras.mistake.get_or_insert(mistake);
-            }
+        if let Some(place) = self.extras.begin_group(name, strategy, None) {
+            self.extras = fill(Group { extras: self.extras, place }).extras;
+        }
+        self
+    }
+
+    /// Adds a group that has something to get done: it ends, in order, when its significant actors have ended by
+    /// themselves, as `until` says. It is not started again then, unless by `interlock start`.
+    ///
+    /// ```no_run
+    /// # use interlock::{Actor, Context, Failure, Input, Permissions, Runtime, supervisor::{AutoShutdown, Strategy}};
+    /// # #[derive(Default)] struct Reader;
+    /// # impl Actor for Reader {
+    /// #     async fn handle(&mut self, _: Input, _: &Context) -> Result<(), Failure> { Ok(()) }
+    /// # }
+    /// # #[derive(Default)] struct Writer;
+    /// # impl Actor for Writer {
+    /// #     async fn handle(&mut self, _: Input, _: &Context) -> Result<(), Failure> { Ok(()) }
+    /// # }
+    /// # fn rights() -> Permissions { Permissions::default() }
+    /// // When the writer has stopped itself, with `Context::stop`, the import is done and the reader is stopped too.
+    /// Runtime::builder().group_until("import", Strategy::OneForAll, AutoShutdown::AllSignificant, |group| {
+    ///     group.actor("reader", rights(), Reader::default).significant_actor("writer", rights(), Writer::default)
+    /// });
+    /// ```
+    pub fn group_until(
+        mut self,
+        name: &str,
+        strategy: Strategy,
+        until: AutoShutdown,
+        fill: impl FnOnce(FiniteGroup) -> FiniteGroup,
+    ) -> Self {
+        if let Some(place) = self.extras.begin_group(name, strategy, Some(until)) {
+            self.extras = fill(FiniteGroup(Group { extras: self.extras, place })).0.extras;
         }
         self
     }
@@ -159,7 +212,7 @@ impl Group {
         permissions: Permissions,
         factory: impl Fn() -> A + Send + Sync + 'static,
     ) -> Self {
-        self.extras.add(name, permissions, move || Ok(factory()), Some(self.place), false);
+        self.extras.add(name, permissions, move || Ok(factory()), Some(self.place), Role::Helper);
         self
     }
 
@@ -171,26 +224,79 @@ impl Group {
         permissions: Permissions,
         factory: impl Fn() -> A + Send + Sync + 'static,
     ) -> Self {
-        self.extras.add(name, permissions, move || Ok(factory()), Some(self.place), true);
+        self.extras.add(name, permissions, move || Ok(factory()), Some(self.place), Role::Essential);
+        self
+    }
+}
+
+/// The actors of a group that ends; see [`Builder::group_until`]. Only here actors are significant.
+#[derive(Debug)]
+pub struct FiniteGroup(Group);
+
+impl FiniteGroup {
+    /// See [`Group::actor`].
+    pub fn actor<A: Actor>(
+        self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.actor(name, permissions, factory))
+    }
+
+    /// See [`Group::essential_actor`].
+    pub fn essential_actor<A: Actor>(
+        self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.essential_actor(name, permissions, factory))
+    }
+
+    /// Adds an actor that stops itself when its work is done ([`Context::stop`](crate::Context::stop)), which counts
+    /// towards the end of the group. If it fails it is restarted.
+    pub fn significant_actor<A: Actor>(
+        mut self,
+        name: &str,
+        permissions: Permissions,
+        factory: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        let Group { extras, place } = &mut self.0;
+        extras.add(name, permissions, move || Ok(factory()), Some(*place), Role::Significant);
         self
     }
 }
 
 impl Extras {
+    /// The place of a new group; `None` if that is a mistake.
+    fn begin_group(&mut self, name: &str, strategy: Strategy, until: Option<AutoShutdown>) -> Option<usize> {
+        match self.check(name) {
+            Ok(name) => {
+                self.groups.push(GroupRules { name, strategy, until });
+                Some(self.groups.len() - 1)
+            }
+            Err(mistake) => {
+                self.mistake.get_or_insert(mistake);
+                None
+            }
+        }
+    }
+
     fn add<A: Actor>(
         &mut self,
         name: &str,
         permissions: Permissions,
         factory: impl Fn() -> Result<A, Failure> + Send + Sync + 'static,
         group: Option<usize>,
-        essential: bool,
+        role: Role,
     ) {
         match self.check(name) {
             Ok(name) => {
                 let host = Box::new(|name: &PeerName, bus: Bus, mailroom: &Arc<Mailroom>| {
                     ActorHost::new(name.clone(), bus, mailroom, factory)
                 });
-                self.actors.push(Extra { name, permissions, host, group, essential });
+                self.actors.push(Extra { name, permissions, host, group, role });
             }
             Err(mistake) => {
                 self.mistake.get_or_insert(mistake);
@@ -205,7 +311,7 @@ impl Extras {
             return Err(format!("actor name `{name}` is that of a built-in component; choose another"));
         }
         let mut taken =
-            self.actors.iter().map(|extra| &extra.name).chain(self.groups.iter().map(|(name, _)| name));
+            self.actors.iter().map(|extra| &extra.name).chain(self.groups.iter().map(|group| &group.name));
         if taken.any(|taken| *taken == peer) {
             return Err(format!("two actors or groups are named `{name}`; give each a name of its own"));
         }
@@ -218,7 +324,7 @@ impl Extras {
         programs: impl Iterator<Item = &'a PeerName>,
     ) -> Result<Self, cli::CliError> {
         let clash = programs.into_iter().find(|name| {
-            let is_group = self.groups.iter().any(|(group, _)| group == *name);
+            let is_group = self.groups.iter().any(|group| group.name == **name);
             is_group || self.actors.iter().any(|extra| extra.name == **name)
         });
         let mistake = self.mistake.take().or_else(|| {

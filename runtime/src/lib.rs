@@ -21,7 +21,7 @@ mod telemetry;
 pub mod test_kit;
 pub mod tree;
 
-pub use builder::{Builder, Group, Runtime};
+pub use builder::{Builder, FiniteGroup, Group, Runtime};
 pub use interlock_actors as actors;
 pub use interlock_actors::{
     actor::{Actor, Failure, Input},

@@ -19,14 +19,14 @@ use interlock_bus::{Bounds, BrokerConfig, BrokerError, Endpoint, KeyStore};
 
 use crate::{
     admin::{self, Admin},
-    builder::{Extra, Extras},
+    builder::{Extra, Extras, GroupRules, Role},
     component::{self, ComponentSettings, MODEL},
     config::{self, Config, Placement, live::LiveConfig},
     exit::Exit,
     lifecycle::DataDir,
     peers::{RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
-    supervisor::{ChildKind, ChildSpecification, Children},
+    supervisor::{ChildKind, ChildSpecification, Children, No, Restart},
     tree::{self, BrokerActor, BrokerSeat, BuiltIn, Presence, Tie},
 };
 
@@ -194,25 +194,43 @@ pub(crate) fn children(
 fn actors(site: &Site, extras: Extras) -> Result<Vec<ChildSpecification>, Failure> {
     let mut children: Vec<ChildSpecification> = Vec::new();
     let mut actors = extras.actors.into_iter().peekable();
-    let child = |extra: Extra| {
-        let host = (extra.host)(&extra.name, site.seat.attach(extra.name.clone()), &site.mailroom);
-        let child = ChildSpecification::actor(extra.name, host);
-        if extra.essential { child.escalates() } else { child }
-    };
     while let Some(extra) = actors.next() {
         let Some(place) = extra.group else {
-            children.push(child(extra).depends_on([name_of("broker")]));
+            children.push(child(site, extra).depends_on([name_of("broker")]));
             continue;
         };
-        let mut below = vec![child(extra)];
+        let mut below = vec![extra];
         while let Some(next) = actors.next_if(|next| next.group == Some(place)) {
-            below.push(child(next));
+            below.push(next);
         }
-        let (name, strategy) = extras.groups[place].clone();
-        let group = ChildSpecification::supervisor(name, strategy, Children::Lasting(below))?;
-        children.push(group.depends_on([name_of("broker")]));
+        children.push(group(site, &extras.groups[place], below)?.depends_on([name_of("broker")]));
     }
     Ok(children)
+}
+
+/// A group: it lasts, or ends when its significant actors have.
+fn group(site: &Site, rules: &GroupRules, actors: Vec<Extra>) -> Result<ChildSpecification, Failure> {
+    let GroupRules { name, strategy, until } = rules;
+    let children = match *until {
+        None => Children::Lasting(actors.into_iter().map(|extra| child(site, extra)).collect()),
+        Some(until) => {
+            let significant = |extra: Extra| match extra.role {
+                Role::Significant => child(site, extra).restarts(Restart::Transient { significant: true }),
+                Role::Helper | Role::Essential => child(site, extra),
+            };
+            Children::Finite { until, children: actors.into_iter().map(significant).collect() }
+        }
+    };
+    let group = ChildSpecification::supervisor(name.clone(), *strategy, children)?;
+    // One that ends has done what it was for.
+    let restart = if until.is_some() { Restart::Transient { significant: No } } else { Restart::Permanent };
+    Ok(group.restarts(restart))
+}
+
+fn child<S>(site: &Site, extra: Extra) -> ChildSpecification<S> {
+    let host = (extra.host)(&extra.name, site.seat.attach(extra.name.clone()), &site.mailroom);
+    let child = ChildSpecification::actor(extra.name, host);
+    if extra.role == Role::Essential { child.escalates() } else { child }
 }
 
 fn host<A: Actor>(
