@@ -42,6 +42,9 @@ pub const SEND_QUEUE_BYTES: usize = 16 << 20;
 /// Default messages queued towards one subscription before its overflow policy applies.
 pub const SEND_QUEUE_MESSAGES: usize = 65_536;
 
+/// Places in one send queue where messages are missing. Losses at a further place are told of at the last one before it.
+pub const LOSS_PLACES_MAX: usize = 1024;
+
 /// Bytes queued towards a subscription with the policy `wait` at which its publishers are held; they go
 /// on when half of it is left. Less than its queue takes, because what circulates should not leave the
 /// processor's cache; a few of the largest common messages, because holding costs a round trip.

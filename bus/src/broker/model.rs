@@ -37,36 +37,76 @@ struct ModelLane {
     queue: VecDeque<Queued>,
     sent: Vec<(String, String)>,
     credited: usize,
+    /// Lost in front of what waits.
     lost: u64,
     /// The same for other subscriptions that were to share the message.
     lost_beside: Vec<(u32, u64)>,
 }
 
 impl ModelLane {
-    fn lose_beside(&mut self, queued: &Queued) {
-        for other in &queued.subscriptions[1..] {
-            match self.lost_beside.iter_mut().find(|(id, _)| id == other) {
-                Some((_, count)) => *count += 1,
-                None => self.lost_beside.push((*other, 1)),
-            }
+    /// Counts messages of a subscription that were lost behind the first `waiting` ones in the queue.
+    fn lose(&mut self, waiting: usize, id: u32, count: u64) {
+        match waiting.checked_sub(1) {
+            Some(before) => add(&mut self.queue[before].lost_behind, id, count),
+            None if id == self.id => self.lost += count,
+            None => add(&mut self.lost_beside, id, count),
         }
     }
 
-    fn take_losses(&mut self) -> Vec<(u32, u64)> {
+    fn lose_beside(&mut self, waiting: usize, queued: &Queued) {
+        queued.subscriptions[1..].iter().for_each(|other| self.lose(waiting, *other, 1));
+    }
+
+    /// Takes a message out of the queue. What was lost behind it was then lost behind the one before.
+    fn remove(&mut self, at: usize) -> Queued {
+        let mut queued = self.queue.remove(at).unwrap();
+        for (id, count) in std::mem::take(&mut queued.lost_behind) {
+            self.lose(at, id, count);
+        }
+        queued
+    }
+
+    fn remove_all(&mut self, goes: impl Fn(&Queued) -> bool) -> Vec<Queued> {
+        let mut gone = Vec::new();
+        while let Some(at) = self.queue.iter().position(&goes) {
+            gone.push(self.remove(at));
+        }
+        gone
+    }
+
+    /// What others have lost, wherever.
+    fn take_all_beside(&mut self) -> Vec<(u32, u64)> {
         let mut lost = std::mem::take(&mut self.lost_beside);
-        lost.extend(Some((self.id, std::mem::take(&mut self.lost))).filter(|(_, count)| *count > 0));
+        for (id, count) in self.queue.iter_mut().flat_map(|queued| std::mem::take(&mut queued.lost_behind)) {
+            if id != self.id {
+                add(&mut lost, id, count);
+            }
+        }
         lost
+    }
+
+    fn take_loss(&mut self) -> Option<Sent> {
+        let own = (self.id, self.lost);
+        let (subscription, count) = self.lost_beside.pop().or_else(|| {
+            self.lost = 0;
+            Some(own).filter(|(_, count)| *count > 0)
+        })?;
+        Some(Sent::Gap { subscription, count })
+    }
+
+    fn has_output(&self) -> bool {
+        !self.queue.is_empty() || self.lost > 0 || !self.lost_beside.is_empty()
     }
 
     /// What a message does that is not queued: whether it is, and what leaves the queue for it.
     fn take(&mut self, queued: &Queued) -> (bool, Vec<(Queued, DropReason)>) {
         let mut gone: Vec<(Queued, DropReason)> = Vec::new();
         if self.overflow == Overflow::LatestOnly && queued.request.is_none() {
-            let (replaced, kept): (Vec<Queued>, _) =
-                self.queue.drain(..).partition(|old| old.topic == queued.topic);
-            self.queue = kept.into();
-            replaced.iter().for_each(|old| self.lose_beside(old));
-            gone.extend(replaced.into_iter().map(|old| (old, DropReason::Replaced)));
+            while let Some(at) = self.queue.iter().position(|old| old.topic == queued.topic) {
+                let old = self.remove(at);
+                self.lose_beside(at, &old);
+                gone.push((old, DropReason::Replaced));
+            }
         }
         let is_full = !self.queue.is_empty() && self.queue.len() >= self.messages_max;
         // Publishers are held, and what they have on its way is taken.
@@ -74,17 +114,25 @@ impl ModelLane {
             if self.overflow == Overflow::Disconnect {
                 return (false, gone);
             }
-            self.lost += 1;
             if self.overflow != Overflow::DropOldest {
-                self.lose_beside(queued);
+                let waiting = self.queue.len();
+                queued.subscriptions.iter().for_each(|id| self.lose(waiting, *id, 1));
                 return (false, gone);
             }
-            let oldest = self.queue.pop_front().unwrap();
-            self.lose_beside(&oldest);
+            let oldest = self.remove(0);
+            self.lost += 1;
+            self.lose_beside(0, &oldest);
             gone.push((oldest, DropReason::SlowConsumer));
         }
         self.queue.push_back(queued.clone());
         (true, gone)
+    }
+}
+
+fn add(lost: &mut Vec<(u32, u64)>, id: u32, count: u64) {
+    match lost.iter_mut().find(|(known, _)| *known == id) {
+        Some((_, known)) => *known += count,
+        None => lost.push((id, count)),
     }
 }
 
@@ -126,6 +174,8 @@ struct Queued {
     request: Option<u64>,
     deadline_ms: u64,
     retained: bool,
+    /// Messages that were lost behind it, by subscription.
+    lost_behind: Vec<(u32, u64)>,
 }
 
 impl Queued {
@@ -235,6 +285,7 @@ impl Model {
                 request: None,
                 deadline_ms: value.deadline_ms,
                 retained: true,
+                lost_behind: Vec::new(),
             };
             self.push(at, id, queued, None);
         }
@@ -426,6 +477,7 @@ impl Model {
             request: Some(key),
             deadline_ms: message.deadline_ms,
             retained: false,
+            lost_behind: Vec::new(),
         };
         if !self.push(server, lane, queued, Some(at)) {
             self.end(key, Status::Busy);
@@ -456,17 +508,10 @@ impl Model {
         let Some(server) = &mut self.sessions[request.server] else { return };
         let subscriber = server.peer.clone();
         let lane = server.lanes.iter_mut().find(|lane| lane.id == request.lane);
-        let mut unreported = Vec::new();
         let waiting = lane.and_then(|lane| {
             let at = lane.queue.iter().position(|queued| queued.request == Some(key))?;
-            let waiting = lane.queue.remove(at);
-            if lane.queue.is_empty() {
-                unreported = lane.take_losses();
-            }
-            waiting
+            Some(lane.remove(at))
         });
-        let gaps = unreported.into_iter().map(|(subscription, count)| Sent::Gap { subscription, count });
-        server.control.extend(gaps);
         match waiting {
             None => server.control.push_back(Sent::Cancel),
             Some(queued) => {
@@ -494,8 +539,10 @@ impl Model {
         session.next_lane = 0;
         let peer = session.peer.clone();
         let mut lane = lane;
-        for (subscription, count) in std::mem::take(&mut lane.lost_beside) {
-            session.control.push_back(Sent::Gap { subscription, count });
+        for (other, count) in lane.take_all_beside() {
+            if let Some(other) = session.lanes.iter_mut().find(|lane| lane.id == other) {
+                other.lose(other.queue.len(), other.id, count);
+            }
         }
         let (shared, own) = lane.queue.drain(..).partition(|queued| queued.subscriptions.len() > 1);
         lane.queue = own;
@@ -548,13 +595,7 @@ impl Model {
         for lane in &mut session.lanes {
             let right = if lane.serve { Right::Serve } else { Right::Subscribe };
             let may = |queued: &Queued| permissions.permit(right, &queued.topic.parse().unwrap());
-            let (kept, out): (Vec<Queued>, Vec<Queued>) = lane.queue.drain(..).partition(may);
-            lane.queue = kept.into();
-            withheld.extend(out);
-            if lane.queue.is_empty() {
-                let gaps = lane.take_losses().into_iter();
-                session.control.extend(gaps.map(|(subscription, count)| Sent::Gap { subscription, count }));
-            }
+            withheld.extend(lane.remove_all(|queued| !may(queued)));
             lanes.push((lane.id, lane.overflow == Overflow::Wait && !permissions.wait));
         }
         session.permissions = permissions;
@@ -636,16 +677,10 @@ impl Model {
         for lane in &mut session.lanes {
             let before = late.len();
             while lane.queue.front().is_some_and(|queued| queued.is_late(now_ms)) {
-                late.extend(lane.queue.pop_front());
+                late.push(lane.remove(0));
             }
             if late.len() > before {
                 lanes.push(lane.id);
-                if lane.queue.is_empty() {
-                    let gaps = lane.take_losses().into_iter();
-                    session
-                        .control
-                        .extend(gaps.map(|(subscription, count)| Sent::Gap { subscription, count }));
-                }
             }
         }
         let subscriber = session.peer.clone();
@@ -663,14 +698,13 @@ impl Model {
         assert!(session.control.is_empty() && session.replies.is_empty(), "answers go first");
         let lanes = session.lanes.len();
         let turn = (0..lanes).map(|step| (session.next_lane + step) % lanes);
-        let position = turn.into_iter().find(|at| !session.lanes[*at].queue.is_empty()).unwrap();
+        let position = turn.into_iter().find(|at| session.lanes[*at].has_output()).unwrap();
         session.next_lane = (position + 1) % lanes;
         let lane = &mut session.lanes[position];
-        let mut sent: Vec<Sent> = Vec::new();
-        sent.extend(
-            lane.take_losses().into_iter().map(|(subscription, count)| Sent::Gap { subscription, count }),
-        );
-        for queued in lane.queue.drain(..count).collect::<Vec<_>>() {
+        let mut sent: Vec<Sent> = std::iter::from_fn(|| lane.take_loss()).collect();
+        for _ in 0..count {
+            assert_eq!(lane.take_loss(), None, "a loss was passed over");
+            let queued = lane.remove(0);
             lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
             sent.push(queued.sent());
         }
@@ -684,11 +718,13 @@ impl Model {
         let Some(session) = &self.sessions[at] else { return false };
         let lanes = session.lanes.len();
         let mut turn = (0..lanes).map(|step| &session.lanes[(session.next_lane + step) % lanes]);
-        let lane = turn.find(|lane| !lane.queue.is_empty());
+        let lane = turn.find(|lane| lane.has_output());
         let is_plain = |queued: &Queued| queued.request.is_none() && queued.deadline_ms == 0;
         session.control.is_empty()
             && session.replies.is_empty()
-            && lane.is_some_and(|lane| lane.overflow != Overflow::LatestOnly && is_plain(&lane.queue[0]))
+            && lane.is_some_and(|lane| {
+                lane.overflow != Overflow::LatestOnly && lane.queue.front().is_some_and(is_plain)
+            })
     }
 
     fn next(&mut self, at: usize) -> Option<Sent> {
@@ -702,21 +738,19 @@ impl Model {
         for step in 0..lanes {
             let position = (session.next_lane + step) % lanes;
             let lane = &mut session.lanes[position];
-            let Some(queued) = lane.queue.pop_front() else { continue };
+            // A gap stands where the messages are missing.
+            if let Some(gap) = lane.take_loss() {
+                return Some(gap);
+            }
+            if lane.queue.is_empty() {
+                continue;
+            }
+            let queued = lane.remove(0);
             session.next_lane = (position + 1) % lanes;
             lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
-            let (id, lost) = (lane.id, lane.take_losses());
+            let id = lane.id;
             self.release(at, id);
-            let sent = queued.sent();
-            if lost.is_empty() {
-                return Some(sent);
-            }
-            let session = self.sessions[at].as_mut()?;
-            session.replies.push_front(sent);
-            for (subscription, count) in lost.into_iter().rev() {
-                session.control.push_front(Sent::Gap { subscription, count });
-            }
-            return session.control.pop_front();
+            return Some(queued.sent());
         }
         None
     }
@@ -732,6 +766,7 @@ impl Message {
             request: None,
             deadline_ms: self.deadline_ms,
             retained: false,
+            lost_behind: Vec::new(),
         }
     }
 

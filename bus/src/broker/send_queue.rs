@@ -23,9 +23,11 @@ use crate::{
 };
 
 mod chunk;
+mod losses;
 
 pub use chunk::SpareChunks;
 use chunk::{CHUNKED_BLOCK_BYTES_MAX, Chunk, Run, Runs};
+use losses::Losses;
 
 /// How a queue keeps its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,12 +106,10 @@ pub struct SendQueue {
     in_flight_bytes: u64,
     credited: u64,
     sent: u64,
-    /// Messages lost since the last gap was reported.
-    lost: u64,
+    /// Messages lost since the last gap was reported, and where.
+    losses: Losses,
     /// Publishers that were held since it last had room: what each has on its way is still taken.
     held_publishers: usize,
-    /// The same for other subscriptions that were to share them.
-    lost_beside: Vec<(u32, u64)>,
 }
 
 impl SendQueue {
@@ -129,9 +129,8 @@ impl SendQueue {
             in_flight_bytes: 0,
             credited: 0,
             sent: 0,
-            lost: 0,
+            losses: Losses::default(),
             held_publishers: 0,
-            lost_beside: Vec::new(),
         }
     }
 
@@ -270,7 +269,6 @@ impl SendQueue {
             Overflow::DropOldest => {
                 while self.is_full_for(bytes) {
                     let Some(oldest) = self.drop_front(spare) else { break };
-                    self.lost += 1;
                     dropped.push(oldest);
                 }
                 None
@@ -279,8 +277,7 @@ impl SendQueue {
             Overflow::Wait if !self.is_overrun() => None,
             Overflow::Disconnect => Some(Pushed::Disconnect),
             Overflow::DropNewest | Overflow::LatestOnly | Overflow::Wait => {
-                self.lost += 1;
-                note_beside(&mut self.lost_beside, subscriptions);
+                self.losses.behind(self.messages, subscriptions);
                 Some(Pushed::Refused)
             }
         }
@@ -304,18 +301,19 @@ impl SendQueue {
     fn drop_front(&mut self, spare: &mut SpareChunks) -> Option<Dropped> {
         let dropped = match self.items.front_mut()? {
             Item::Chunk(chunk) => {
-                note_beside(&mut self.lost_beside, &chunk.front_subscriptions());
+                self.losses.in_front(&chunk.front_subscriptions());
                 let run = chunk.drop_front()?;
                 self.bytes -= run.bytes as usize;
                 (run.row, None, DropReason::SlowConsumer)
             }
             Item::Entry(entry) => {
-                note_beside(&mut self.lost_beside, &entry.subscriptions);
+                self.losses.in_front(&entry.subscriptions);
                 self.bytes -= entry.block.bytes();
                 (entry.row, entry.request, DropReason::SlowConsumer)
             }
         };
         self.messages -= 1;
+        self.losses.pass(1);
         self.remove_spent_front(spare);
         Some(dropped)
     }
@@ -332,16 +330,21 @@ impl SendQueue {
 
     /// Drops the queued messages of the same topic.
     fn replace(&mut self, newer: &Entry, dropped: &mut Vec<Dropped>) {
-        let (bytes, messages, beside) = (&mut self.bytes, &mut self.messages, &mut self.lost_beside);
+        let (bytes, messages, losses, mut before) =
+            (&mut self.bytes, &mut self.messages, &mut self.losses, 0);
         self.items.retain(|item| match item {
             Item::Entry(entry) if entry.block.topic() == newer.block.topic() => {
                 *bytes -= entry.block.bytes();
                 *messages -= 1;
-                note_beside(beside, &entry.subscriptions);
+                losses.taken_out(&[before]);
+                losses.beside(before, &entry.subscriptions);
                 dropped.push((entry.row, entry.request, DropReason::Replaced));
                 false
             }
-            _ => true,
+            _ => {
+                before += 1;
+                true
+            }
         });
     }
 
@@ -352,8 +355,14 @@ impl SendQueue {
 
     /// Takes out what `goes` says yes to and was not sent yet.
     pub fn take_out(&mut self, spare: &mut SpareChunks, goes: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        let (mut out, mut kept) = (Vec::new(), Vec::new());
-        let mut sort = |entry: Entry| if goes(&entry) { out.push(entry) } else { kept.push(entry) };
+        let (mut out, mut kept, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut sort = |entry: Entry| match goes(&entry) {
+            true => {
+                places.push(out.len() + kept.len());
+                out.push(entry);
+            }
+            false => kept.push(entry),
+        };
         for item in self.items.drain(..) {
             match item {
                 Item::Entry(entry) => sort(entry),
@@ -365,6 +374,7 @@ impl SendQueue {
                 }
             }
         }
+        self.losses.taken_out(&places);
         (self.messages, self.bytes) = (0, 0);
         kept.into_iter().for_each(|entry| self.add(entry, spare));
         out
@@ -374,6 +384,11 @@ impl SendQueue {
     pub fn withdraw(&mut self, request: RequestKey) -> Option<RowId> {
         let is_it = |item: &Item| matches!(item, Item::Entry(entry) if entry.request == Some(request));
         let at = self.items.iter().position(is_it)?;
+        let before = self.items.iter().take(at).map(|item| match item {
+            Item::Entry(_) => 1,
+            Item::Chunk(chunk) => chunk.messages(),
+        });
+        self.losses.taken_out(&[before.sum()]);
         let Some(Item::Entry(entry)) = self.items.remove(at) else { return None };
         self.messages -= 1;
         self.bytes -= entry.block.bytes();
@@ -395,6 +410,7 @@ impl SendQueue {
             && let Some(Item::Entry(entry)) = self.items.pop_front()
         {
             self.messages -= 1;
+            self.losses.pass(1);
             self.bytes -= entry.block.bytes();
             dropped.push((entry.row, None, DropReason::Expired));
         }
@@ -423,6 +439,7 @@ impl SendQueue {
     /// One message has left the items.
     fn note_sent(&mut self, run: Run) {
         self.messages -= 1;
+        self.losses.pass(1);
         self.bytes -= run.bytes as usize;
         self.sent += 1;
         self.in_flight_bytes += run.bytes;
@@ -448,30 +465,34 @@ impl SendQueue {
         self.can_pop() && matches!(self.items.front(), Some(Item::Chunk(_)))
     }
 
-    /// Appends the next messages to send to a batch, as many as stand together and as the window has
-    /// room for. Returns how many.
+    /// Appends the next messages to send to a batch, as many as stand together, with none lost between them, and
+    /// as the window has room for. Returns how many.
     pub fn take_records(&mut self, out: &mut Vec<u8>, spare: &mut SpareChunks) -> u64 {
         let room = self.window_bytes.saturating_sub(self.in_flight_bytes);
         let Some(Item::Chunk(chunk)) = self.items.front_mut().filter(|_| room > 0) else { return 0 };
         let (in_flight, mut bytes) = (&mut self.in_flight, 0);
-        let messages = chunk.take(room, out, |run| {
+        let messages = chunk.take(room, self.losses.next_after(), out, |run| {
             bytes += run.bytes;
             in_flight.add(run);
         });
         self.remove_spent_front(spare);
         self.messages -= messages as usize;
+        self.losses.pass(messages);
         self.bytes -= bytes as usize;
         self.in_flight_bytes += bytes;
         self.sent += messages;
         messages
     }
 
-    /// Lets `act` take the next messages to send as a batch of their own, if they fill one and the window has room for all
-    /// of it. Returns how many; zero if `act` was not called or has left them.
+    /// Lets `act` take the next messages to send as a batch of their own, if they fill one, none was lost in front of them
+    /// or between them, and the window has room for all of it. Returns how many; zero if `act` was not called or has left them.
     pub fn take_batch(&mut self, spare: &mut SpareChunks, act: impl FnOnce(&mut Draft) -> bool) -> u64 {
         let room = self.window_bytes.saturating_sub(self.in_flight_bytes);
         let Some(Item::Chunk(chunk)) = self.items.front_mut() else { return 0 };
-        if !chunk.whole(room).is_some_and(act) {
+        if self.losses.is_due()
+            || chunk.messages() as u64 > self.losses.next_after()
+            || !chunk.whole(room).is_some_and(act)
+        {
             return 0;
         }
         let (messages, bytes) = (chunk.messages() as u64, chunk.block_bytes());
@@ -480,6 +501,7 @@ impl SendQueue {
             spare.give(chunk);
         }
         self.messages -= messages as usize;
+        self.losses.pass(messages);
         self.bytes -= bytes as usize;
         self.in_flight_bytes += bytes;
         self.sent += messages;
@@ -525,29 +547,28 @@ impl SendQueue {
     /// How many messages were lost since the last call that other subscriptions of the session were to
     /// share, by subscription: this queue's policy is not theirs, so they are told of replaced ones too.
     pub fn take_lost_beside(&mut self) -> Vec<(u32, u64)> {
-        std::mem::take(&mut self.lost_beside)
+        self.losses.take_beside()
     }
 
-    /// Both, with this queue's own under `id`.
-    pub fn take_losses(&mut self, id: u32) -> Vec<(u32, u64)> {
-        let mut lost = self.take_lost_beside();
-        lost.extend(Some((id, self.take_lost())).filter(|(_, count)| *count > 0));
-        lost
+    /// Notes messages of this queue's own subscription that were lost in the queue of another, which has ended.
+    pub fn lose_elsewhere(&mut self, count: u64) {
+        self.losses.elsewhere(self.messages, count);
     }
 
-    /// Whether there is something that [`SendQueue::take_losses`] would tell.
-    pub fn has_losses(&self) -> bool {
-        self.lost > 0 || !self.lost_beside.is_empty()
+    /// What one subscription has lost in front of the message that is next, or behind the last one; this queue's own
+    /// stands under `id`.
+    pub fn take_loss(&mut self, id: u32) -> Option<(u32, u64)> {
+        self.losses.take(id)
+    }
+
+    /// Whether there is something to send: a message, or a loss that none is in front of and none will follow.
+    pub fn has_output(&self) -> bool {
+        self.can_pop() || (self.messages == 0 && self.losses.is_due())
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.messages == 0
-    }
-
-    /// How many messages were lost since the last call.
-    pub fn take_lost(&mut self) -> u64 {
-        std::mem::take(&mut self.lost)
     }
 
     /// Whether a queue for which publishers were held has room again: half of it is free.
@@ -568,16 +589,6 @@ impl SendQueue {
     /// Bytes waiting, and sent but not credited.
     pub fn depth_bytes(&self) -> u64 {
         self.bytes as u64 + self.in_flight_bytes
-    }
-}
-
-/// Counts a lost message for those that were to share it with its queue's own subscription, the first.
-fn note_beside(lost: &mut Vec<(u32, u64)>, subscriptions: &[u32]) {
-    for subscription in subscriptions.iter().skip(1) {
-        match lost.iter_mut().find(|(known, _)| known == subscription) {
-            Some((_, count)) => *count += 1,
-            None => lost.push((*subscription, 1)),
-        }
     }
 }
 
@@ -623,16 +634,21 @@ mod tests {
     #[test]
     fn each_overflow_policy_loses_what_its_name_says() {
         let topics = ["a", "b", "a", "b"];
+        // What is kept, how many made room, how many are missing in front of it and behind it.
         let table = [
-            (Overflow::DropNewest, vec![0, 1], 0, 2),
-            (Overflow::DropOldest, vec![2, 3], 2, 2),
-            (Overflow::LatestOnly, vec![2, 3], 2, 0),
-            (Overflow::Wait, vec![0, 1, 2, 3], 0, 0),
+            (Overflow::DropNewest, vec![0, 1], 0, (0, 2)),
+            (Overflow::DropOldest, vec![2, 3], 2, (2, 0)),
+            (Overflow::LatestOnly, vec![2, 3], 2, (0, 0)),
+            (Overflow::Wait, vec![0, 1, 2, 3], 0, (0, 0)),
         ];
+        let missing = |queue: &mut SendQueue| {
+            std::iter::from_fn(|| queue.take_loss(1)).map(|(_, count)| count).sum::<u64>()
+        };
         for (overflow, kept, made_room, lost) in table {
             for form in FORMS {
                 let (mut queue, _, dropped) = pushed(overflow, form, &topics);
-                let seen = (numbers(&mut queue), dropped, queue.take_lost());
+                let (in_front, kept_here) = (missing(&mut queue), numbers(&mut queue));
+                let seen = (kept_here, dropped, (in_front, missing(&mut queue)));
                 assert_eq!(seen, (kept.clone(), made_room, lost), "{overflow:?} {form:?}");
             }
         }
@@ -768,6 +784,7 @@ mod tests {
         let mut spare = SpareChunks::default();
         // The front batch has lost its first messages.
         let (mut queue, mut records) = (fill(700, 500), fill(700, 500));
+        assert_eq!(queue.take_loss(1), Some((1, 200)));
         assert_eq!(queue.take_batch(&mut spare, |_| unreachable!("it was begun")), 0);
         let (mut taken, mut expected, mut wholes) = (Vec::new(), Vec::new(), 0);
         while queue.has_records_next() {
@@ -795,6 +812,42 @@ mod tests {
         assert!(queue.in_flight_bytes <= limits::CREDIT_WINDOW_BYTES);
         assert!(queue.take_records(&mut taken, &mut spare) > 0, "the last batch goes in part");
         assert!(queue.in_flight_bytes >= limits::CREDIT_WINDOW_BYTES);
+    }
+
+    #[test]
+    fn a_batch_with_a_loss_in_front_or_inside_is_not_taken_whole() {
+        let (mut queue, mut spare) =
+            (SendQueue::new(Overflow::DropNewest, Form::Wire, 100, 0), SpareChunks::default());
+        let add = |queue: &mut SendQueue, count: usize| {
+            for _ in 0..count {
+                push(queue, entry_of("a", &[7; 1000]));
+            }
+        };
+        add(&mut queue, 102);
+        let first = queue.take_batch(&mut spare, |_| true);
+        assert!((30..80).contains(&first), "{first} of 100 messages fill a batch");
+        add(&mut queue, first as usize);
+        assert_eq!(queue.take_batch(&mut spare, |_| unreachable!("two were lost inside")), 0);
+        assert_eq!(
+            (queue.take_records(&mut Vec::new(), &mut spare), queue.take_loss(1)),
+            (100 - first, Some((1, 2)))
+        );
+        let mut rest = 0;
+        while queue.has_records_next() {
+            assert_eq!(queue.take_loss(1), None);
+            rest += queue.take_records(&mut Vec::new(), &mut spare);
+        }
+        assert_eq!(rest, first);
+
+        add(&mut queue, 101);
+        let whole = queue.take_batch(&mut spare, |_| true);
+        queue.take_records(&mut Vec::new(), &mut spare);
+        assert_eq!(whole, first);
+        assert_eq!(
+            (queue.is_empty(), queue.take_loss(1)),
+            (true, Some((1, 1))),
+            "what follows the last batch"
+        );
     }
 
     #[test]

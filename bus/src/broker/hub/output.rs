@@ -21,7 +21,12 @@ impl Hub {
         self.drop_expired(id);
         let at = self.session(id)?.next_lane_with_output()?;
         let session = find(&mut self.sessions, &self.generations, id)?;
-        let entry = session.lanes[at].queue.pop(&mut self.spare_chunks)?;
+        let lane = &mut session.lanes[at];
+        // As a record of its own, which does not go between the fragments of what stands in front of it.
+        if let Some((subscription, count)) = lane.queue.take_loss(lane.id) {
+            return Some(gap(subscription, count));
+        }
+        let entry = lane.queue.pop(&mut self.spare_chunks)?;
         self.deliver(id, at, entry)
     }
 
@@ -36,7 +41,7 @@ impl Hub {
     /// Whether [`Hub::next_record`] would give something.
     pub fn has_output(&self, id: SessionId) -> bool {
         self.session(id).is_some_and(|session| {
-            session.has_answers() || session.lanes.iter().any(|lane| lane.queue.can_pop())
+            session.has_answers() || session.lanes.iter().any(|lane| lane.queue.has_output())
         })
     }
 
@@ -56,10 +61,11 @@ impl Hub {
         self.drop_expired(id);
         let Some(session) = find(&mut self.sessions, &self.generations, id) else { return false };
         let Some(lane) = session.lanes.first_mut() else { return false };
+        // There is no record that could tell it; the tool does.
+        while lane.queue.take_loss(lane.id).is_some() {}
         if !lane.queue.pop_view(&mut self.spare_chunks, act) {
             return false;
         }
-        lane.queue.take_losses(lane.id);
         session.counts.delivered += 1;
         let subscription = lane.id;
         self.release_held_by(id, subscription);
@@ -77,7 +83,7 @@ impl Hub {
             return false;
         }
         let subscription = lane.id;
-        for (subscription, count) in lane.queue.take_losses(subscription) {
+        while let Some((subscription, count)) = lane.queue.take_loss(subscription) {
             writer.put_control(&gap(subscription, count), out);
         }
         session.counts.delivered += lane.queue.take_records(out, &mut self.spare_chunks);
@@ -94,9 +100,6 @@ impl Hub {
             return false;
         };
         let lane = &mut session.lanes[at];
-        if lane.queue.has_losses() {
-            return false;
-        }
         let taken = lane.queue.take_batch(&mut self.spare_chunks, act);
         let subscription = lane.id;
         session.counts.delivered += taken;
@@ -115,12 +118,9 @@ impl Hub {
         if !session.lanes.iter().any(|lane| lane.queue.is_front_expired(now_ms)) {
             return;
         }
-        let (mut dropped, mut unreported, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut dropped, mut lanes) = (Vec::new(), Vec::new());
         for lane in session.lanes.iter_mut().filter(|lane| lane.queue.is_front_expired(now_ms)) {
             lane.queue.drop_expired(now_ms, &mut dropped);
-            if lane.queue.is_empty() {
-                unreported.extend(lane.queue.take_losses(lane.id));
-            }
             lanes.push(lane.id);
         }
         session.counts.dropped += dropped.len() as u64;
@@ -128,47 +128,29 @@ impl Hub {
             self.ledger.dropped_from_queue(row, 1, reason);
             self.note_drop(row, 1, reason);
         }
-        self.report_losses(id, unreported);
         for lane in lanes {
             self.release_held_by(id, lane);
             self.push_waiting_probes(id, lane);
         }
     }
 
-    /// Turns a queued entry into its record. A gap that must come first is put into the control queue,
-    /// with the record behind it.
+    /// Turns a queued entry into its record.
     fn deliver(&mut self, id: SessionId, at: usize, entry: Entry) -> Option<Record> {
         let session = self.session_mut(id)?;
         session.next_lane = (at + 1) % session.lanes.len();
         session.counts.delivered += 1;
-        let lane = &mut session.lanes[at];
-        let subscription = lane.id;
-        let record = match entry.request {
+        let subscription = session.lanes[at].id;
+        self.release_held_by(id, subscription);
+        Some(match entry.request {
             None => Record::Deliver { subscriptions: entry.subscriptions, block: entry.block },
             // A request that ended meanwhile was withdrawn, or a cancel follows it.
             Some(key) => {
                 Record::Request { id: key.0, subscription, window: limits::REPLY_WINDOW, block: entry.block }
             }
-        };
-        let lost = lane.queue.take_losses(subscription);
-        let is_native = matches!(session.info.kind, SessionKind::Native | SessionKind::Local);
-        self.release_held_by(id, subscription);
-        if lost.is_empty() || !is_native {
-            return Some(record);
-        }
-        // Control goes before replies and deliveries, so these reach the client in this order.
-        let session = self.session_mut(id)?;
-        session.reply_bytes += record.bytes_hint();
-        session.replies.push_front(record);
-        for (subscription, count) in lost.into_iter().rev() {
-            let gap = gap(subscription, count);
-            session.control_bytes += gap.bytes_hint();
-            session.control.push_front(gap);
-        }
-        self.next_control(id)
+        })
     }
 }
 
-pub(super) fn gap(subscription: u32, count: u64) -> Record {
+fn gap(subscription: u32, count: u64) -> Record {
     Record::Gap { subscription, count, reason: "slow_consumer".to_owned() }
 }

@@ -230,15 +230,11 @@ impl Hub {
     pub(super) fn recall(&mut self, key: RequestKey, request: &PendingRequest) {
         let Some(server) = self.session_mut(request.server) else { return };
         let lane = server.lanes.iter_mut().find(|lane| lane.id == request.subscription);
-        let withdrawn = lane.and_then(|lane| {
-            let row = lane.queue.withdraw(key)?;
-            let is_last = lane.queue.is_empty();
-            Some((row, if is_last { lane.queue.take_losses(lane.id) } else { Vec::new() }))
-        });
-        match withdrawn {
-            Some((row, unreported)) => {
+        match lane.and_then(|lane| lane.queue.withdraw(key)) {
+            Some(row) => {
                 self.ledger.dropped_from_queue(row, 1, DropReason::Expired);
-                self.report_losses(request.server, unreported);
+                // What was lost behind it may be due now.
+                self.mark_dirty(request.server);
             }
             None => self.send_control(request.server, Record::Cancel { id: key.0 }),
         }

@@ -174,6 +174,6 @@ impl Session {
     /// The lane whose turn it is.
     pub(super) fn next_lane_with_output(&self) -> Option<usize> {
         let lanes = self.lanes.len();
-        (0..lanes).map(|step| (self.next_lane + step) % lanes).find(|at| self.lanes[*at].queue.can_pop())
+        (0..lanes).map(|step| (self.next_lane + step) % lanes).find(|at| self.lanes[*at].queue.has_output())
     }
 }

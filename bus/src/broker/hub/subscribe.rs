@@ -107,8 +107,13 @@ impl Hub {
         let Some(at) = session.lanes.iter().position(|lane| lane.id == subscription) else { return };
         let mut lane = session.lanes.remove(at);
         session.next_lane = 0;
+        for (other, count) in lane.queue.take_lost_beside() {
+            if let Some(other) = session.lanes.iter_mut().find(|lane| lane.id == other) {
+                other.queue.lose_elsewhere(count);
+            }
+        }
         self.route_generation += 1;
-        self.report_losses(id, lane.queue.take_lost_beside());
+        self.mark_dirty(id);
         let shared = lane.queue.take_shared(&mut self.spare_chunks);
         self.settle_lane(id, &mut lane, DropReason::Unsubscribed);
         shared.into_iter().for_each(|entry| self.hand_over(id, entry));
@@ -118,17 +123,6 @@ impl Hub {
             self.end_request(key, Status::ServerGone, "", "the server stopped serving the topic");
         }
         self.receivers_changed(id);
-    }
-
-    /// Losses that no delivery will report: nothing waits behind them. No record of a stock subscriber's could.
-    pub(super) fn report_losses(&mut self, id: SessionId, lost: Vec<(u32, u64)>) {
-        let is_stock = |session: &Session| session.info.kind == SessionKind::StockSubscriber;
-        if self.session(id).is_none_or(is_stock) {
-            return;
-        }
-        for (subscription, count) in lost {
-            self.send_control(id, output::gap(subscription, count));
-        }
     }
 
     /// A message whose subscription has ended goes to the next one of the session that it matches.
@@ -161,19 +155,17 @@ impl Hub {
     pub(super) fn withhold(&mut self, id: SessionId) {
         let Some(session) = find(&mut self.sessions, &self.generations, id) else { return };
         let permissions = Arc::clone(&session.info.permissions);
-        let (mut withheld, mut unreported, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut withheld, mut lanes) = (Vec::new(), Vec::new());
         for lane in &mut session.lanes {
             let right = if lane.serve { Right::Serve } else { Right::Subscribe };
             withheld.extend(lane.queue.take_out(&mut self.spare_chunks, |entry| {
                 TopicName::from_bytes(entry.block.topic())
                     .is_ok_and(|topic| !permissions.permit(right, &topic))
             }));
-            if lane.queue.is_empty() {
-                unreported.extend(lane.queue.take_losses(lane.id));
-            }
             lanes.push((lane.id, lane.queue.overflow() == Overflow::Wait && !permissions.wait));
         }
-        self.report_losses(id, unreported);
+        // What was lost behind them may be due now.
+        self.mark_dirty(id);
         for entry in withheld {
             self.ledger.denied_from_queue(entry.row, 1);
             if let Some(key) = entry.request {

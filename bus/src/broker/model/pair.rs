@@ -1,4 +1,4 @@
-//! The hub and its model, driven together by random operations.
+//! The hub and its model, driven together by random operations. `INTERLOCK_MODEL_CASES=100000` is the soak size.
 
 use std::sync::Arc;
 
@@ -172,6 +172,8 @@ struct Pair {
     ids: Vec<SessionId>,
     model: Model,
     number: u8,
+    /// Sessions that the hub has asked to be written to, and that had something to send ever since.
+    woken: BTreeSet<SessionId>,
 }
 
 impl Pair {
@@ -181,6 +183,7 @@ impl Pair {
             ids: Vec::new(),
             model: Model { now_ms: 1, ..Model::default() },
             number: 0,
+            woken: BTreeSet::new(),
         };
         for at in 0..SESSIONS {
             let id = pair.open(at);
@@ -235,6 +238,11 @@ impl Pair {
             }
         }
         assert!(self.model.ending.is_empty(), "sessions {:?} must end", self.model.ending);
+        self.woken.extend(self.hub.take_dirty());
+        self.woken.retain(|id| self.hub.has_output(*id));
+        for (at, id) in self.ids.iter().enumerate() {
+            assert_eq!(self.hub.has_output(*id), self.woken.contains(id), "nobody writes to session {at}");
+        }
     }
 
     fn reopen(&mut self, at: usize, farewell: bool) {
@@ -423,8 +431,49 @@ fn losses_behind_a_request_that_was_withdrawn_are_told_at_once() {
     assert!(told.contains(&Sent::Gap { subscription: 2, count: 1 }), "{told:?}");
 }
 
+#[test]
+fn a_gap_stands_where_the_messages_are_missing_in_a_batch_and_alone() {
+    let subscribe = |id, filter| {
+        let (serve, overflow, group, retained) = (false, 0, false, false);
+        Op::Subscribe { at: 0, id, filter, serve, overflow, max: 2, group, retained }
+    };
+    let publish = || Op::PublishBatch { at: 1, topics: vec![0] };
+    let numbers = |sent: Vec<Sent>| -> String {
+        let word = |sent| match sent {
+            Sent::Deliver { number, .. } => Some(number.to_string()),
+            Sent::Gap { subscription, count } => Some(format!("gap {count} of {subscription}")),
+            _ => None,
+        };
+        sent.into_iter().filter_map(word).collect::<Vec<_>>().join(", ")
+    };
+    for in_batches in [false, true] {
+        let mut pair = Pair::new();
+        [subscribe(1, 0), subscribe(2, 1)].iter().for_each(|op| pair.apply(op));
+        pair.apply(&Op::Take { at: 0, count: 9 });
+        (0..4).for_each(|_| pair.apply(&publish()));
+        let first = pair.hub.next_record(pair.ids[0]).and_then(sent);
+        let first = first.into_iter().chain(pair.hub.next_record(pair.ids[0]).and_then(sent)).collect();
+        assert_eq!(numbers(first), "1");
+        (0..2).for_each(|_| pair.apply(&publish()));
+        let mut rest = Vec::new();
+        if in_batches {
+            let (mut reader, mut batch) = (BatchReader::default(), Vec::new());
+            while pair.hub.put_next(pair.ids[0], &mut BatchWriter::default(), &mut batch) {}
+            reader.begin(batch.into());
+            rest.extend(std::iter::from_fn(|| reader.next_record().unwrap()).filter_map(sent));
+        } else {
+            rest.extend(std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent));
+        }
+        assert_eq!(numbers(rest), "2, gap 2 of 2, gap 2 of 1, 5, gap 1 of 2, gap 1 of 1");
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("INTERLOCK_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(600)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn the_hub_agrees_with_the_model_on_every_delivery_and_on_the_ledger(ops in prop::collection::vec(op(), 1..80)) {

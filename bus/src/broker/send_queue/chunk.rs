@@ -143,10 +143,10 @@ impl Chunk {
         Some((record, self.drop_front()?))
     }
 
-    /// Appends records to `out` while their blocks before them have less than `room` bytes, and tells
+    /// Appends at most `most` records to `out` while their blocks before them have less than `room` bytes, and tells
     /// `sent` of each run. Returns how many.
-    pub(super) fn take(&mut self, room: u64, out: &mut Vec<u8>, mut sent: impl FnMut(Run)) -> u64 {
-        if self.block_bytes <= room {
+    pub(super) fn take(&mut self, room: u64, most: u64, out: &mut Vec<u8>, mut sent: impl FnMut(Run)) -> u64 {
+        if self.block_bytes <= room && self.messages as u64 <= most {
             out.extend_from_slice(&self.records.body()[self.left..]);
             self.left = self.records.len();
             self.block_bytes = 0;
@@ -155,6 +155,7 @@ impl Chunk {
         }
         let (from, mut bytes, mut messages) = (self.left, 0, 0);
         while bytes < room
+            && messages < most
             && let Some(run) = self.drop_front()
         {
             bytes += run.bytes;
