@@ -40,6 +40,9 @@ const RUNS: u64 = 20;
 const ACTIONS: usize = 45;
 const TOPICS: [&str; 5] = ["t/a", "t/b", "t/b/c", "t/secret", "u"];
 const FILTERS: [&str; 7] = ["t/#", "t/+", "t/a", "t/b/#", "#", "t/secret", "t/b/c"];
+/// Topics of requests, and what is served of them.
+const ASKED: [&str; 3] = ["q/a", "q/b", "q/nobody"];
+const SERVED: [&str; 3] = ["q/a", "q/b", "q/+"];
 const PREFIXES: [&str; 4] = ["", "t/", "t/b", "u"];
 const NAMES: [&str; 5] = ["ann", "bob", "cy", "dee", "eve"];
 /// Bytes that may be under way before the schedule waits for the auditor to have seen them.
@@ -54,7 +57,9 @@ fn rights(choice: u64) -> Permissions {
         3 => (&["#"], &["t/#"], &["t/secret"], true),
         _ => (&["t/b/c", "u"], &["t/b/#"], &["t/b/c"], false),
     };
-    let mut permissions = Permissions::from_lists(publish, subscribe, &[], &["$sys/broker/#"]).unwrap();
+    let serve: &[&str] = if choice == 1 { &["q/a"] } else { &["q/a", "q/b"] };
+    let request: &[&str] = if choice == 4 { &["$sys/broker/#", "q/a"] } else { &["$sys/broker/#", "q/#"] };
+    let mut permissions = Permissions::from_lists(publish, subscribe, serve, request).unwrap();
     let deny = deny.iter().map(|filter| filter.parse().unwrap()).collect();
     permissions.subscribe = Rules { deny, ..permissions.subscribe };
     permissions.wait = may_wait;
@@ -117,8 +122,10 @@ impl World {
     fn act(&mut self) {
         match self.dice.below(100) {
             0..14 => self.connect(),
-            14..30 => self.subscribe(),
-            30..62 => self.publish(),
+            14..27 => self.subscribe(),
+            27..30 => self.serve(),
+            30..56 => self.publish(),
+            56..62 => self.ask(),
             62..70 => self.stall(),
             70..75 => self.resume(),
             75..79 => self.unsubscribe(),
@@ -136,9 +143,10 @@ impl World {
         if self.current(name).is_some() {
             return;
         }
-        let kind = match self.dice.below(6) {
+        let kind = match self.dice.below(7) {
             0 => Kind::StockSubscriber,
             1 => Kind::StockPublisher,
+            2 => Kind::StockRequester,
             _ => Kind::Native,
         };
         let number = self.parties.len();
@@ -201,7 +209,7 @@ impl World {
     }
 
     fn publish(&mut self) {
-        let Some(at) = self.any(|kind| kind != Kind::StockSubscriber) else { return };
+        let Some(at) = self.any(|kind| matches!(kind, Kind::Native | Kind::StockPublisher)) else { return };
         let topic = *self.dice.of(&TOPICS);
         let (count, bytes) =
             *self.dice.of(&[(1, 10), (20, 10), (200, 10), (30, 2000), (40, 20_000), (60, 110_000)]);
@@ -211,6 +219,21 @@ impl World {
         self.under_way += count * (bytes + 100);
         if self.under_way > UNDER_WAY_MAX {
             self.let_the_auditor_catch_up();
+        }
+    }
+
+    fn ask(&mut self) {
+        let able = |kind| matches!(kind, Kind::Native | Kind::StockRequester);
+        let Some(at) = self.any(able) else { return };
+        let (topic, count) = (*self.dice.of(&ASKED), *self.dice.of(&[1, 3, 20]));
+        self.parties[at].ask(topic, count);
+    }
+
+    fn serve(&mut self) {
+        let Some(at) = self.any(|kind| kind == Kind::Native) else { return };
+        let filter = *self.dice.of(&SERVED);
+        if self.parties[at].serves < 2 {
+            self.parties[at].serve(filter);
         }
     }
 
@@ -349,7 +372,14 @@ impl World {
         }
         for at in &live {
             match self.parties[*at].kind {
-                Kind::Native => self.parties[*at].finish_orders(),
+                Kind::Native => {
+                    self.parties[*at].finish_orders();
+                    self.parties[*at].await_answers();
+                }
+                Kind::StockRequester => {
+                    self.parties[*at].await_answers();
+                    self.parties[*at].finished = true;
+                }
                 Kind::StockPublisher => {
                     self.parties[*at].await_orders();
                     self.close_party(*at);

@@ -21,7 +21,10 @@ pub(crate) fn auditor(store: &KeyStore, endpoints: &[Endpoint]) -> Client {
 /// The broker's answer on `$sys/broker/WHAT`.
 pub(crate) fn ask(client: &Client, what: &str) -> Value {
     let topic: TopicName = format!("$sys/broker/{what}").parse().unwrap();
-    let answer = wait(client.request(&topic, Payload::default(), DEADLINE)).unwrap();
+    let answer = wait(client.request(&topic, Payload::default(), DEADLINE)).unwrap_or_else(|error| {
+        let link = client.watch().borrow().clone();
+        panic!("asked `{topic}`: {error}; the link is {link:?}, {:?}", client.closed_reason())
+    });
     serde_json::from_slice(&answer.payload).unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use interlock_bus::{Permissions, TopicFilter, TopicName, native::Overflow};
 
 use super::{
-    Kind, Lane, NAMES, Party, TOPICS, World,
+    ASKED, Kind, Lane, NAMES, Party, TOPICS, World,
     journal::{Entry, Got, Id, Log},
 };
 use crate::harness::ledger::{AUDITOR, Row, assert_balances};
@@ -17,19 +17,22 @@ struct Known<'a> {
     sequences: HashMap<&'a Id, u64>,
     logs: Vec<Log>,
     rows: Vec<Row>,
+    /// Those of requests.
+    request_rows: Vec<Row>,
 }
 
 pub(super) fn everything(world: &World) {
     let seen = world.seen.lock().unwrap().clone();
     let rows = assert_balances(world.broker.auditor());
-    let rows = rows.into_iter().filter(|row| NAMES.contains(&row.publisher.as_str())).collect();
+    let rows = rows.into_iter().filter(|row| NAMES.contains(&row.publisher.as_str()));
+    let (request_rows, rows) = rows.partition(|row| ASKED.contains(&row.topic.as_str()));
     let log = |party: &Party| {
         let log = Log::read(&party.journal().0);
         Log { lost: log.lost || party.cut, ..log }
     };
     let logs = world.parties.iter().map(log).collect();
     let sequences = seen.iter().map(|entry| (&entry.id, entry.sequence)).collect();
-    let known = Known { world, seen: &seen, sequences, logs, rows };
+    let known = Known { world, seen: &seen, sequences, logs, rows, request_rows };
     known.the_auditor_saw_every_publisher_in_order();
     known.what_was_published_was_seen_or_denied();
     for (party, log) in world.parties.iter().zip(&known.logs) {
@@ -40,6 +43,7 @@ pub(super) fn everything(world: &World) {
     }
     known.the_rows_of_each_subscriber_agree_with_what_it_got();
     known.one_member_of_a_group_got_each_message();
+    known.each_request_was_taken_once_at_most_and_ended_once();
 }
 
 fn matches(lane: &Lane, party: &Party, topic: &str) -> bool {
@@ -288,6 +292,40 @@ impl Known<'_> {
             "{least} to {most} were published: {row:?} {:?}",
             lives().collect::<Vec<_>>()
         );
+    }
+
+    fn each_request_was_taken_once_at_most_and_ended_once(&self) {
+        let mut taken = HashSet::new();
+        for request in self.logs.iter().flat_map(|log| &log.took) {
+            assert!(taken.insert(*request), "{request:?} was taken twice");
+        }
+        // The one that a server has in hand when it is killed may have been credited.
+        let in_hand: u64 = self.world.parties.iter().map(|party| party.serves as u64).sum();
+        for (name, peer) in NAMES.iter().enumerate() {
+            let lives = self.world.parties.iter().zip(&self.logs).filter(|(party, _)| party.name == name);
+            let (mut asked, mut took) = (0, 0);
+            for (party, log) in lives {
+                let mut ended = BTreeSet::new();
+                for (number, answer) in &log.ends {
+                    assert!(ended.insert(*number), "{number} of party {} ended twice", party.number);
+                    let own = (party.number, *number);
+                    if let Some(answer) = answer {
+                        assert_eq!(*answer, own, "party {} got the answer of another", party.number);
+                        assert!(taken.contains(&own), "{own:?} was answered and never taken");
+                    }
+                }
+                assert!(party.is_gone() || ended == log.asked, "not all ended of party {}", party.number);
+                // It says so before it asks, and may be killed in between.
+                asked += log.asked.len() as u64;
+                took += taken.iter().filter(|(other, _)| *other == party.number).count() as u64;
+            }
+            let rows: Vec<&Row> = self.request_rows.iter().filter(|row| row.publisher == *peer).collect();
+            let sum = |count: fn(&Row) -> u64| rows.iter().map(|row| count(row)).sum::<u64>();
+            let published = sum(|row| row.published);
+            assert!((took..=asked).contains(&published), "{took} taken, {asked} asked: {rows:?}");
+            assert!(sum(|row| row.delivered) <= took + in_hand, "{took} taken: {rows:?}");
+            assert_eq!(sum(|row| row.queued), 0, "{rows:?}");
+        }
     }
 
     fn one_member_of_a_group_got_each_message(&self) {

@@ -50,6 +50,12 @@ pub(super) struct Log {
     pub(super) acknowledged: Vec<(String, u64)>,
     /// Publishes that asked for an acknowledgement and were refused, by topic.
     pub(super) refused: BTreeMap<String, u64>,
+    /// Requests by their number, and how each ended: the party and the number that the answer says, or `None` for an
+    /// error.
+    pub(super) asked: BTreeSet<u64>,
+    pub(super) ends: Vec<(u64, Option<(usize, u64)>)>,
+    /// Requests it had in hand, by who asked and number.
+    pub(super) took: Vec<(usize, u64)>,
     /// Subscriptions that the broker ended: they had lost a right.
     pub(super) over: BTreeSet<usize>,
     /// Whether its session was ever lost, or ended by the broker.
@@ -76,6 +82,10 @@ impl Log {
                 "pub" => drop(log.numbers.insert(words[1].to_owned(), number(2))),
                 "ack" => log.acknowledged.push((words[1].to_owned(), number(2))),
                 "refused" => *log.refused.entry(words[1].to_owned()).or_default() += 1,
+                "asked" => drop(log.asked.insert(number(1))),
+                "done" => log.ends.push((number(1), Some((number(2) as usize, number(3))))),
+                "failed" => log.ends.push((number(1), None)),
+                "took" => log.took.push((number(1) as usize, number(2))),
                 "over" => drop(log.over.insert(number(1) as usize)),
                 "lost" | "ended" => log.lost = true,
                 _ => {}

@@ -7,7 +7,8 @@
 //! | `stall ID`, `resume ID`, `drain ID` | `stall ID`, `resume ID`, `drain ID` |
 //! | `unsub ID` | `unsub ID` |
 //! | `pub TOPIC COUNT BYTES MODE` | `ack TOPIC NUMBER`, `unknown TOPIC NUMBER`, `refused TOPIC NUMBER`; at the end `pub TOPIC NUMBERS_SO_FAR WHY_IT_ENDED` |
-//! | `request TOPIC` | `reply STATUS` |
+//! | `serve ID FILTER` | `serving ID` or `noserve ID REASON`; then `took PARTY NUMBER` before each answer, which says the same |
+//! | `ask TOPIC COUNT` | `asked NUMBER`, then `done NUMBER PARTY NUMBER` or `failed NUMBER WHY`; at the end `asks` |
 //! | `fence` | `fence` once the broker has taken all that was sent before |
 //! | `close` | `close`, and the end |
 
@@ -21,7 +22,9 @@ use std::{
 use interlock_bus::{
     Client, Credentials, NextError, Payload, PublishError, TopicFilter, TopicName,
     blocking::wait,
-    client::{ConnectOptions, Event, LinkState, PublishOptions, SubscribeOptions, Subscription},
+    client::{
+        ConnectOptions, Event, LinkState, PublishOptions, ServeOptions, SubscribeOptions, Subscription,
+    },
     native::Overflow,
 };
 
@@ -71,6 +74,7 @@ fn party() {
     say(format_args!("hello"));
     watch(client.clone());
     let publisher = publisher(client.clone(), number);
+    let asker = asker(client.clone(), number);
     let mut lanes: HashMap<String, Sender<Told>> = HashMap::new();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
@@ -107,14 +111,8 @@ fn party() {
                 };
                 publisher.send(order).unwrap();
             }
-            ["request", topic] => {
-                let client = client.clone();
-                let topic: TopicName = topic.parse().unwrap();
-                std::thread::spawn(move || {
-                    let outcome = wait(client.request(&topic, Payload::default(), DEADLINE));
-                    say(format_args!("reply {}", if outcome.is_ok() { "done" } else { "error" }));
-                });
-            }
+            ["serve", id, filter] => serve(&client, id, &filter.parse().unwrap()),
+            ["ask", topic, count] => asker.send((topic.parse().unwrap(), count.parse().unwrap())).unwrap(),
             ["fence"] => {
                 // Behind all that was published; a session that was lost comes back.
                 eventually("the broker's answer", || {
@@ -234,6 +232,54 @@ fn publish(client: &Client, party: usize, order: &Order, number: &mut u64) -> St
         }
     }
     "done".to_owned()
+}
+
+// ---- requests -----------------------------------------------------------------------------------
+
+fn asker(client: Client, party: usize) -> Sender<(TopicName, u64)> {
+    let (sender, orders) = channel::<(TopicName, u64)>();
+    std::thread::spawn(move || {
+        let mut number = 0;
+        for (topic, count) in orders {
+            for _ in 0..count {
+                number += 1;
+                say(format_args!("asked {number}"));
+                match wait(client.request(&topic, payload(party, number, 10), DEADLINE)) {
+                    Ok(answer) => {
+                        let (party, echo) = parse(&answer.payload);
+                        say(format_args!("done {number} {party} {echo}"));
+                    }
+                    Err(error) => say(format_args!("failed {number} {error}")),
+                }
+            }
+            say(format_args!("asks"));
+        }
+    });
+    sender
+}
+
+/// Answers each request with what it says; some with an error, some not at all.
+fn serve(client: &Client, id: &str, filter: &TopicFilter) {
+    let mut service = match wait(client.serve(filter, ServeOptions::default())) {
+        Ok(service) => service,
+        Err(error) => return say(format_args!("noserve {id} {error}")),
+    };
+    say(format_args!("serving {id}"));
+    std::thread::spawn(move || {
+        while let Some(request) = wait(service.next()) {
+            let (party, number) = parse(&request.message.payload);
+            say(format_args!("took {party} {number}"));
+            // Who asked may be gone, or its session; that is its own journal's to say.
+            let _ = match number % 7 {
+                0 => wait(request.fail("odd", "it does not like this number")),
+                1 => {
+                    drop(request);
+                    Ok(())
+                }
+                _ => wait(request.end(payload(party, number, 10))),
+            };
+        }
+    });
 }
 
 // ---- subscribing --------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Native,
     StockSubscriber,
     StockPublisher,
+    /// REQ, or DEALER.
+    StockRequester,
 }
 
 /// Something happened after the message `after` and at the latest before that behind `before`.
@@ -80,6 +82,9 @@ pub(super) struct Party {
     input: ChildStdin,
     orders: usize,
     fences: usize,
+    asks: usize,
+    /// Filters it was told to serve.
+    pub(super) serves: usize,
     gone: bool,
     /// The broker had ended its session before it was ended from here: a stopped process cannot say so.
     pub(super) cut: bool,
@@ -91,10 +96,15 @@ impl Party {
     pub(super) fn start(kind: Kind, name: usize, number: usize, credentials: &Path, endpoint: usize) -> Self {
         let mut command = match kind {
             Kind::Native => party::command(credentials, number, endpoint),
-            Kind::StockSubscriber | Kind::StockPublisher => {
+            Kind::StockSubscriber | Kind::StockPublisher | Kind::StockRequester => {
                 let mut command = Command::new("python3");
                 command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/oracle.py"));
-                command.arg(if kind == Kind::StockSubscriber { "sub" } else { "pub" });
+                command.arg(match kind {
+                    Kind::StockSubscriber => "sub",
+                    Kind::StockPublisher => "pub",
+                    _ if number.is_multiple_of(2) => "req",
+                    _ => "dealer",
+                });
                 command.arg(credentials).arg(number.to_string()).arg(endpoint.to_string());
                 command
             }
@@ -125,6 +135,8 @@ impl Party {
             input,
             orders,
             fences,
+            asks: 0,
+            serves: 0,
             gone: false,
             cut: false,
             finished: false,
@@ -181,6 +193,27 @@ impl Party {
     pub(super) fn order(&mut self, topic: &str, count: usize, bytes: usize, mode: &str) {
         self.orders += 1;
         self.tell(format_args!("pub {topic} {count} {bytes} {mode}"));
+    }
+
+    pub(super) fn ask(&mut self, topic: &str, count: usize) {
+        self.asks += 1;
+        self.tell(format_args!("ask {topic} {count}"));
+    }
+
+    /// Waits until all it has asked has ended.
+    pub(super) fn await_answers(&self) {
+        self.awaits("asks", self.asks);
+    }
+
+    /// Serves from now on, if it may.
+    pub(super) fn serve(&mut self, filter: &str) {
+        self.serves += 1;
+        let id = self.serves;
+        self.tell(format_args!("serve {id} {filter}"));
+        eventually("an answer to `serve`", || {
+            let answered = self.count(&format!("serving {id}")) + self.count(&format!("noserve {id}"));
+            (answered > 0 || self.journal().1).then_some(())
+        });
     }
 
     pub(super) fn stall(&mut self, lane: usize) {

@@ -1,4 +1,4 @@
-"""A stock party of the ledger oracle. Usage: oracle.py sub|pub CREDENTIALS PARTY ENDPOINT; speaks the
+"""A stock party of the ledger oracle. Usage: oracle.py sub|pub|req|dealer CREDENTIALS PARTY ENDPOINT; speaks the
 language of tests/ledger_oracle/party.rs on standard input and output."""
 import os, sys, threading, tomllib
 import zmq
@@ -7,7 +7,7 @@ role, path, party, endpoint = sys.argv[1:]
 with open(path, "rb") as file:
     creds = tomllib.load(file)
 context, control = zmq.Context(), zmq.Context()
-socket = context.socket(zmq.SUB if role == "sub" else zmq.XPUB)
+socket = context.socket({"sub": zmq.SUB, "pub": zmq.XPUB, "req": zmq.REQ, "dealer": zmq.DEALER}[role])
 socket.linger = 10_000
 socket.sndhwm = socket.rcvhwm = 0
 socket.curve_publickey = creds["public_key"].encode()
@@ -43,6 +43,28 @@ def publish(numbers, topic, count, size):
     say(f"pub {topic} {numbers.get(topic, 0)} done")
 
 
+def ask(first, topic, count):
+    """REQ one after the other, DEALER all at once; an answer has the envelope of its request."""
+    numbers = range(first, first + count)
+    at_once = 1 if role == "req" else count
+    for start in range(0, count, at_once):
+        batch = numbers[start:start + at_once]
+        for number in batch:
+            say(f"asked {number}")
+            envelope = [] if role == "req" else [str(number).encode(), b""]
+            socket.send_multipart(envelope + [topic.encode(), f"{party} {number} ".encode()])
+        for expected in batch:
+            frames = socket.recv_multipart()
+            number = expected if role == "req" else int(frames[0])
+            status, payload = frames[-2:]
+            if status == b"final":
+                sender, echo = payload.split(b" ")[:2]
+                say(f"done {number} {sender.decode()} {echo.decode()}")
+            else:
+                say(f"failed {number} {status.decode()}")
+    say("asks")
+
+
 def receive():
     topic, payload = socket.recv_multipart()
     sender, number = payload[:40].split(b" ")[:2]
@@ -56,7 +78,7 @@ say("hello")
 poller = zmq.Poller()
 poller.register(commands, zmq.POLLIN)
 poller.register(socket, zmq.POLLIN)
-numbers = {}
+numbers, asked = {}, 1
 while True:
     ready = dict(poller.poll())
     if socket in ready:
@@ -67,6 +89,9 @@ while True:
         socket.subscribe(words[2].encode())
     elif words[0] == "pub":
         publish(numbers, words[1], int(words[2]), int(words[3]))
+    elif words[0] == "ask":
+        ask(asked, words[1], int(words[2]))
+        asked += int(words[2])
     elif words[0] == "close":
         socket.close()
         context.term()  # once the kernel has all that was sent
