@@ -12,6 +12,9 @@ use crate::{
 
 mod pair;
 
+/// Bytes that may be sent to a subscription and not yet credited: so few that windows close.
+const WINDOW_BYTES: u64 = 100;
+
 /// What a session is sent, reduced to what matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sent {
@@ -35,6 +38,7 @@ struct ModelLane {
     overflow: Overflow,
     messages_max: usize,
     queue: VecDeque<Queued>,
+    /// Publisher and topic of what was sent.
     sent: Vec<(String, String)>,
     credited: usize,
     /// Lost in front of what waits.
@@ -94,8 +98,14 @@ impl ModelLane {
         Some(Sent::Gap { subscription, count })
     }
 
+    /// Whether a message may be sent: what is not credited has to leave room in the window.
+    fn can_send(&self) -> bool {
+        let in_flight: u64 = self.sent[self.credited..].iter().map(|(_, topic)| bytes_of(topic)).sum();
+        !self.queue.is_empty() && in_flight < WINDOW_BYTES
+    }
+
     fn has_output(&self) -> bool {
-        !self.queue.is_empty() || self.lost > 0 || !self.lost_beside.is_empty()
+        self.can_send() || (self.queue.is_empty() && (self.lost > 0 || !self.lost_beside.is_empty()))
     }
 
     /// What a message does that is not queued: whether it is, and what leaves the queue for it.
@@ -127,6 +137,11 @@ impl ModelLane {
         self.queue.push_back(queued.clone());
         (true, gone)
     }
+}
+
+/// Bytes of any message on a topic.
+fn bytes_of(topic: &str) -> u64 {
+    Block::new(&topic.parse().unwrap(), b"", &[1]).bytes() as u64
 }
 
 fn add(lost: &mut Vec<(u32, u64)>, id: u32, count: u64) {
@@ -704,6 +719,7 @@ impl Model {
         let mut sent: Vec<Sent> = std::iter::from_fn(|| lane.take_loss()).collect();
         for _ in 0..count {
             assert_eq!(lane.take_loss(), None, "a loss was passed over");
+            assert!(lane.can_send(), "the window was closed");
             let queued = lane.remove(0);
             lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
             sent.push(queued.sent());
@@ -738,12 +754,12 @@ impl Model {
         for step in 0..lanes {
             let position = (session.next_lane + step) % lanes;
             let lane = &mut session.lanes[position];
+            if !lane.has_output() {
+                continue;
+            }
             // A gap stands where the messages are missing.
             if let Some(gap) = lane.take_loss() {
                 return Some(gap);
-            }
-            if lane.queue.is_empty() {
-                continue;
             }
             let queued = lane.remove(0);
             session.next_lane = (position + 1) % lanes;
@@ -772,7 +788,9 @@ impl Message {
 
     fn block(&self) -> Block {
         let payload: &[u8] = if self.number == 0 { b"" } else { &[self.number] };
-        let mut block = Block::new(&self.topic, b"", payload);
+        // Each has the same size: of neighbours in one row credit settles the average.
+        let header: &[u8] = if self.number == 0 { b"-" } else { b"" };
+        let mut block = Block::new(&self.topic, header, payload);
         block.deadline_ms = self.deadline_ms;
         block.flags = if self.retain { Block::RETAIN } else { 0 };
         block

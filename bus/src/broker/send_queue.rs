@@ -134,6 +134,12 @@ impl SendQueue {
         }
     }
 
+    /// Sets the bytes that may be sent and not yet credited.
+    #[cfg(test)]
+    pub fn set_window(&mut self, bytes: u64) {
+        self.window_bytes = bytes;
+    }
+
     /// A publisher was told to hold: what it has on its way will come.
     pub fn expect_overrun(&mut self) {
         self.held_publishers += 1;

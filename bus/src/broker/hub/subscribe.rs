@@ -207,6 +207,13 @@ impl Hub {
         self.release_held(id, lane.id);
     }
 
+    /// Gives every subscription of a session this window.
+    #[cfg(test)]
+    pub(in crate::broker) fn set_windows(&mut self, id: SessionId, bytes: u64) {
+        let lanes = self.session_mut(id).into_iter().flat_map(|session| &mut session.lanes);
+        lanes.for_each(|lane| lane.queue.set_window(bytes));
+    }
+
     pub(super) fn on_credit(&mut self, id: SessionId, subscription: u32, messages: u64) {
         let current = self.generations.get(id.index as usize).copied();
         let Some(Some(session)) = self.sessions.get_mut(id.index as usize) else { return };

@@ -277,6 +277,7 @@ impl Pair {
                 };
                 self.model.subscribe(at, &spec);
                 self.hub.record(self.ids[at], Record::Subscribe(spec));
+                self.hub.set_windows(self.ids[at], WINDOW_BYTES);
             }
             Op::Tick { ms } => {
                 self.model.tick(ms);
@@ -465,6 +466,42 @@ fn a_gap_stands_where_the_messages_are_missing_in_a_batch_and_alone() {
             rest.extend(std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent));
         }
         assert_eq!(numbers(rest), "2, gap 2 of 2, gap 2 of 1, 5, gap 1 of 2, gap 1 of 1");
+    }
+}
+
+/// `Pair::apply` sees to it that the session is written to.
+#[test]
+fn a_loss_behind_a_closed_window_is_told_when_what_stood_in_front_of_it_goes() {
+    let subscribe = |id, filter, serve| {
+        let (overflow, group, retained) = (0, false, false);
+        Op::Subscribe { at: 0, id, filter, serve, overflow, max: 1, group, retained }
+    };
+    let publish = || Op::PublishBatch { at: 3, topics: vec![0] };
+    let request = |id| Op::Request { at: 2, id, topic: 0, deadline: None };
+    let take = || Op::Take { at: 0, count: 9 };
+    let window = WINDOW_BYTES.div_ceil(bytes_of(TOPICS[0]));
+    let close_window = || (0..window).flat_map(|_| [publish(), take()]);
+    // A request is withdrawn, a right is taken away, and a subscription ends whose loss was another's, too.
+    let withdrawn = [subscribe(2, 0, true), take()].into_iter();
+    let withdrawn = withdrawn.chain((0..window).flat_map(|id| [request(100 + id), take()]));
+    let withdrawn = withdrawn.chain([request(4), request(5), Op::Cancel { at: 2, id: 4 }]);
+    let withheld = [subscribe(2, 0, false), take()].into_iter().chain(close_window());
+    let withheld = withheld.chain([publish(), publish(), Op::Edit { at: 0, rights: 1 }]);
+    let inherited = [subscribe(1, 0, false), take()].into_iter().chain(close_window());
+    let inherited = inherited.chain([
+        publish(),
+        subscribe(2, 1, false),
+        take(),
+        publish(),
+        Op::Unsubscribe { at: 0, id: 1 },
+    ]);
+    let cases: [Vec<Op>; 3] = [withdrawn.collect(), withheld.collect(), inherited.collect()];
+    for ops in cases {
+        let mut pair = Pair::new();
+        ops.iter().for_each(|op| pair.apply(op));
+        let told: Vec<Sent> =
+            std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent).collect();
+        assert_eq!(told.last(), Some(&Sent::Gap { subscription: 2, count: 1 }), "{told:?} after {ops:?}");
     }
 }
 
