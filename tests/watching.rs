@@ -133,6 +133,13 @@ fn a_supervisor_that_stands_still_is_told_by_the_status_at_once_counted_and_in_t
         (code == Some(3)).then_some(said)
     });
     assert!(said.contains(" error, process ") && said.contains("supervisor has not answered for "), "{said}");
+    let asked = Instant::now();
+    assert_eq!(ask(&runtime, &["ps"]).1, Some(0));
+    assert!(
+        asked.elapsed() < Duration::from_secs(4),
+        "nor does a question about the load: {:?}",
+        asked.elapsed()
+    );
     drop(frozen);
     eventually("it to go on", || (ask(&runtime, &["status"]).1 == Some(0)).then_some(()));
     assert_eq!(runtime.status()["supervisor"]["stalls"], 1);

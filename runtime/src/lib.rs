@@ -1,6 +1,6 @@
 //! The Interlock runtime: supervised actors on an encrypted message bus.
 //!
-//! An author of actors needs [`Runtime::builder`] and the names re-exported below it. Reading order of the rest:
+//! An author of actors needs [`Runtime::builder`] and the names re-exported below it, and [`test_kit`] to test them. Reading order of the rest:
 //! [`config`], [`lifecycle`], `run` (the program as a story), `tree` (what is started), [`supervisor`], [`process`],
 //! [`cli`] and [`exit`].
 

@@ -133,10 +133,15 @@ mod tests {
         console.print("first");
         assert!(written.recv().unwrap().starts_with(b"first"));
         // Its thread stands; none of these waits.
-        for number in 0..LINES_MAX + 7 {
-            console.print(&number.to_string());
-        }
-        console.finish(Duration::from_millis(1));
+        let (busy, (done_in, done)) = (console.clone(), mpsc::channel());
+        thread::spawn(move || {
+            for number in 0..LINES_MAX + 7 {
+                busy.print(&number.to_string());
+            }
+            busy.finish(Duration::from_millis(1));
+            done_in.send(()).unwrap();
+        });
+        done.recv_timeout(Duration::from_secs(20)).expect("nobody is held up");
         drop(go);
         console.finish(Duration::from_secs(20));
         let said: Vec<u8> = written.try_iter().flatten().collect();

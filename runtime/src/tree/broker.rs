@@ -81,7 +81,7 @@ impl BrokerSeat {
         seat
     }
 
-    fn take(&self, broker: BrokerHandle) {
+    pub(super) fn take(&self, broker: BrokerHandle) {
         let mut seated = self.lock();
         seated.incarnations = Some(broker.incarnations());
         seated.broker = Some(broker);

@@ -149,6 +149,7 @@ mod tests {
         seat: BrokerSeat,
         name: PeerName,
         presence: Presence,
+        keys: KeyStore,
         directory: tempfile::TempDir,
     }
 
@@ -165,7 +166,17 @@ mod tests {
             let broker = Broker::start(BrokerConfig::from_key_store(&keys, vec![endpoint]).unwrap()).unwrap();
             let seat = BrokerSeat::with(broker);
             let presence = Presence::open(&seat, &watcher).unwrap();
-            Self { seat, name, presence, directory }
+            Self { seat, name, presence, keys, directory }
+        }
+
+        /// Stops the broker; `between` is done while there is none.
+        fn restart_broker(&self, between: impl FnOnce()) {
+            let broker = self.seat.broker().unwrap();
+            let (endpoints, incarnations) = (broker.endpoints().to_vec(), broker.incarnations());
+            broker.stop(Duration::ZERO);
+            between();
+            let config = BrokerConfig::from_key_store(&self.keys, endpoints).unwrap();
+            self.seat.take(Broker::start(config.with_incarnations(&incarnations)).unwrap());
         }
 
         /// Begins to watch, as the host does when the program has been started.
@@ -236,5 +247,23 @@ mod tests {
         assert!(is_ready(&reports));
         blocking::wait(_session.close());
         assert!(impaired(&reports).unwrap().contains("said goodbye"));
+    }
+
+    #[test]
+    fn a_program_is_impaired_while_there_is_no_broker_and_until_it_is_back_at_the_next() {
+        let stand = Stand::new();
+        let credentials = stand.seat.incarnation_credentials(stand.name.clone());
+        let text = credentials(1).unwrap();
+        let credentials = interlock_bus::Credentials::from_toml(&text, Path::new("test")).unwrap();
+        let reports = stand.watch(Tie::Readiness);
+        // It connects again by itself.
+        let _session = Client::connect_blocking(ConnectOptions::new(credentials)).unwrap();
+        assert!(is_ready(&reports));
+        stand.restart_broker(|| {
+            let why = impaired(&reports).expect("there is no broker");
+            assert!(why.contains("the broker has ended") || why.contains("session"), "{why}");
+        });
+        let again = [(); 2].map(|()| reports.recv_timeout(DEADLINE).unwrap());
+        assert!(matches!(again, [HostReport::Ready { .. }, HostReport::Impaired(None)]), "{again:?}");
     }
 }
