@@ -15,6 +15,8 @@ pub struct Events {
     pending: Vec<(&'static str, Value)>,
     /// How many were published in all.
     count: u64,
+    /// How many copies were lost because their subscriber was slow.
+    lost: u64,
 }
 
 impl Events {
@@ -25,6 +27,11 @@ impl Events {
         }
         self.count += 1;
         self.last.push_back((now_ms, topic.clone(), payload.clone()));
+    }
+
+    /// Counts copies that a slow subscriber has lost. No event tells of them, which would be lost, too.
+    pub fn lose(&mut self, copies: u64) {
+        self.lost += copies;
     }
 
     /// To be published once what causes it has been dealt with: an event may itself meet a full queue.
@@ -43,7 +50,7 @@ impl Events {
             let event: Value = serde_json::from_slice(payload).unwrap_or_default();
             json!({ "at_ms": at_ms, "topic": topic, "event": event })
         });
-        json!({ "count": self.count, "last": rows.collect::<Vec<_>>() })
+        json!({ "count": self.count, "lost": self.lost, "last": rows.collect::<Vec<_>>() })
     }
 }
 

@@ -51,6 +51,12 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     if forgotten > 0 {
         output.note(&format!("{forgotten} older events are forgotten"));
     }
+    let lost = answer["lost"].as_u64().unwrap_or_default();
+    if lost > 0 {
+        output.note(&format!(
+            "{lost} copies were lost by subscribers that were slow; `bus peers` shows who drops"
+        ));
+    }
     for row in wanted.iter().skip(wanted.len().saturating_sub(arguments.last)) {
         print(row, output)?;
     }

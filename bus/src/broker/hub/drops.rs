@@ -1,5 +1,5 @@
-//! Events of messages that were lost. Those of the bus's own topics are not told: whoever follows them learns of
-//! a loss by the gap in its own subscription, and an event about a lost event would be lost, too.
+//! Events of messages that were lost. Those of the bus's own topics are counted and not told: whoever follows them learns
+//! of a loss by the gap in its own subscription, and an event about a lost event would be lost, too.
 
 use serde_json::json;
 
@@ -10,6 +10,10 @@ impl Hub {
     /// Notes that messages counted in `row` were dropped.
     pub(super) fn note_drop(&mut self, row: RowId, count: u64, reason: DropReason) {
         let ledger = &self.ledger;
+        let is_own = || ledger.key_of(row).topic.as_ref().is_some_and(TopicName::is_reserved);
+        if reason == DropReason::SlowConsumer && is_own() {
+            self.events.lose(count);
+        }
         let key = || ledger.key_of(row).clone();
         for (kind, count) in self.drops.note((row, reason), count, ledger.evictions(), key) {
             self.tell_drop(&kind, count);
@@ -53,5 +57,46 @@ impl Hub {
             "count": self.denials.retained_full_count(),
         });
         self.events.later("$sys/retained_full", event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_a_slow_subscriber_lost_are_counted_beside_the_events() {
+        let mut hub = Hub::new("broker".parse().unwrap(), 1);
+        let session = hub.open(SessionInfo {
+            peer: "peer".parse().unwrap(),
+            key: None,
+            kind: SessionKind::Native,
+            address: String::new(),
+            server_key: None,
+            permissions: Permissions::from_lists(&["#"], &["#", "$sys/#"], &[], &[]).unwrap().into(),
+        });
+        let (program, peer) = (String::new(), String::new());
+        hub.record(session, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
+        for (id, filter) in [(1, "$sys/#"), (2, "a")] {
+            hub.record(
+                session,
+                Record::Subscribe(SubscribeSpec {
+                    id,
+                    serve: false,
+                    retained: false,
+                    probes: false,
+                    overflow: Overflow::DropNewest,
+                    queue_messages_max: 1,
+                    queue_bytes_max: 0,
+                    filter: filter.to_owned(),
+                    group: String::new(),
+                }),
+            );
+        }
+        (0..3).for_each(|number| hub.publish_own("$sys/auth/registry", &number));
+        assert_eq!(hub.events.as_json()["lost"], 2);
+        (0..3)
+            .for_each(|_| hub.record(session, Record::Publish(Block::new(&"a".parse().unwrap(), b"", b"1"))));
+        assert_eq!(hub.events.as_json()["lost"], 2, "what others publish is told on `$sys/dropped`");
     }
 }
