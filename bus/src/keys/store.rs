@@ -52,7 +52,7 @@ impl KeyStore {
         let broker_path = directory.join("broker.toml");
         let is_new = !broker_path.exists();
         if is_new {
-            if let Some(orphan) = first_toml(directory) {
+            if let Some(orphan) = first_toml(directory, &[]) {
                 return Err(KeyError::Damaged {
                     path: broker_path,
                     problem: format!(
@@ -63,8 +63,8 @@ impl KeyStore {
             }
             BrokerKeys::generate().save(&broker_path)?;
         }
-        RegistryFile::open(&directory.join("authorized.toml"))?.save_if_missing()?;
         let store = Self { directory: directory.to_owned() };
+        store.registry_file()?.save_if_missing()?;
         let keys = store.broker_keys()?;
         let in_force = keys.in_force(now_ms());
         if in_force.old.len() < keys.old.len() {
@@ -173,6 +173,28 @@ impl KeyStore {
         Registry::load(&self.registry_path())
     }
 
+    /// The registry for editing. A missing or empty one is new only where nobody is enrolled yet: elsewhere it is
+    /// lost, and a new one would forget peers and what was revoked.
+    fn registry_file(&self) -> Result<RegistryFile, KeyError> {
+        let path = self.registry_path();
+        let problem = match path.exists() {
+            false => "missing",
+            true if private_file::read_text(&path)?.trim().is_empty() => "empty",
+            true => return RegistryFile::open(&path),
+        };
+        if let Some(orphan) = first_toml(&self.directory, &["broker.toml", "authorized.toml"]) {
+            return Err(KeyError::Damaged {
+                path,
+                problem: format!(
+                    "it is {problem} although `{}` is there; restore it, or move it and all credentials files \
+                     beside it but `broker.toml` away, then enrol anew with `interlock keys issue NAME`",
+                    orphan.display()
+                ),
+            });
+        }
+        RegistryFile::open(&path)
+    }
+
     /// Enrols `name` with a new key and writes its credentials to `NAME.toml`, or to `path` if given.
     ///
     /// # Errors
@@ -193,7 +215,7 @@ impl KeyStore {
             endpoints: endpoints.to_vec(),
             file: Some(path.clone()),
         };
-        let mut file = RegistryFile::open(&self.registry_path())?;
+        let mut file = self.registry_file()?;
         file.enrol(name, &credentials.keys.public, permissions)?;
         // Credentials first: a crash between the two leaves a file without rights, never rights without a file.
         credentials.save(&path)?;
@@ -236,7 +258,7 @@ impl KeyStore {
     /// [`KeyError::UnknownPeer`].
     pub fn set_permissions(&self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
         let _lock = lock(&self.directory)?;
-        let mut file = RegistryFile::open(&self.registry_path())?;
+        let mut file = self.registry_file()?;
         if file.registry()?.peer(name).is_some_and(|peer| *peer.permissions == *permissions) {
             return Ok(());
         }
@@ -270,7 +292,7 @@ impl KeyStore {
         if last == *permissions {
             return Ok(());
         }
-        let mut file = RegistryFile::open(&self.registry_path())?;
+        let mut file = self.registry_file()?;
         let registry = file.registry()?;
         if let Some(peer) = registry.peer(name) {
             let merged = peer.permissions.changed_as(&last, permissions);
@@ -291,7 +313,7 @@ impl KeyStore {
     /// [`KeyError::UnknownPeer`].
     pub fn revoke(&self, name: &PeerName) -> Result<(), KeyError> {
         let _lock = lock(&self.directory)?;
-        let mut file = RegistryFile::open(&self.registry_path())?;
+        let mut file = self.registry_file()?;
         file.revoke(name)?;
         file.save()
     }
@@ -318,12 +340,14 @@ fn lock(directory: &Path) -> Result<Flock<File>, KeyError> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_file, error)| io_error(error.into()))
 }
 
-fn first_toml(directory: &Path) -> Option<PathBuf> {
+/// Some `*.toml` in `directory` that has none of the names in `except`.
+fn first_toml(directory: &Path, except: &[&str]) -> Option<PathBuf> {
     let entries = directory.read_dir().ok()?;
     entries
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .find(|path| path.file_name().is_none_or(|name| !except.iter().any(|other| name == *other)))
 }
 
 fn now_ms() -> u64 {
@@ -438,5 +462,38 @@ mod tests {
         std::fs::remove_file(keys.join("broker.toml")).unwrap();
         let message = KeyStore::open_or_create(&keys).unwrap_err().to_string();
         assert!(message.contains("missing although"), "{message}");
+    }
+
+    #[test]
+    fn a_lost_registry_is_never_replaced_behind_the_back_of_enrolled_peers() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = directory.path().join("keys");
+        let (store, _) = KeyStore::open_or_create(&keys).unwrap();
+        let path = store.registry_path();
+        // Nobody is enrolled: a first start that was killed here goes on.
+        std::fs::remove_file(&path).unwrap();
+        KeyStore::open_or_create(&keys).unwrap();
+        let (ada, bob): (PeerName, PeerName) = ("ada".parse().unwrap(), "bob".parse().unwrap());
+        let rights = Permissions::from_lists(&["a/#"], &[], &[], &[]).unwrap();
+        store.issue(&ada, &rights, &endpoints(), None).unwrap();
+        store.revoke(&ada).unwrap();
+        for said in ["is empty although", "is missing although"] {
+            match said {
+                "is empty although" => private_file::replace(&path, b"\n").unwrap(),
+                _ => std::fs::remove_file(&path).unwrap(),
+            }
+            for error in [
+                KeyStore::open_or_create(&keys).map(drop),
+                store.issue(&bob, &rights, &endpoints(), None).map(drop),
+                store.revoke(&ada),
+            ] {
+                let message = error.unwrap_err().to_string();
+                assert!(message.contains(said), "{message}");
+            }
+        }
+        // The way out that is named.
+        std::fs::remove_file(keys.join("ada.toml")).unwrap();
+        KeyStore::open_or_create(&keys).unwrap();
+        store.issue(&bob, &rights, &endpoints(), None).unwrap();
     }
 }
