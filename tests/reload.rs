@@ -139,3 +139,19 @@ fn a_program_gets_other_rights_without_a_new_start() {
     eventually("the broker to follow", || (may("second/a") && !may("first/a")).then_some(()));
     assert!(restarts(&runtime).is_empty());
 }
+
+#[test]
+fn a_file_that_is_made_after_the_start_is_read_like_one_that_was_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path().join("config");
+    let file = home.join("interlock/interlock.toml");
+    let mut command = tool("interlock");
+    command.args(["run", "--set", "gateway.listen=127.0.0.1:0", "--set", "bus.endpoints=[\"ipc\"]"]);
+    command.arg("--data-dir").arg(directory.path().join("data")).env("XDG_CONFIG_HOME", home);
+    command.env_remove("INTERLOCK_CONFIG");
+    let runtime = TestRuntime::on_with(directory, |given| *given = command);
+    runtime.wait_until_ready();
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(file, "[[program]]\nname = \"late\"\ncommand = \"true\"\n").unwrap();
+    assert_eq!(reload(&runtime)["next_start"], serde_json::json!(["program `late`, which is new"]));
+}

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     component,
-    config::{BackEnd, Config, ModelSection, live::ReloadReport},
+    config::{BackEnd, Config, ModelSection, Sources, live::ReloadReport},
     peers::with_letters,
     site::Site,
     supervisor::SupervisorHandle,
@@ -124,8 +124,7 @@ impl Reloader {
                     let _ = ask.send(self.reload().await);
                 }
                 _ = self.poll.tick() => {
-                    let file = self.handle.site.live.loaded().file.clone();
-                    if stamp(file.as_deref()) != self.seen
+                    if stamp(self.sources().file.as_deref()) != self.seen
                         && let Err(refusal) = self.reload().await
                     {
                         tracing::error!("the changed configuration is refused, the one before stays: {refusal}");
@@ -133,6 +132,13 @@ impl Reloader {
                 }
             }
         }
+    }
+
+    /// Where the configuration comes from now. The user's file may have been made since the start.
+    fn sources(&self) -> Sources {
+        let mut sources = self.handle.site.live.loaded().sources.clone();
+        sources.file = sources.file.or_else(Config::user_file);
+        sources
     }
 
     async fn reload(&mut self) -> Result<ReloadReport, String> {
@@ -148,8 +154,9 @@ impl Reloader {
     async fn read(&mut self) -> Result<ReloadReport, String> {
         let site = Arc::clone(&self.handle.site);
         let old = site.live.loaded();
-        self.seen = stamp(old.file.as_deref());
-        let new = Config::load(&old.sources).map_err(|error| error.to_string())?;
+        let sources = self.sources();
+        self.seen = stamp(sources.file.as_deref());
+        let new = Config::load(&sources).map_err(|error| error.to_string())?;
         component::model_config(&new.config.model).map_err(|error| error.to_string())?;
         let (adopted, report) = old.adopt(&new).map_err(|error| error.to_string())?;
         let config = adopted.config.clone();

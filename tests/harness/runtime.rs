@@ -92,7 +92,8 @@ impl TestRuntime {
         Self::on_with(directory, |_| ())
     }
 
-    fn on_with(directory: tempfile::TempDir, change: impl FnOnce(&mut Command)) -> Self {
+    /// The same, with a changed command.
+    pub(crate) fn on_with(directory: tempfile::TempDir, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Self::command(directory.path());
         change(&mut command);
         let process = TestProcess::spawn(command);
