@@ -123,7 +123,7 @@ pub struct Incarnations(Arc<DashMap<PublicKey, PeerName>>);
 pub enum BrokerError {
     /// An endpoint cannot be listened on.
     #[error(
-        "cannot listen on `{endpoint}`: {}; free it, or choose another with `bus.endpoints`",
+        "cannot listen on `{endpoint}`: {}; free it, or choose another with `bus.endpoints` (`--listen` of `bus broker`)",
         reason(source)
     )]
     Bind {

@@ -64,9 +64,14 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     }
     match arguments.series {
         true => table::print(&rows, SERIES, output)?,
-        false => table::print(&summary(&rows, seconds), SUMMARY, output)?,
+        false => table::print(&summary(&rows, known(seconds, complete_from, now)), SUMMARY, output)?,
     }
     Ok(Exit::Done)
+}
+
+/// Of the last `seconds`, how many are known: those before `complete_from` are neither silent nor busy.
+fn known(seconds: u64, complete_from: u64, now: u64) -> u64 {
+    seconds.min(now.saturating_sub(complete_from)).max(1)
 }
 
 /// One row for each topic. A second without a message counts as zero.
@@ -99,6 +104,11 @@ fn summary(rows: &[Value], seconds: u64) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_of_which_nothing_is_known_counts_as_nothing() {
+        assert_eq!((known(7200, 100, 130), known(10, 100, 130), known(10, 130, 130)), (30, 10, 1));
+    }
 
     #[test]
     fn a_second_without_a_message_counts_as_zero() {

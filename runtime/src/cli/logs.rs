@@ -79,6 +79,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         print(&stored.record, arguments.json, output)?;
     }
     if !arguments.follow {
+        if !found {
+            output.say("nothing was logged that matches");
+        }
         return Ok(if found { Exit::Done } else { Exit::Failed });
     }
     query.limit = limits::QUERY_ROWS_MAX;
