@@ -2,7 +2,7 @@
 //! all hops: alone (p50, p99), and how many a second with 64 in flight; beside libzmq doing the same.
 //!
 //! `cargo bench -p interlock-benches --bench round_trip`
-//! `[-- --bytes 128 --rounds 3 --window-ms 1000 --only interlock --record NAME]`
+//! `[-- --in-flight 1,64 --bytes 128 --rounds 3 --window-ms 1000 --only interlock --record NAME]`
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ fn run(arguments: &Arguments) {
     let bytes = arguments.value("bytes", 128usize);
     report.line(&format!("- payload: {bytes} bytes each way\n"));
     report.line("| in flight | what | Interlock | libzmq | ratio |\n|---|---|---|---|---|");
-    for in_flight in [1, 64] {
+    for in_flight in arguments.list("in-flight", &[1, 64]) {
         let (mut ours, mut theirs) = (Side::default(), Side::default());
         for _ in 0..arguments.value("rounds", 3) {
             if arguments.wants("interlock") {

@@ -285,8 +285,8 @@ impl Session {
         if self.interest == interest {
             return;
         }
-        self.interest = interest;
-        if let Err(error) = self.socket.set_interest(registry, SOCKET, interest) {
+        let before = std::mem::replace(&mut self.interest, interest);
+        if let Err(error) = self.socket.change_interest(registry, SOCKET, before, interest) {
             self.set_end(End::Io(error));
         }
     }

@@ -57,21 +57,29 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Changes what the client's own thread is woken for. What is so already wakes it at once.
-    pub(super) fn set_interest(
+    /// Changes what the client's own thread is woken for, reading and writing. What is so already wakes it at once.
+    ///
+    /// For neither the socket is taken out: the kernel wakes a thread for each arrival, also one that asked
+    /// for urgent data only, and lets it see that there is nothing for it.
+    pub(super) fn change_interest(
         &self,
         registry: &Registry,
         token: Token,
-        (reads, writes): (bool, bool),
+        from: (bool, bool),
+        to: (bool, bool),
     ) -> io::Result<()> {
-        let interests = match (reads, writes) {
+        let descriptor = self.as_fd().as_raw_fd();
+        let mut source = SourceFd(&descriptor);
+        let interests = match to {
             (true, true) => Interest::READABLE | Interest::WRITABLE,
             (true, false) => Interest::READABLE,
             (false, true) => Interest::WRITABLE,
-            // Nobody sends urgent data; the connection's end is told all the same.
-            (false, false) => Interest::PRIORITY,
+            (false, false) => return registry.deregister(&mut source),
         };
-        registry.reregister(&mut SourceFd(&self.as_fd().as_raw_fd()), token, interests)
+        match from {
+            (false, false) => registry.register(&mut source, token, interests),
+            _ => registry.reregister(&mut source, token, interests),
+        }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
