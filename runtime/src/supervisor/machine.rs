@@ -128,6 +128,8 @@ pub(crate) enum Stage {
         /// What children are told.
         stop: Stop,
         kill_at: Instant,
+        /// Nobody is asked any more: a second signal, or the end of the last phase.
+        at_once: bool,
         give_up_at: Instant,
         forced: Vec<PeerName>,
         pending: Vec<PeerName>,
@@ -354,6 +356,7 @@ impl Machine {
                 self.kill_remaining(now);
             }
             if give_up_at <= now {
+                self.kill_at_once(now);
                 self.abandon_remaining(now);
             }
         }
@@ -435,6 +438,7 @@ impl Machine {
                     why: because,
                     stop: wanted,
                     kill_at: kill,
+                    at_once: phases.drain.is_zero(),
                     give_up_at: give_up,
                     forced: Vec::new(),
                     pending: Vec::new(),
@@ -449,7 +453,8 @@ impl Machine {
                     }
                 }
             }
-            Stage::Stopping { kill_at, give_up_at, .. } => {
+            Stage::Stopping { kill_at, give_up_at, at_once, .. } => {
+                *at_once |= phases.drain.is_zero();
                 *kill_at = kill.min(*kill_at);
                 *give_up_at = give_up.min(*give_up_at);
             }
@@ -714,6 +719,11 @@ impl Machine {
             Phase::Ending { step, .. } => match *step {
                 Step::Asked { deadline } if deadline <= now => {
                     *step = Step::Killed { deadline: now + KILL_GRACE, at_fault: false };
+                    if let Stage::Stopping { kill_at, forced, .. } = &mut self.stage
+                        && *kill_at <= now
+                    {
+                        forced.push(child.rules.name.clone());
+                    }
                     self.actions.push(Action::Kill { child: index, at_fault: false });
                     let reason =
                         format!("did not stop within its grace of {} s, killed", clocks.stop_grace.as_secs());
@@ -739,10 +749,18 @@ impl Machine {
         self.on_ended(index, then, Some(Failure::new("did not end when killed, abandoned")), now);
     }
 
+    /// Kills what was asked and has not ended. What nobody could ask yet, because others build on it, is asked when they are
+    /// gone, and has [`KILL_GRACE`].
     fn kill_remaining(&mut self, now: Instant) {
+        let Stage::Stopping { at_once, .. } = self.stage else { return };
         for (index, child) in self.children.iter_mut().enumerate().rev() {
             let Phase::Ending { step, .. } = &mut child.phase else { continue };
-            if !matches!(step, Step::Killed { .. }) {
+            let has_time = match step {
+                Step::Killed { .. } => true,
+                Step::Queued => !at_once,
+                Step::Asked { deadline } => !at_once && *deadline <= now + KILL_GRACE,
+            };
+            if !has_time {
                 *step = Step::Killed { deadline: now + KILL_GRACE, at_fault: false };
                 self.actions.push(Action::Kill { child: index, at_fault: false });
                 if let Stage::Stopping { forced, .. } = &mut self.stage {
@@ -750,6 +768,13 @@ impl Machine {
                 }
             }
         }
+    }
+
+    fn kill_at_once(&mut self, now: Instant) {
+        if let Stage::Stopping { at_once, .. } = &mut self.stage {
+            *at_once = true;
+        }
+        self.kill_remaining(now);
     }
 
     fn abandon_remaining(&mut self, now: Instant) {
@@ -800,7 +825,12 @@ impl Machine {
             return;
         }
         let child = &mut self.children[index];
-        let deadline = now + child.rules.clocks.stop_grace;
+        let grace = child.rules.clocks.stop_grace;
+        let grace = match self.stage {
+            Stage::Stopping { kill_at, .. } if kill_at <= now => grace.min(KILL_GRACE),
+            _ => grace,
+        };
+        let deadline = now + grace;
         if let Phase::Ending { step, .. } = &mut child.phase {
             *step = Step::Asked { deadline };
         }
