@@ -9,7 +9,7 @@ mod holdings;
 use std::{
     collections::BTreeSet,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -21,9 +21,10 @@ use nix::{
     unistd::Pid,
 };
 
-use self::holdings::{Holdings, assert_recovered};
+use self::holdings::{Holdings, assert_recovered, until};
 use crate::harness::{
     TestProcess,
+    clock::Clock,
     dice::{Dice, environment, seed},
     eventually,
     kept::{Turn, assert_kept, children, restarts, say, say_until_answered, states},
@@ -91,7 +92,7 @@ const BLOWS: [Blow; 6] = [
 ];
 
 #[test]
-fn what_was_answered_survives_every_blow_and_nothing_is_left_behind() {
+pub(crate) fn what_was_answered_survives_every_blow_and_nothing_is_left_behind() {
     let mut dice = Dice(seed("chaos"));
     let mut runtime = TestRuntime::start_with(WALKER);
     let mut acknowledged: Vec<Turn> = Vec::new();
@@ -126,8 +127,9 @@ fn what_was_answered_survives_every_blow_and_nothing_is_left_behind() {
             }
             Blow::KillChild | Blow::SuspendWalker => {
                 failures.push(Instant::now());
-                eventually("the process that was hit to go", || {
-                    hit.iter().all(|pid| !runtime.processes().contains(pid)).then_some(())
+                until(|| match hit.iter().any(|pid| runtime.processes().contains(pid)) {
+                    false => Ok(()),
+                    true => Err(format!("{hit:?} is still there: {:#?}", children(&runtime))),
                 });
                 // The parent of what was hit may notice a little later.
                 eventually("the failure to be noticed", || {
@@ -373,24 +375,18 @@ fn a_key_that_is_missing_is_named_with_exit_code_6_and_what_is_said_mends_it() {
 
 #[test]
 fn a_clock_that_jumps_by_a_day_in_both_directions_disturbs_nothing() {
-    let place = tempfile::tempdir().unwrap();
-    let library = place.path().join("clock_jump.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c/clock_jump.c");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
-    assert!(built.unwrap().success());
-    let jump: PathBuf = place.path().join("jump");
-    std::fs::write(&jump, "0").unwrap();
+    let clock = Clock::new();
     let mut runtime = TestRuntime::begin_with("", |command| {
-        command.env("LD_PRELOAD", &library).env("CLOCK_JUMP", &jump);
+        command.envs(clock.environment());
     });
     // The same clock for whoever asks: a machine has one.
-    runtime.environment = vec![("LD_PRELOAD", library), ("CLOCK_JUMP", jump.clone())];
+    runtime.environment = clock.environment().into();
     runtime.wait_until_ready();
     let mut acknowledged = vec![say_until_answered(&runtime, "clock", "before")];
     let before = Holdings::of(&runtime);
     let day = 86_400;
     for offset in [day, -day, 0] {
-        std::fs::write(&jump, offset.to_string()).unwrap();
+        clock.jump(offset);
         for number in 0..2 {
             let said = say(&runtime, "clock", &format!("{offset} s, number {number}"));
             acknowledged.push(said.unwrap_or_else(|| panic!("no answer at {offset} s")));

@@ -1,9 +1,11 @@
 //! What the chapters share: a broker on a temporary directory, child processes whose lines are
 //! awaited with a deadline.
 
+pub(crate) mod clock;
 pub(crate) mod dice;
 pub(crate) mod kept;
 pub(crate) mod ledger;
+pub(crate) mod model_server;
 pub(crate) mod runtime;
 
 use std::{

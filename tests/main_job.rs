@@ -371,3 +371,35 @@ fn stock_sockets_and_a_native_client_take_part_in_a_conversation_with_keys_that_
     eventually("a message of the PUB socket", || subscriber.line().contains("stock").then_some(()));
     publisher.kill();
 }
+
+#[test]
+fn a_peer_enrolled_by_hand_hears_which_of_its_messages_were_set_aside_and_nothing_of_others() {
+    use interlock_bus::{Client, ConnectOptions, Credentials, Payload, SubscribeOptions, blocking::wait};
+    let runtime = TestRuntime::start();
+    let [sender, other] = ["sender", "other"].map(|name| {
+        let issued = runtime.interlock(&["keys", "issue", name, "--publish", "work/#"]);
+        assert!(issued.status.success(), "{issued:?}");
+        let credentials = Credentials::load(&runtime.data().join(format!("keys/{name}.toml"))).unwrap();
+        Client::connect_blocking(ConnectOptions::new(credentials).timeout(DEADLINE)).unwrap()
+    });
+    let subscribe =
+        |filter: &str| wait(sender.subscribe(&filter.parse().unwrap(), SubscribeOptions::default()));
+    let mut letters = subscribe("$dlq/+/sender").unwrap();
+    assert!(subscribe("$dlq/+/other").is_err(), "what was set aside of others");
+    let set_aside = |client: &Client, topic: &str| {
+        wait(client.publish_acknowledged(
+            &topic.parse().unwrap(),
+            Payload::text("it broke"),
+            Default::default(),
+        ))
+    };
+    set_aside(&other, "$dlq/other/sender").unwrap();
+    let heard = letters.next_blocking(std::time::Instant::now() + DEADLINE).unwrap();
+    assert!(format!("{heard:?}").contains("$dlq/other/sender"), "{heard:?}");
+    assert!(set_aside(&other, "$dlq/model/sender").is_err(), "in the name of another");
+    // Somebody without any right stays without any.
+    assert!(runtime.interlock(&["keys", "issue", "nobody"]).status.success());
+    let listed = text(&runtime.interlock(&["keys", "list"]).stdout);
+    let nobody = listed.lines().find(|line| line.starts_with("nobody")).unwrap();
+    assert_eq!(nobody.split_whitespace().skip(2).collect::<Vec<_>>(), ["-"; 4], "{listed}");
+}

@@ -25,7 +25,7 @@ fn program(name: &str, script: &str, more: &str) -> String {
 }
 
 #[test]
-fn a_program_waits_for_the_end_and_for_a_line_of_others_also_across_their_restarts() {
+pub(crate) fn a_program_waits_for_the_end_and_for_a_line_of_others_also_across_their_restarts() {
     let gates = tempfile::tempdir().unwrap();
     let gate = |name: &str| gates.path().join(name);
     let wait = |path: &Path| format!("while [ ! -e {} ]; do sleep 0.02; done", path.display());

@@ -22,6 +22,8 @@ mod chat_page;
 mod component_orders;
 /// Programs in `examples/`, as a reader would run them.
 mod examples;
+/// What both programs end with, and that help and README say so.
+mod exit_codes;
 /// Groups of actors: restarted together, given up together, ended together.
 mod groups;
 /// What no honest client sends, and what it must not cost the others.
@@ -42,6 +44,8 @@ mod native_client;
 mod needs;
 /// A capture of the wire: what anybody on the path can read.
 mod nothing_readable;
+/// A server of a language model that refuses, dies and hangs.
+mod openai;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
 mod overflow;
 /// What DESIGN.md promises and has no chapter of its own: versions, presence, groups, last values, losses told.
@@ -56,6 +60,8 @@ mod registry_edits;
 mod reload;
 /// Keys stay out of what is shown, said and dumped.
 mod secrets;
+/// Every key of the configuration and the test that sees its effect.
+mod settings;
 /// A disk that is really full.
 mod small_disk;
 /// Every socket type of ZeroMQ: what it means here, or how it is refused.

@@ -5,14 +5,17 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixDatagram,
     process::Stdio,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
+use interlock_bus::{Client, ConnectOptions, Credentials, Payload, RequestError, blocking::wait};
 use nix::sys::signal::Signal;
 
 use crate::harness::{
     DEADLINE, eventually,
-    runtime::{TestRuntime, final_text},
+    kept::{Turn, assert_kept},
+    runtime::{TestRuntime, events, final_text},
 };
 
 /// A program that is ready and does not want to end.
@@ -86,8 +89,111 @@ fn a_turn_in_hand_is_finished_before_the_end() {
     nothing_is_left_of(&runtime);
 }
 
+/// One attempt to get work taken: when it was begun, and its end: `final`, the code of a refusal, or another error.
+type Attempt = (Instant, String);
+
+/// Says `text`; what was answered, if it was.
+fn attempt(runtime: &TestRuntime, conversation: &str, text: &str) -> (Attempt, Option<Turn>) {
+    let begun = Instant::now();
+    let url = runtime.url(&format!("/v1/conversations/{conversation}/messages")).unwrap_or_default();
+    let request = runtime.http().post(url).bearer_auth(runtime.token().unwrap());
+    let end = match request.json(&serde_json::json!({ "text": text })).send() {
+        Ok(answer) if answer.status().is_success() => events(answer).pop().unwrap_or_default(),
+        Ok(answer) => (
+            answer.json::<serde_json::Value>().unwrap()["error"]["code"].as_str().unwrap().to_owned(),
+            "".into(),
+        ),
+        Err(error) => (error.to_string(), "".into()),
+    };
+    let turn = (end.0 == "final").then(|| (text.to_owned(), end.1["text"].as_str().unwrap().to_owned()));
+    ((begun, end.0), turn)
+}
+
 #[test]
-fn what_does_not_end_while_it_drains_is_killed_and_the_exit_code_is_10() {
+fn nothing_new_is_taken_100_ms_after_the_signal_and_each_turn_that_was_taken_is_finished() {
+    let mut runtime =
+        TestRuntime::start_with(&format!("[model]\nscript_pause = \"40ms\"\n{}", settings("2s", "20s")));
+    await_stubborn(&runtime);
+    let operator = Credentials::load(&runtime.data().join("keys/operator.toml")).unwrap();
+    let operator = Client::connect_blocking(ConnectOptions::new(operator).timeout(DEADLINE)).unwrap();
+    // Until when they try: well after the refusals have begun.
+    let last = OnceLock::new();
+    let goes_on = || last.get().is_none_or(|last| Instant::now() < *last);
+    let (heard, asked, at) = std::thread::scope(|scope| {
+        let (runtime, goes_on) = (&runtime, &goes_on);
+        let talk = |writer: usize| {
+            let texts = (0..).map(|number| format!("writer {writer}, number {number}"));
+            let tries = texts.take_while(|_| goes_on());
+            tries.map(|text| attempt(runtime, &format!("writer-{writer}"), &text)).collect::<Vec<_>>()
+        };
+        let writers: Vec<_> = (0..6).map(|writer| scope.spawn(move || talk(writer))).collect();
+        // The same over the bus, past the gateway.
+        let asking = scope.spawn(|| {
+            std::iter::from_fn(|| goes_on().then(|| (Instant::now(), ask(&operator))))
+                .collect::<Vec<Attempt>>()
+        });
+        eventually("turns to be answered", || {
+            let topics = runtime.bus(&["topics"]);
+            String::from_utf8_lossy(&topics.stdout).contains("conversation/turn/final").then_some(())
+        });
+        let at = Instant::now();
+        last.set(at + Duration::from_secs(1)).unwrap();
+        runtime.signal(Signal::SIGTERM);
+        for verb in ["restart", "start"] {
+            let refused = runtime.interlock(&[verb, "model"]);
+            let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert_eq!(refused.status.code(), Some(5), "{verb}: {text}");
+            assert!(text.contains("shutting down"), "{verb}: {text}");
+        }
+        let heard: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+        (heard, asking.join().unwrap(), at)
+    });
+    let attempts: Vec<&Attempt> = heard.iter().flatten().map(|(attempt, _)| attempt).chain(&asked).collect();
+    assert!(attempts.iter().any(|(_, end)| end == "stopping"), "{attempts:?}");
+    for (begun, end) in attempts {
+        let after = begun.saturating_duration_since(at);
+        assert!(after < Duration::from_millis(100) || end != "final", "taken {after:?} after the signal");
+    }
+    // The stubborn program, and nothing else.
+    assert_eq!(runtime.process.exit_code(), Some(10));
+    runtime.restart();
+    for (writer, heard) in heard.into_iter().enumerate() {
+        let answered: Vec<Turn> = heard.into_iter().filter_map(|(_, turn)| turn).collect();
+        let conversation = format!("writer-{writer}");
+        assert_kept(&runtime, &conversation, &answered);
+        let history: serde_json::Value =
+            runtime.get(&format!("/v1/conversations/{conversation}")).json().unwrap();
+        let said = history["messages"].as_array().unwrap().len();
+        assert_eq!(
+            said,
+            answered.len() * 2,
+            "what was begun was finished, what was refused was not begun: {history}"
+        );
+    }
+}
+
+/// Asks the conversation engine over the bus; how it ended.
+fn ask(client: &Client) -> String {
+    let topic = "conversation/user/input/v1".parse().unwrap();
+    let input = Payload::json(&serde_json::json!({ "conversation": "bus", "text": "Hello" })).unwrap();
+    wait(async {
+        let mut parts = match client.request_stream(&topic, input, DEADLINE).await {
+            Ok(parts) => parts,
+            Err(error) => return error.to_string(),
+        };
+        while let Some(part) = parts.next().await {
+            match part {
+                Ok(_) => {}
+                Err(RequestError::Failed { code, .. }) => return code,
+                Err(error) => return error.to_string(),
+            }
+        }
+        "final".to_owned()
+    })
+}
+
+#[test]
+pub(crate) fn what_does_not_end_while_it_drains_is_killed_and_the_exit_code_is_10() {
     let mut runtime = TestRuntime::start_with(&settings("1500ms", "20s"));
     await_stubborn(&runtime);
     let begun = Instant::now();
@@ -121,7 +227,7 @@ fn a_second_signal_means_now_and_the_exit_code_is_11() {
 }
 
 #[test]
-fn a_stop_that_hangs_is_ended_by_the_watchdog_with_exit_code_11() {
+pub(crate) fn a_stop_that_hangs_is_ended_by_the_watchdog_with_exit_code_11() {
     // Nobody empties standard error, so the first word of the stop never ends.
     let (held, full) = std::io::pipe().unwrap();
     let mut filling = full.try_clone().unwrap();

@@ -30,6 +30,7 @@ use self::{
 use crate::{
     actor::{Actor, Failure, Input},
     context::Context,
+    intake::Intake,
     store::Store,
     topics::{self, UserInput, code},
 };
@@ -39,10 +40,12 @@ use crate::{
 /// - Every turn ends in one final or one error, towards its requester and on the turn topics.
 /// - The user's text is saved before the model is asked, and stays when the model fails.
 /// - Turns of one conversation run one after another, others side by side, all within bounds.
+/// - What comes when the intake is closed is refused; what came before is finished.
 #[derive(Debug)]
 pub struct ConversationEngine {
     config: ConversationConfig,
     store: Store,
+    intake: Intake,
     engine: Option<Rc<Engine>>,
 }
 
@@ -50,12 +53,13 @@ pub struct ConversationEngine {
 struct Engine {
     turns: Turns,
     schedule: RefCell<Schedule<Job>>,
+    intake: Intake,
 }
 
 impl ConversationEngine {
-    /// An engine on an open store.
-    pub fn new(config: ConversationConfig, store: Store) -> Self {
-        Self { config, store, engine: None }
+    /// An engine on an open store, which takes turns while `intake` is open.
+    pub fn new(config: ConversationConfig, store: Store, intake: Intake) -> Self {
+        Self { config, store, intake, engine: None }
     }
 }
 
@@ -64,6 +68,7 @@ impl Actor for ConversationEngine {
         self.engine = Some(Rc::new(Engine {
             turns: Turns::new(self.config.clone(), self.store.clone(), context.client().clone()),
             schedule: RefCell::new(Schedule::new(self.config.schedule)),
+            intake: self.intake.clone(),
         }));
         topics::register(context.client());
         context.serve(&topics::filter(topics::USER_INPUT)).await?;
@@ -90,11 +95,14 @@ impl Actor for ConversationEngine {
         let Some(engine) = &self.engine else { return Ok(()) };
         let waiting = engine.schedule.borrow_mut().drain();
         for job in waiting {
-            engine.turns.refuse(job, code::STOPPING, "the conversation engine is stopping").await;
+            engine.turns.refuse(job, code::STOPPING, STOPPING).await;
         }
         Ok(())
     }
 }
+
+/// Why a turn is not begun any more.
+const STOPPING: &str = "the runtime is stopping and takes no new turns; try again when it runs again";
 
 /// What a user said, checked.
 fn read(message: &Message) -> Result<UserInput, String> {
@@ -131,19 +139,26 @@ impl Engine {
             text: said.text,
             requester,
         };
+        if !self.intake.is_open() {
+            return self.refuse(job, code::STOPPING, STOPPING.to_owned(), context);
+        }
         let conversation = job.conversation.clone();
         let admission = self.schedule.borrow_mut().admit(&conversation, job);
         match admission {
             Admission::Start(job) => self.start(job, context),
             Admission::Waits => {}
             Admission::Busy { turn: job, reason } => {
-                let engine = Rc::clone(self);
-                context.spawn(async move {
-                    engine.turns.refuse(job, code::BUSY, &format!("{reason}; try again later")).await;
-                    Ok(())
-                });
+                self.refuse(job, code::BUSY, format!("{reason}; try again later"), context);
             }
         }
+    }
+
+    fn refuse(self: &Rc<Self>, job: Job, code: &'static str, text: String, context: &Context) {
+        let engine = Rc::clone(self);
+        context.spawn(async move {
+            engine.turns.refuse(job, code, &text).await;
+            Ok(())
+        });
     }
 
     fn start(self: &Rc<Self>, job: Job, context: &Context) {

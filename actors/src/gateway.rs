@@ -46,6 +46,7 @@ use self::error::ApiError;
 use crate::{
     actor::{Actor, Failure, Input},
     context::Context,
+    intake::Intake,
     store::Store,
 };
 
@@ -70,6 +71,8 @@ pub struct Options {
     pub turn_timeout: Duration,
     /// What clients must carry.
     pub token: Token,
+    /// While it is open new turns are taken.
+    pub intake: Intake,
     /// Answers with the runtime's status.
     pub status_topic: TopicName,
     /// The store, where past conversations are read; `None` while it is not open.
@@ -94,7 +97,7 @@ struct Shared {
 impl Shared {
     /// The right to stream one answer.
     fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.stopping.load(Ordering::Relaxed) || !self.options.intake.is_open() {
             return Err(ApiError::Stopping);
         }
         let busy = |_| ApiError::Busy { limit: self.options.streams_max };

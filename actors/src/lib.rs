@@ -6,6 +6,7 @@ pub mod context;
 pub mod conversation;
 pub mod gateway;
 pub mod host;
+pub mod intake;
 pub mod log_consumer;
 pub mod log_record;
 pub mod log_transport;

@@ -57,23 +57,49 @@ impl Exit {
         self as u8
     }
 
+    /// All of them, by their number.
+    pub const ALL: [Self; 12] = [
+        Self::Done,
+        Self::Failed,
+        Self::Misuse,
+        Self::NotReady,
+        Self::Denied,
+        Self::Busy,
+        Self::Io,
+        Self::Full,
+        Self::Damaged,
+        Self::Version,
+        Self::Pending,
+        Self::Forced,
+    ];
+
     /// The meaning of a number, if it has one.
     pub fn from_code(code: u8) -> Option<Self> {
-        const ALL: [Exit; 12] = [
-            Exit::Done,
-            Exit::Failed,
-            Exit::Misuse,
-            Exit::NotReady,
-            Exit::Denied,
-            Exit::Busy,
-            Exit::Io,
-            Exit::Full,
-            Exit::Damaged,
-            Exit::Version,
-            Exit::Pending,
-            Exit::Forced,
-        ];
-        ALL.into_iter().find(|exit| exit.code() == code)
+        Self::ALL.into_iter().find(|exit| exit.code() == code)
+    }
+
+    /// What it means, in a word or two.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed, or no data",
+            Self::Misuse => "misuse or configuration",
+            Self::NotReady => "not ready, or timed out",
+            Self::Denied => "denied, or wrong key",
+            Self::Busy => "busy, or already running",
+            Self::Io => "disk or I/O",
+            Self::Full => "full",
+            Self::Damaged => "damaged data",
+            Self::Version => "version not supported",
+            Self::Pending => "stopped with work pending",
+            Self::Forced => "forced stop",
+        }
+    }
+
+    /// The table of all codes, as it stands at the end of each program's help.
+    pub fn help() -> String {
+        let lines = Self::ALL.map(|exit| format!("  {:>2}  {}", exit.code(), exit.meaning()));
+        format!("Exit codes:\n{}", lines.join("\n"))
     }
 
     /// What an I/O error is.
@@ -180,21 +206,7 @@ mod tests {
 
     #[test]
     fn the_codes_are_those_of_the_table() {
-        let codes = [
-            Exit::Done,
-            Exit::Failed,
-            Exit::Misuse,
-            Exit::NotReady,
-            Exit::Denied,
-            Exit::Busy,
-            Exit::Io,
-            Exit::Full,
-            Exit::Damaged,
-            Exit::Version,
-            Exit::Pending,
-            Exit::Forced,
-        ];
-        assert!(codes.iter().enumerate().all(|(index, exit)| usize::from(exit.code()) == index));
+        assert!(Exit::ALL.iter().enumerate().all(|(index, exit)| usize::from(exit.code()) == index));
     }
 
     #[test]

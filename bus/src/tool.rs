@@ -40,7 +40,7 @@ use crate::{
 ///
 /// Finds the running instance by itself; --data-dir and --creds choose another.
 #[derive(Debug, Parser)]
-#[command(name = "bus", version, max_term_width = 100)]
+#[command(name = "bus", version, max_term_width = 100, after_help = Exit::help())]
 struct Arguments {
     /// Credentials of the peer to act as, instead of the instance's operator
     #[arg(long, global = true, value_name = "FILE")]

@@ -53,7 +53,7 @@ pub fn main(extras: Extras) -> std::process::ExitCode {
 ///
 /// Without a command it runs. No configuration file is needed; `interlock config show` prints all settings.
 #[derive(Debug, Parser)]
-#[command(name = "interlock", version, args_conflicts_with_subcommands = false)]
+#[command(name = "interlock", version, args_conflicts_with_subcommands = false, after_help = Exit::help())]
 struct Arguments {
     #[command(flatten)]
     global: Global,

@@ -10,6 +10,7 @@ use interlock_actors::{
     actor::Failure,
     gateway::{Port, Token},
     host::Mailroom,
+    intake::Intake,
     store::StoreSeat,
 };
 use interlock_bus::KeyStore;
@@ -101,6 +102,7 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         endpoints,
         port: Arc::new(port),
         token,
+        intake: Intake::default(),
         mailroom,
         log_buffer: logs.buffer,
         seat: BrokerSeat::default(),
@@ -250,6 +252,8 @@ async fn stop_all(
     reason: Option<StopReason>,
     shutdown: &Shutdown,
 ) -> Result<Exit, CliError> {
+    // First of all: however long the rest takes, nobody's work is taken to be lost.
+    life.site.intake.close();
     let section = life.site.config().shutdown;
     let phases = ShutdownPhases { drain: section.drain, forced: section.forced };
     let begin = Instant::now();

@@ -10,6 +10,7 @@ use interlock_actors::{
     conversation::{ConversationConfig, ConversationEngine},
     gateway::{self, Gateway, Port, Token},
     host::{ActorHost, Bus, Host, Mailroom},
+    intake::Intake,
     log_consumer::LogConsumer,
     log_transport::{LogBuffer, LogTransport},
     model::ModelService,
@@ -78,6 +79,8 @@ pub(crate) struct Site {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) port: Arc<Port>,
     pub(crate) token: Token,
+    /// Closed from the moment at which a stop is asked for.
+    pub(crate) intake: Intake,
     pub(crate) mailroom: Arc<Mailroom>,
     pub(crate) log_buffer: LogBuffer,
     /// Where the running broker is found.
@@ -112,7 +115,7 @@ impl Site {
         };
         settings.history.messages_max = section.history_messages_max;
         settings.timing.whole = config.gateway.turn_timeout;
-        Ok(ConversationEngine::new(settings, self.store.store()?))
+        Ok(ConversationEngine::new(settings, self.store.store()?, self.intake.clone()))
     }
 
     fn store_actor(&self) -> StoreActor {
@@ -318,6 +321,7 @@ impl Site {
             write_timeout: section.write_timeout,
             turn_timeout: section.turn_timeout,
             token: self.token.clone(),
+            intake: self.intake.clone(),
             status_topic: admin::status_topic(),
             store: Arc::new(move || store.store().ok()),
         }

@@ -86,7 +86,7 @@ pub(super) fn assert_recovered(runtime: &TestRuntime, before: &Holdings) {
 }
 
 /// Waits until `probe` is content; its last complaint is why the test fails.
-fn until(mut probe: impl FnMut() -> Result<(), String>) {
+pub(super) fn until(mut probe: impl FnMut() -> Result<(), String>) {
     // A child whose failures have grown its backoff may be waiting for it.
     let deadline = Instant::now() + DEADLINE * 2;
     while let Err(complaint) = probe() {

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
+    intake::Intake,
     model::{ModelConfig, ModelService},
     store::MessageState,
     test_stage::{DEADLINE, Stage, Stand, parts, seen, soon, watch},
@@ -18,7 +19,9 @@ use crate::{
 
 fn engine(stage: &Stage, config: ConversationConfig) -> Stand {
     let store = stage.store.clone();
-    stage.start("conversation", move || Ok(ConversationEngine::new(config.clone(), store.clone())))
+    stage.start("conversation", move || {
+        Ok(ConversationEngine::new(config.clone(), store.clone(), Intake::default()))
+    })
 }
 
 fn script_model(stage: &Stage) -> Stand {

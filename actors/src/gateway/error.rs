@@ -33,7 +33,7 @@ pub(super) enum ApiError {
     BodyTimeout(Duration),
     #[error("{limit} answers are being streamed, which is the limit (`gateway.streams_max`); try again soon")]
     Busy { limit: usize },
-    #[error("the gateway is stopping")]
+    #[error("the gateway is stopping and takes no new turns; try again when it runs again")]
     Stopping,
     #[error("{text}")]
     Turn { status: StatusCode, code: String, text: String },

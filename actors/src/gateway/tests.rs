@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Gateway, Options, Port, Token};
 use crate::{
+    intake::Intake,
     test_stage::{DEADLINE, Stage, Stand, soon},
     topics::{self, CompletionFinal, TurnDelta, TurnFinal, TurnPart, TurnStarted, UserInput},
 };
@@ -39,6 +40,7 @@ impl Door {
             write_timeout: Duration::from_secs(10),
             turn_timeout: Duration::from_secs(10),
             token: Token::load_or_create(&path).unwrap(),
+            intake: Intake::default(),
             status_topic: "interlock/runtime/status/v1".parse().unwrap(),
             store: Arc::new(move || Some(store.clone())),
         };

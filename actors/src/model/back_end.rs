@@ -56,7 +56,9 @@ pub enum BackEndError {
         says: String,
     },
     /// Status 404.
-    #[error("`{url}` does not know the model `{model}`: {says}; `modelservice/models/v1` lists what it has")]
+    #[error(
+        "`{url}` does not know the model `{model}`: {says}; set `model.model` to one that it has, or leave it empty"
+    )]
     ModelUnknown {
         /// Where.
         url: String,

@@ -166,7 +166,7 @@ impl OpenAiBackEnd {
             }
         }
         let list: List = serde_json::from_slice(&body)
-            .map_err(|error| self.protocol(format!("its list of models cannot be read: {error}")))?;
+            .map_err(|error| self.protocol(unreadable("its list of models", &error, self.key.as_ref())))?;
         Ok(list.data.into_iter().map(|entry| entry.id).collect())
     }
 
@@ -311,15 +311,26 @@ fn says(body: &[u8], key: Option<&Secret>) -> String {
         text.as_str().map(str::to_owned)
     });
     let said = said.unwrap_or_else(|| text.into_owned());
-    let said = match key {
-        Some(key) => said.replace(key.expose(), "(key)"),
-        None => said,
-    };
+    let said = without(said, key);
     let words: Vec<_> =
         said.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
     match words.join(" ") {
         empty if empty.is_empty() => "it gave no reason".to_owned(),
         said => said.chars().take(limits::ERROR_CHARACTERS_MAX).collect(),
+    }
+}
+
+/// Why JSON of a server cannot be read. The parser quotes it, and it may quote our key.
+fn unreadable(what: &str, error: &serde_json::Error, key: Option<&Secret>) -> String {
+    let why: String = without(error.to_string(), key).chars().take(limits::ERROR_CHARACTERS_MAX).collect();
+    format!("{what} cannot be read: {why}")
+}
+
+/// What a server said, without our key.
+fn without(said: String, key: Option<&Secret>) -> String {
+    match key {
+        Some(key) => said.replace(key.expose(), "(key)"),
+        None => said,
     }
 }
 
@@ -393,7 +404,7 @@ impl OpenAiAnswer {
             return Ok(Some(self.end()));
         }
         let chunk: Chunk = serde_json::from_str(data)
-            .map_err(|error| self.protocol(format!("an event cannot be read: {error}")))?;
+            .map_err(|error| self.protocol(unreadable("an event", &error, self.key.as_ref())))?;
         if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
             let says = says(error.to_string().as_bytes(), self.key.as_ref());
             return Err(BackEndError::Failed { url: self.url.clone(), status: None, says });

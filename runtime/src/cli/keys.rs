@@ -150,7 +150,7 @@ fn run_issue(
         ..Permissions::default()
     };
     let permissions = match built_in(&issue.name) {
-        None => given,
+        None => peers::with_letters(&issue.name, &given),
         // A built-in peer whose key was revoked gets a new one; its rights are not for the command line to choose.
         Some(Some(rights)) if given.is_empty() && is_revoked(&store, &issue.name)? => rights,
         Some(_) => {

@@ -1,0 +1,106 @@
+//! Every key of the configuration, and the test that sees its effect from outside.
+
+mod gateway;
+mod model;
+mod program;
+mod runtime;
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::{chaos, harness::runtime::tool, needs, openai, stopping};
+
+/// A key and the test that sees what it does. A key that does nothing is removed, or made to work.
+const OBSERVED: &[(&str, fn())] = &[
+    ("runtime.data_dir", runtime::it_lives_and_listens_where_it_is_told),
+    ("bus.endpoints", runtime::it_lives_and_listens_where_it_is_told),
+    ("bus.send_queue_messages", runtime::the_bus_keeps_to_its_bounds),
+    ("bus.send_queue_bytes", runtime::the_bus_keeps_to_its_bounds),
+    ("bus.sessions_max", runtime::the_bus_keeps_to_its_bounds),
+    ("bus.retained_bytes_max", runtime::the_bus_keeps_to_its_bounds),
+    ("gateway.listen", runtime::it_lives_and_listens_where_it_is_told),
+    ("gateway.workers", gateway::so_many_threads_answer_as_there_are_workers),
+    (
+        "gateway.body_bytes_max",
+        gateway::a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others_are_served,
+    ),
+    (
+        "gateway.streams_max",
+        gateway::a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others_are_served,
+    ),
+    (
+        "gateway.head_timeout",
+        gateway::a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others_are_served,
+    ),
+    (
+        "gateway.body_timeout",
+        gateway::a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others_are_served,
+    ),
+    (
+        "gateway.write_timeout",
+        gateway::a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others_are_served,
+    ),
+    (
+        "gateway.turn_timeout",
+        gateway::a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others_are_served,
+    ),
+    ("model.back_end", model::what_a_server_is_asked_is_what_the_settings_say),
+    ("model.placement", model::the_model_service_is_where_it_is_placed_and_says_its_script),
+    ("model.script", model::the_model_service_is_where_it_is_placed_and_says_its_script),
+    ("model.script_pause", model::the_model_service_is_where_it_is_placed_and_says_its_script),
+    ("model.url", model::what_a_server_is_asked_is_what_the_settings_say),
+    ("model.model", model::what_a_server_is_asked_is_what_the_settings_say),
+    (
+        "model.api_key_file",
+        openai::each_failure_of_a_server_ends_the_turn_with_its_name_and_the_way_out_and_never_with_the_key,
+    ),
+    ("model.api_key_env", model::what_a_server_is_asked_is_what_the_settings_say),
+    ("model.connect_timeout", model::connecting_is_given_up_in_time),
+    (
+        "model.read_timeout",
+        openai::each_failure_of_a_server_ends_the_turn_with_its_name_and_the_way_out_and_never_with_the_key,
+    ),
+    ("model.tokens_max", model::what_a_server_is_asked_is_what_the_settings_say),
+    ("model.concurrent_max", model::so_many_completions_run_and_wait_as_may),
+    ("model.waiting_max", model::so_many_completions_run_and_wait_as_may),
+    ("conversation.instructions", model::what_a_server_is_asked_is_what_the_settings_say),
+    ("conversation.history_messages_max", model::what_a_server_is_asked_is_what_the_settings_say),
+    ("logs.level", runtime::records_are_kept_and_shown_as_told),
+    ("logs.console", runtime::records_are_kept_and_shown_as_told),
+    ("logs.retention", runtime::records_are_kept_as_long_as_told),
+    ("shutdown.drain", stopping::what_does_not_end_while_it_drains_is_killed_and_the_exit_code_is_10),
+    ("shutdown.forced", stopping::a_stop_that_hangs_is_ended_by_the_watchdog_with_exit_code_11),
+    ("program.name", program::a_program_is_run_as_it_is_described),
+    ("program.command", program::a_program_is_run_as_it_is_described),
+    ("program.args", program::a_program_is_run_as_it_is_described),
+    ("program.directory", program::a_program_is_run_as_it_is_described),
+    ("program.environment", program::a_program_is_run_as_it_is_described),
+    ("program.restart", program::a_program_is_started_again_as_told),
+    ("program.readiness", program::a_program_that_is_late_or_silent_is_started_again),
+    ("program.ready_timeout", program::a_program_that_is_late_or_silent_is_started_again),
+    ("program.needs", needs::a_program_waits_for_the_end_and_for_a_line_of_others_also_across_their_restarts),
+    ("program.heartbeat", chaos::what_was_answered_survives_every_blow_and_nothing_is_left_behind),
+    ("program.liveness", program::a_program_that_is_late_or_silent_is_started_again),
+    ("program.stop_signal", program::a_program_is_stopped_as_told),
+    ("program.grace", program::a_program_is_stopped_as_told),
+    ("program.publish", program::a_program_is_run_as_it_is_described),
+    ("program.subscribe", program::a_program_is_run_as_it_is_described),
+    ("program.serve", program::a_program_is_run_as_it_is_described),
+    ("program.request", program::a_program_is_run_as_it_is_described),
+];
+
+#[test]
+fn every_key_of_the_schema_has_a_test_that_sees_its_effect() {
+    let output = tool("interlock").args(["config", "schema"]).output().unwrap();
+    let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut keys = BTreeSet::new();
+    for (section, described) in schema["properties"].as_object().unwrap() {
+        let properties = described.get("properties").unwrap_or(&described["items"]["properties"]);
+        keys.extend(properties.as_object().unwrap().keys().map(|key| format!("{section}.{key}")));
+    }
+    let observed: BTreeSet<String> = OBSERVED.iter().map(|(key, _)| (*key).to_owned()).collect();
+    assert_eq!(OBSERVED.len(), observed.len(), "a key stands in the table twice");
+    let missing: Vec<_> = keys.symmetric_difference(&observed).collect();
+    assert!(missing.is_empty(), "no test sees the effect of, or there is no key: {missing:?}");
+}
