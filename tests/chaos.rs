@@ -298,7 +298,7 @@ fn files_that_cannot_grow_cost_turns_but_none_that_was_answered_and_all_goes_on_
     assert!(runtime.get("/health/live").status().is_success());
     eventually("the store to say so in the status", || {
         let store = children(&runtime).into_iter().find(|child| child["name"] == "store")?;
-        store["status"].as_str()?.starts_with("cannot write: the last ").then_some(())
+        store["impaired"].as_str()?.starts_with("cannot write: the last ").then_some(())
     });
     limit("unlimited");
     acknowledged.push(say_until_answered(&runtime, "room", "after"));
