@@ -59,6 +59,28 @@ fn what_is_published_right_after_subscribe_returned_arrives_in_order_on_every_li
 }
 
 #[test]
+fn each_of_more_overlapping_subscriptions_than_one_record_can_name_gets_the_message() {
+    let broker = TestBroker::start();
+    for client in both_links(&broker, "client") {
+        let subscribe =
+            |text: &str| wait(client.subscribe(&filter(text), SubscribeOptions::default())).unwrap();
+        let mut subscriptions: Vec<_> = ["a/+", "a/b", "a/#"].map(subscribe).into();
+        subscriptions.extend((0..600).map(|_| subscribe("a/b")));
+        for number in 0..3 {
+            client.publish(&topic("a/b"), Payload::text(number.to_string())).unwrap();
+            let large = Payload::text("x".repeat(100_000));
+            client.publish(&topic("a/b"), large).unwrap();
+        }
+        for (place, subscription) in subscriptions.iter_mut().enumerate() {
+            for number in 0..3 {
+                assert_eq!(next_text(subscription), number.to_string(), "subscription {place}");
+                assert_eq!(next_text(subscription).len(), 100_000, "subscription {place}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_request_that_nobody_serves_is_answered_at_once() {
     let broker = TestBroker::start();
     for client in both_links(&broker, "client") {

@@ -84,9 +84,13 @@ pub fn put_publish(parts: &PublishParts<'_>, sequence: u64, out: &mut Vec<u8>) -
     Ok(())
 }
 
-/// Appends a `deliver` of `block` for these subscriptions.
+/// Subscriptions that one `deliver` can name: their number is a byte.
+pub const SUBSCRIPTIONS_NAMED_MAX: usize = u8::MAX as usize;
+
+/// Appends a `deliver` of `block` for these subscriptions, [`SUBSCRIPTIONS_NAMED_MAX`] at most.
 pub fn put_deliver(subscriptions: &[u32], block: &BlockView<'_>, out: &mut Vec<u8>) {
-    let subscriptions = &subscriptions[..subscriptions.len().min(u8::MAX.into())];
+    debug_assert!(subscriptions.len() <= SUBSCRIPTIONS_NAMED_MAX, "the others would never hear of it");
+    let subscriptions = &subscriptions[..subscriptions.len().min(SUBSCRIPTIONS_NAMED_MAX)];
     let length = 2 + 4 * subscriptions.len() + block.bytes();
     out.reserve(4 + length);
     let [l0, l1, l2, l3] = (length as u32).to_le_bytes();

@@ -110,8 +110,9 @@ impl Hub {
                 }
                 continue;
             }
-            if let Some(lane) = plain.first().copied() {
-                targets.push(Target { session: session_id, lane, subscriptions: plain, row });
+            for named in plain.chunks(batch::SUBSCRIPTIONS_NAMED_MAX) {
+                let subscriptions = SubscriptionIds::from_slice(named);
+                targets.push(Target { session: session_id, lane: named[0], subscriptions, row });
             }
             for (group, lane) in grouped {
                 let subscriptions = SubscriptionIds::from_slice(&[lane]);
