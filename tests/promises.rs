@@ -131,6 +131,69 @@ fn another_major_version_gets_a_goodbye_that_says_so_and_unknown_records_are_ski
 }
 
 #[test]
+fn of_a_batch_nothing_counts_after_a_goodbye_or_before_a_hello_that_fits() {
+    let broker = TestBroker::start();
+    let observer = connect(&broker, "observer", &[], &["a"]);
+    let mut heard = subscribe(&observer, "a", SubscribeOptions::default());
+    let marker = connect(&broker, "marker", &["a"], &[]);
+    let member = credentials(&broker, "member", &["a"], &[]);
+    let endpoint = &broker.handle.endpoints()[0];
+    let hello = |major| {
+        let (program, peer) = ("raw".to_owned(), String::new());
+        Record::Hello { major, minor: 0, program, peer, epoch: [0; 16] }
+    };
+    let block = || interlock_bus::native::Block::new(&topic("a"), b"", b"must not be heard");
+    let goodbye = || Record::Goodbye { code: "closing".to_owned(), text: String::new() };
+    let will = || Record::Will { block: Some(block()) };
+    let publish_it = || Record::Publish(block());
+    for (records, code) in [
+        (vec![publish_it(), hello(1), publish_it()], "protocol"),
+        (vec![hello(2), publish_it(), hello(1), publish_it()], "version"),
+        (vec![hello(1), goodbye(), publish_it(), will(), hello(1), publish_it(), will()], "closing"),
+    ] {
+        let mut raw = RawPeer::connect(endpoint, &member, SocketType::Dealer, true).unwrap();
+        let mut batch = Vec::new();
+        for record in &records {
+            interlock_bus::native::BatchWriter::default().put(record, &mut batch);
+        }
+        raw.send_frame(&batch, FrameFlags::LAST).unwrap();
+        let last = raw.record_where(|record| matches!(record, Record::Goodbye { .. })).unwrap();
+        assert!(matches!(&last, Record::Goodbye { code: said, .. } if said == code), "{last:?}");
+        publish(&marker, "a", code, false);
+        assert_eq!(next(&mut heard).text().unwrap(), code);
+    }
+}
+
+#[test]
+fn nobody_speaks_in_the_name_or_with_the_number_of_another() {
+    let broker = TestBroker::start();
+    let watcher = connect(&broker, "watcher", &[], &["a"]);
+    let mut heard = subscribe(&watcher, "a", SubscribeOptions::default());
+    let other = connect(&broker, "other", &["a"], &[]);
+    publish(&other, "a", "known now", false);
+    let first = next(&mut heard);
+    assert_eq!(first.origin.as_str(), "other");
+    let member = credentials(&broker, "member", &["a"], &[]);
+    let mut forger = RawPeer::native(&broker.handle.endpoints()[0], &member);
+    // Plain, and with what makes it go another way through the broker.
+    for (flags, deadline_ms) in [(0, 0), (0xf8, 0), (0, u64::MAX)] {
+        for origin in 0..8 {
+            let mut block = interlock_bus::native::Block::new(&topic("a"), b"", b"forged");
+            (block.flags, block.origin) = (flags, origin);
+            (block.sequence, block.deadline_ms) = (u64::MAX, deadline_ms);
+            forger.send_record(&Record::Publish(block)).unwrap();
+        }
+    }
+    let mut last = first.sequence;
+    for _ in 0..24 {
+        let message = next(&mut heard);
+        assert_eq!((message.origin.as_str(), message.text().unwrap()), ("member", "forged"));
+        assert!(message.sequence > last && !message.retained, "{message:?}");
+        last = message.sequence;
+    }
+}
+
+#[test]
 fn whoever_subscribes_later_learns_who_is_there_and_who_is_not() {
     let broker = TestBroker::start();
     let here = connect(&broker, "here", &["a"], &[]);

@@ -373,7 +373,8 @@ impl Hub {
     /// Takes a record of a native or local session.
     pub fn record(&mut self, id: SessionId, record: Record) {
         let Some(session) = self.session_mut(id) else { return };
-        if !session.greeted && !matches!(record, Record::Hello { .. } | Record::Goodbye { .. }) {
+        let is_first = matches!(record, Record::Hello { .. } | Record::Goodbye { .. }) && !session.is_ending;
+        if !session.greeted && !is_first {
             let text = "the first record must be `hello`".to_owned();
             return self.end(id, Ending { code: "protocol", text });
         }
@@ -408,6 +409,7 @@ impl Hub {
             Record::Goodbye { .. } => {
                 // At once: the socket may close before the session has ended in order.
                 session.will = None;
+                session.greeted = false;
                 self.end(id, Ending { code: "closing", text: "the peer said goodbye".to_owned() })
             }
             // A broker's records from a client, or answers that need none.
@@ -428,13 +430,13 @@ impl Hub {
         let epoch = *self.epoch.as_bytes();
         let Some(session) = self.session_mut(id) else { return };
         session.program = program;
-        session.greeted = true;
-        let peer = session.info.peer.to_string();
         if major != native::VERSION_MAJOR {
             let text =
                 format!("the peer speaks version {major}, this broker version {}", native::VERSION_MAJOR);
             return self.end(id, Ending { code: "version", text });
         }
+        session.greeted = true;
+        let peer = session.info.peer.to_string();
         let (major, minor) = (native::VERSION_MAJOR, native::VERSION_MINOR);
         let program = concat!("interlock-bus ", env!("CARGO_PKG_VERSION")).to_owned();
         self.send_control(id, Record::Hello { major, minor, program, peer, epoch });

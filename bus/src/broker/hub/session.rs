@@ -143,6 +143,7 @@ pub(in crate::broker) struct Session {
     pub(in crate::broker) lanes: Vec<Lane>,
     /// Where the next round over the lanes begins.
     pub(super) next_lane: usize,
+    /// It has said a hello that fits, and no goodbye.
     pub(super) greeted: bool,
     pub(super) control: VecDeque<Record>,
     pub(in crate::broker) control_bytes: usize,
