@@ -414,6 +414,7 @@ fn a_frame_above_the_limit_ends_the_session_from_its_header_alone() {
         peer.stream.write_all(&[&[2u8][..], &announced].concat()).unwrap();
         assert!(peer.stream.reads_to_the_end(), "a frame of {bytes_max} bytes and more is waited for");
     }
+    assert_eq!(ask(&connect(&member), "refusals")["counts"], serde_json::json!({ "frame_too_large": 2 }));
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 4 << 20, "{grown} bytes were allocated for frames that never came");
 }

@@ -256,7 +256,7 @@ fn every_manipulation_is_refused_by_its_name_on_both_sides_and_nothing_manipulat
         (ToBroker, message, Swap, "frame_lost", "lost on the way", "closed"),
         (ToBroker, message, Splice, "frame_changed", "does not open", "closed"),
         (ToBroker, message, Inject(FORGED_MESSAGE), "frame_", "", "closed"),
-        (ToBroker, message, Inject(LYING_LENGTH), "frame_malformed", "the limit is", "closed"),
+        (ToBroker, message, Inject(LYING_LENGTH), "frame_too_large", "the limit is", "closed"),
         (ToBroker, message, CutAndClose { bytes: 50 }, "frame_cut", "middle of a frame", "closed"),
         (ToClient, answer, Flip { at: 30 }, "-", "", "MESSAGE does not open"),
         (ToClient, answer, Repeat, "-", "", "repeated or reordered"),

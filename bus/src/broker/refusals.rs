@@ -16,7 +16,7 @@ pub struct RefusalEvent {
     pub address: String,
     /// Why, for programs: `wrong_server_key`, `unknown_key`, `revoked_key`, `no_rights`,
     /// `not_curve`, `socket_type`, `version`, `handshake_timeout`, `malformed`, ...; of open sessions
-    /// `frame_changed`, `frame_repeated`, `frame_lost`, `frame_cut`, `frame_malformed`.
+    /// `frame_changed`, `frame_repeated`, `frame_lost`, `frame_cut`, `frame_too_large`, `frame_malformed`.
     pub code: String,
     /// Why, for people.
     pub text: String,

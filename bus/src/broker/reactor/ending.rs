@@ -57,6 +57,7 @@ impl Reactor {
             ZmtpError::NonceSkipped { .. } => "frame_lost",
             ZmtpError::BoxRefused { .. } => "frame_changed",
             ZmtpError::ClosedInsideFrame => "frame_cut",
+            ZmtpError::FrameTooLong { .. } => "frame_too_large",
             _ => "frame_malformed",
         };
         let (address, text) = (connection.address.clone(), error.to_string());
