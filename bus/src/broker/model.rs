@@ -118,7 +118,7 @@ impl ModelLane {
                 gone.push((old, DropReason::Replaced));
             }
         }
-        let is_full = !self.queue.is_empty() && self.queue.len() >= self.messages_max;
+        let is_full = self.is_full();
         // Publishers are held, and what they have on its way is taken.
         if is_full && self.overflow != Overflow::Wait {
             if self.overflow == Overflow::Disconnect {
@@ -160,8 +160,17 @@ impl ModelLane {
         self.overflow == Overflow::Wait && self.queue.len() >= self.messages_max
     }
 
+    fn is_full(&self) -> bool {
+        !self.queue.is_empty() && self.queue.len() >= self.messages_max
+    }
+
     fn depth(&self) -> usize {
         self.queue.len() + self.sent.len() - self.credited
+    }
+
+    /// The less the sooner it is its turn: whoever has no room comes after all others.
+    fn load(&self) -> (bool, usize) {
+        (self.is_full(), self.depth())
     }
 }
 
@@ -385,11 +394,11 @@ impl Model {
             return;
         }
         for members in groups {
-            // The turn goes round; one who has nothing to do goes before others, else who has least.
+            // The turn goes round; one who has nothing to do goes before others, else who has room and least.
             let first = sequence as usize % members.len();
             let turn = |step: usize| members[(first + step) % members.len()];
-            let depth = |step: &usize| self.lane(turn(*step).0, turn(*step).1).depth();
-            let (member, lane) = turn((0..members.len()).min_by_key(depth).unwrap());
+            let load = |step: &usize| self.lane(turn(*step).0, turn(*step).1).load();
+            let (member, lane) = turn((0..members.len()).min_by_key(load).unwrap());
             self.push(member, lane, message.queued(&name, vec![lane]), Some(at));
         }
         if !concerned {

@@ -289,7 +289,8 @@ impl SendQueue {
         }
     }
 
-    fn is_full_for(&self, bytes: usize) -> bool {
+    /// Whether a block of `bytes` fits only if something else goes, or somebody is held. An empty queue takes any.
+    pub fn is_full_for(&self, bytes: usize) -> bool {
         self.messages > 0 && (self.messages >= self.messages_max || self.bytes + bytes > self.bytes_max)
     }
 

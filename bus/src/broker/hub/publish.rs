@@ -91,7 +91,9 @@ impl Hub {
             let first = (self.sequence as usize) % members.len();
             let order = (0..members.len()).map(|step| &members[(first + step) % members.len()]);
             let free = order.clone().find(|member| self.depth(member) == 0);
-            let least = free.or_else(|| order.min_by_key(|member| self.depth(member)));
+            let least = free.or_else(|| {
+                order.min_by_key(|member| (self.is_full_for(member, block.bytes()), self.depth(member)))
+            });
             if let Some(member) = least {
                 tally(self.push(member, block.clone(), None, from));
             }
@@ -103,9 +105,16 @@ impl Hub {
     }
 
     pub(super) fn depth(&self, target: &Target) -> u64 {
-        let lanes = self.session(target.session).map(|session| &session.lanes);
-        let lane = lanes.and_then(|lanes| lanes.iter().find(|lane| lane.id == target.lane));
-        lane.map_or(u64::MAX, |lane| lane.queue.depth())
+        self.queue_of(target).map_or(u64::MAX, SendQueue::depth)
+    }
+
+    pub(super) fn is_full_for(&self, target: &Target, bytes: usize) -> bool {
+        self.queue_of(target).is_none_or(|queue| queue.is_full_for(bytes))
+    }
+
+    fn queue_of(&self, target: &Target) -> Option<&SendQueue> {
+        let lanes = &self.session(target.session)?.lanes;
+        lanes.iter().find(|lane| lane.id == target.lane).map(|lane| &lane.queue)
     }
 
     /// Publishes a message of the broker itself.
@@ -262,5 +271,53 @@ impl Hub {
         if let Some(peer) = self.origins.get(origin as usize).map(PeerName::to_string) {
             self.send_control(id, Record::Origin { origin, peer });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_without_room_is_passed_over_as_long_as_another_one_has_some() {
+        let mut hub = Hub::new("broker".parse().unwrap(), 1);
+        let permissions = Permissions::from_lists(&["#"], &["#"], &["#"], &["#"]).unwrap();
+        let mut opened = |peer: &str| {
+            let (key, kind, address) = (None, SessionKind::Native, String::new());
+            let permissions = permissions.clone().into();
+            let peer = peer.parse().unwrap();
+            let id = hub.open(SessionInfo { peer, key, kind, address, server_key: None, permissions });
+            let (program, peer) = (String::new(), String::new());
+            hub.record(id, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
+            id
+        };
+        let (publisher, members) = (opened("publisher"), ["tiny", "roomy"].map(&mut opened));
+        for (serve, (member, messages)) in [false, true].into_iter().flat_map(|serve| {
+            let bounds = members.into_iter().zip([1, 9]);
+            bounds.map(move |bounds| (serve, bounds))
+        }) {
+            hub.record(
+                member,
+                Record::Subscribe(SubscribeSpec {
+                    id: 1 + u32::from(serve),
+                    serve,
+                    retained: false,
+                    probes: false,
+                    overflow: Overflow::DropNewest,
+                    queue_messages_max: messages,
+                    queue_bytes_max: 0,
+                    filter: if serve { "q" } else { "a" }.to_owned(),
+                    group: "workers".to_owned(),
+                }),
+            );
+        }
+        let block = |topic: &str| Block::new(&topic.parse().unwrap(), b"", b"1");
+        let published = (0..12).map(|_| hub.publish(publisher, block("a")).unwrap());
+        let subscribers: Vec<u32> = published.map(|published| published.subscribers).collect();
+        assert_eq!(subscribers, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
+        for id in 1..=12 {
+            hub.record(publisher, Record::Request { id, subscription: 0, window: 1, block: block("q") });
+        }
+        assert_eq!(hub.requests_in_flight(), 10);
     }
 }

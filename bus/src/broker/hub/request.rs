@@ -69,7 +69,8 @@ impl Hub {
         block.origin = self.origin_of(id);
         let first = (self.sequence as usize) % servers.len();
         let order = (0..servers.len()).map(|step| &servers[(first + step) % servers.len()]);
-        let Some(target) = order.min_by_key(|target| self.depth(target)) else { return };
+        let load = |target: &&Target| (self.is_full_for(target, block.bytes()), self.depth(target));
+        let Some(target) = order.min_by_key(load) else { return };
         let default_deadline_ms = self.now_ms + limits::REQUEST_TIMEOUT.as_millis() as u64;
         let deadline_ms = if block.deadline_ms == 0 { default_deadline_ms } else { block.deadline_ms };
         let (server, subscription) = (target.session, target.lane);
