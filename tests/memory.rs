@@ -78,7 +78,7 @@ fn the_largest_message_passes_and_leaves_no_residue() {
     for seed in [3, 4] {
         let sent: Vec<u8> = (0..limits::PAYLOAD_BYTES_MAX).map(|at| ((at * seed) >> 3) as u8).collect();
         let ack = publish(&publisher, &topic, Payload::bytes(sent.clone()));
-        assert_eq!(ack, Ack { subscribers: 1, dropped: 0 });
+        assert_eq!(ack, Ack { subscribers: 1, dropped: 0, not_retained: false });
         match subscription.next_blocking(std::time::Instant::now() + DEADLINE) {
             Ok(Event::Message(message)) => assert!(message.payload == sent, "it came changed"),
             other => panic!("{other:?}"),

@@ -149,8 +149,9 @@ pub const HISTORY_BYTES: usize = 8 << 20;
 /// Rows of one answer about the past. The newest are given.
 pub const HISTORY_ROWS_ANSWERED_MAX: usize = 20_000;
 
-/// Retained values of a broker, in bytes. A value that does not fit is refused with `retained_full`.
-pub const RETAINED_BYTES_MAX: usize = 64 << 20;
+/// Retained values of a broker, in bytes, with their topics and headers: room for one of the largest payload, and as much
+/// for all others. A value that does not fit is delivered and not retained; its publisher is told, and `$sys/retained_full` says so.
+pub const RETAINED_BYTES_MAX: usize = 2 * PAYLOAD_BYTES_MAX;
 
 /// Refusals the broker remembers for `bus auth`. The oldest is forgotten first.
 pub const REFUSALS_KEPT: usize = 1000;

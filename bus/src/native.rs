@@ -19,8 +19,9 @@ pub use words::{Operation, Overflow, Status};
 /// Major version of the protocol, as announced in `X-Interlock` and `hello`. Peers of different
 /// major versions do not talk.
 pub const VERSION_MAJOR: u16 = 1;
-/// Minor version: what a peer may leave out. The lower of both sides counts. 1: [`Record::BrokerKey`] and [`Record::Will`].
-pub const VERSION_MINOR: u16 = 1;
+/// Minor version: what a peer may leave out. The lower of both sides counts. 1: [`Record::BrokerKey`] and [`Record::Will`];
+/// 2: `not_retained` of [`Record::Accepted`].
+pub const VERSION_MINOR: u16 = 2;
 /// The minor version from which a broker knows wills; an older one skips the record and answers nothing.
 pub(crate) const MINOR_OF_WILLS: u16 = 1;
 

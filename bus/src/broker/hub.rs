@@ -68,6 +68,8 @@ pub struct Published {
     pub subscribers: u32,
     /// Subscribers it was dropped for.
     pub dropped: u32,
+    /// It was to become its topic's last value, and there was no room for it.
+    pub not_retained: bool,
 }
 
 /// Why a session must end.

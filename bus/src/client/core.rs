@@ -404,9 +404,9 @@ impl Core {
                     let _ = waiter.send(Ok(from_sequence));
                 }
             }
-            Record::Accepted { sequence, subscribers, dropped } => {
+            Record::Accepted { sequence, subscribers, dropped, not_retained } => {
                 if let Some(waiter) = lock(&self.acknowledgements).remove(&sequence) {
-                    let _ = waiter.send(Ok(Ack { subscribers, dropped }));
+                    let _ = waiter.send(Ok(Ack { subscribers, dropped, not_retained }));
                 }
             }
             Record::Denied { operation, reference, code, topic, text } => {

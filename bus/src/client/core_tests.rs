@@ -359,10 +359,10 @@ fn an_acknowledged_publish_ends_with_the_brokers_count_or_its_refusal() {
             topic: "a/b".into(),
             text: "no".into(),
         },
-        Record::Accepted { sequence: 1, subscribers: 3, dropped: 1 },
+        Record::Accepted { sequence: 1, subscribers: 3, dropped: 1, not_retained: true },
     ]);
     fixture.core.session_lost("cable");
-    assert_eq!(now(accepted).unwrap(), super::Ack { subscribers: 3, dropped: 1 });
+    assert_eq!(now(accepted).unwrap(), super::Ack { subscribers: 3, dropped: 1, not_retained: true });
     assert!(matches!(now(denied), Err(PublishError::Denied { .. })));
     assert!(matches!(now(lost), Err(PublishError::Unconfirmed { .. })));
 }

@@ -49,7 +49,8 @@ impl ConnectOptions {
 /// How a message is published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublishOptions {
-    /// Keep it as the topic's last value for later subscribers that ask for it.
+    /// Keep it as the topic's last value for later subscribers that ask for it. Whether there is room for it
+    /// [`Ack::not_retained`] says.
     pub retain: bool,
     /// How long anybody wants it; `None` means for ever.
     pub expires_after: Option<Duration>,
@@ -65,6 +66,9 @@ pub struct Ack {
     pub subscribers: u32,
     /// How many subscribers lost it, because their queue was full.
     pub dropped: u32,
+    /// It was published with [`PublishOptions::retain`], and the broker has no room for it beside its other retained
+    /// values (`retained_bytes_max`): the topic has no last value now.
+    pub not_retained: bool,
 }
 
 /// What a subscription asks for.

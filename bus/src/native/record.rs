@@ -113,6 +113,8 @@ pub enum Record {
         subscribers: u32,
         /// How many it was dropped for, because their queue was full.
         dropped: u32,
+        /// It was to be its topic's last value, and there was no room for it.
+        not_retained: bool,
     },
     /// A message for the subscriptions named.
     Deliver {
@@ -353,11 +355,15 @@ impl Record {
                 out.push(kind::PUBLISH);
                 return block.put_but_tail(out);
             }
-            Self::Accepted { sequence, subscribers, dropped } => {
+            Self::Accepted { sequence, subscribers, dropped, not_retained } => {
                 out.push(kind::ACCEPTED);
                 out.extend_from_slice(&sequence.to_le_bytes());
                 out.extend_from_slice(&subscribers.to_le_bytes());
                 out.extend_from_slice(&dropped.to_le_bytes());
+                // Left out where it says nothing: the answer is then that of the versions before.
+                if *not_retained {
+                    out.push(1);
+                }
             }
             Self::Deliver { subscriptions, block } => {
                 out.reserve(self.bytes_hint());
@@ -499,7 +505,9 @@ impl Record {
                 Self::Will { block: is_kept.then(|| Block::take(&mut body)).transpose()? }
             }
             kind::ACCEPTED => {
-                Self::Accepted { sequence: body.u64()?, subscribers: body.u32()?, dropped: body.u32()? }
+                let (sequence, subscribers, dropped) = (body.u64()?, body.u32()?, body.u32()?);
+                let not_retained = body.bytes.first().is_some_and(|flags| flags & 1 != 0);
+                Self::Accepted { sequence, subscribers, dropped, not_retained }
             }
             kind::DELIVER => {
                 let count = body.u8()?;
@@ -583,7 +591,8 @@ pub(crate) mod tests {
             Record::Subscribed { id: 9, from_sequence: 12 },
             Record::Unsubscribe { id: 9 },
             Record::Publish(block()),
-            Record::Accepted { sequence: 3, subscribers: 2, dropped: 1 },
+            Record::Accepted { sequence: 3, subscribers: 2, dropped: 1, not_retained: false },
+            Record::Accepted { sequence: 3, subscribers: 0, dropped: 0, not_retained: true },
             Record::Deliver { subscriptions: SubscriptionIds::from_slice(&[1, 9]), block: block() },
             Record::Request { id: 13, subscription: 9, window: 64, block: block() },
             Record::Reply { id: 13, header: Bytes::from_static(b"H"), payload: Bytes::from_static(b"P") },

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// How often
     #[arg(long, default_value_t = 1)]
     count: u64,
-    /// Keep it as the topic's last value
+    /// Keep it as the topic's last value. That there is no room for it is an error, unless --acknowledged is false
     #[arg(long)]
     retain: bool,
     /// Wait for the broker's word, and print how many subscribers got it
@@ -71,11 +71,17 @@ pub(super) fn run(
         let ack = blocking::wait(client.publish_acknowledged(topic, payload.clone(), options.clone()))?;
         let dropped = fewest.map_or(0, |fewest| fewest.dropped).saturating_add(ack.dropped);
         let subscribers = fewest.map_or(ack.subscribers, |fewest| fewest.subscribers.min(ack.subscribers));
-        fewest = Some(Ack { subscribers, dropped });
+        // Each is the last value anew: how the last one ended is how the topic stands.
+        fewest = Some(Ack { subscribers, dropped, not_retained: ack.not_retained });
     }
-    let Some(Ack { subscribers, dropped }) = fewest else { return Ok(Exit::Done) };
+    let Some(Ack { subscribers, dropped, not_retained }) = fewest else { return Ok(Exit::Done) };
     if output.is_json() {
-        let row = json!({ "topic": topic, "messages": arguments.count, "subscribers": subscribers, "dropped": dropped });
+        let mut row = json!({
+            "topic": topic, "messages": arguments.count, "subscribers": subscribers, "dropped": dropped,
+        });
+        if arguments.retain {
+            row["retained"] = (!not_retained).into();
+        }
         output.json(&row)?;
     } else {
         let plural = if subscribers == 1 { "" } else { "s" };
@@ -83,9 +89,15 @@ pub(super) fn run(
     }
     if dropped > 0 {
         output.note(&format!("{dropped} copies were dropped because a subscriber's queue was full"));
-        return Ok(Exit::Full);
     }
-    Ok(Exit::Done)
+    if not_retained {
+        output.note(&format!(
+            "`{topic}` was delivered and not retained: the broker has no room for {} bytes beside its other retained \
+             values; raise `retained_bytes_max`, or take a value away with `bus pub --retain TOPIC \"\"`",
+            payload.bytes.len()
+        ));
+    }
+    Ok(if dropped > 0 || not_retained { Exit::Full } else { Exit::Done })
 }
 
 /// The payload of an argument. Text if it is UTF-8, else bytes.

@@ -8,7 +8,7 @@ use std::{
 
 use super::*;
 use crate::{
-    broker::{Broker, BrokerConfig, BrokerHandle},
+    broker::{Bounds, Broker, BrokerConfig, BrokerHandle},
     client::{PublishOptions, ServeOptions, SubscribeOptions},
     endpoint::Endpoint,
     envelope::ContentType,
@@ -42,6 +42,10 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
+    fixture_with(Bounds::default())
+}
+
+fn fixture_with(bounds: Bounds) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
     let all = || Rules::allowing(["#", "$sys/#"].map(|filter| filter.parse().unwrap()));
@@ -52,7 +56,9 @@ fn fixture() -> Fixture {
     for name in ["operator", "alice"] {
         store.issue(&name.parse().unwrap(), &everything, &endpoints, None).unwrap();
     }
-    let broker = Broker::start(BrokerConfig::from_key_store(&store, endpoints).unwrap()).unwrap();
+    let mut config = BrokerConfig::from_key_store(&store, endpoints).unwrap();
+    config.bounds = bounds;
+    let broker = Broker::start(config).unwrap();
     let client = broker.attach(&"alice".parse().unwrap()).unwrap();
     Fixture { directory, broker, client }
 }
@@ -94,6 +100,25 @@ fn pub_says_how_many_subscribers_got_it() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn pub_fails_when_there_is_no_room_for_the_value_it_was_to_retain() {
+    let fixture = fixture_with(Bounds { retained_bytes_max: 1000, ..Bounds::default() });
+    let large = "x".repeat(1000);
+    let (exit, data, messages) = fixture.bus(&["pub", "a/b", &large, "--retain"]);
+    assert_eq!((exit, data.as_str()), (Exit::Full, "0 subscribers\n"));
+    for part in ["`a/b`", "not retained", "1000 bytes", "`retained_bytes_max`"] {
+        assert!(messages.contains(part), "{messages}");
+    }
+    let (exit, data, _) = fixture.bus(&["pub", "a/b", &large, "--retain", "--json"]);
+    assert!(exit == Exit::Full && data.contains(r#""retained":false"#), "{data}");
+    let (exit, data, messages) = fixture.bus(&["pub", "a/b", "small", "--retain", "--json"]);
+    assert!(
+        exit == Exit::Done && data.contains(r#""retained":true"#) && messages.is_empty(),
+        "{data}{messages}"
+    );
+    assert_eq!(fixture.bus(&["pub", "a/b", &large]).0, Exit::Done, "it was not to be retained");
 }
 
 #[test]

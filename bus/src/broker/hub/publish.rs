@@ -12,6 +12,7 @@ impl Hub {
                     sequence: reference,
                     subscribers: published.subscribers,
                     dropped: published.dropped,
+                    not_retained: published.not_retained,
                 },
             ),
             Ok(_) => {}
@@ -69,11 +70,9 @@ impl Hub {
         self.statistics.count(route.statistics, [payload_bytes], self.now_ms);
         let retain = block.flags & Block::RETAIN != 0;
         block.flags &= Block::PARTS;
-        if retain {
-            self.retain(&route.topic, &block, payload_bytes);
-        }
+        let not_retained = retain && !self.retain(&route.topic, &block, payload_bytes);
         route.denied.iter().for_each(|row| self.ledger.denied(*row, 1));
-        let mut published = Published::default();
+        let mut published = Published { not_retained, ..Published::default() };
         if block.deadline_ms != 0 && block.deadline_ms <= self.now_ms {
             self.ledger.dropped(route.nobody, 1, DropReason::Expired);
             self.note_drop(route.nobody, 1, DropReason::Expired);
@@ -146,7 +145,8 @@ impl Hub {
         self.publish_routed(&route, block, payload.bytes.len(), SessionId::nobody());
     }
 
-    pub(super) fn retain(&mut self, topic: &TopicName, block: &Block, payload_bytes: usize) {
+    /// Makes a message its topic's last value; `false` if there is no room for it.
+    fn retain(&mut self, topic: &TopicName, block: &Block, payload_bytes: usize) -> bool {
         let old_bytes = self.retained.get(topic).map_or(0, Block::bytes);
         if payload_bytes == 0 {
             self.retained.remove(topic);
@@ -160,7 +160,9 @@ impl Hub {
             self.retained_bytes -= old_bytes;
             self.denials.retained_full();
             self.note_not_retained(topic, block.origin);
+            return false;
         }
+        true
     }
 
     /// Queues a message for one subscriber; `false` if it was dropped instead.
@@ -319,5 +321,25 @@ mod tests {
             hub.record(publisher, Record::Request { id, subscription: 0, window: 1, block: block("q") });
         }
         assert_eq!(hub.requests_in_flight(), 10);
+    }
+
+    #[test]
+    fn the_default_bounds_retain_a_payload_of_the_largest_size_and_its_publisher_learns_when_they_do_not() {
+        let mut hub = Hub::new("broker".parse().unwrap(), 1);
+        let session = hub.open(SessionInfo {
+            peer: "peer".parse().unwrap(),
+            key: None,
+            kind: SessionKind::Native,
+            address: String::new(),
+            server_key: None,
+            permissions: Permissions::from_lists(&["#"], &["#"], &[], &[]).unwrap().into(),
+        });
+        let mut not_retained = |topic: &str| {
+            let payload = vec![0; limits::PAYLOAD_BYTES_MAX];
+            let mut block = Block::new(&topic.parse().unwrap(), &[0; 1000], &payload);
+            block.flags = Block::RETAIN;
+            hub.publish(session, block).unwrap().not_retained
+        };
+        assert_eq!(["a/1", "a/1", "a/2"].map(&mut not_retained), [false, false, true]);
     }
 }

@@ -39,7 +39,8 @@ impl Hub {
             session.will = Some(block);
         }
         if flags & Block::ACKNOWLEDGE != 0 {
-            self.send_control(id, Record::Accepted { sequence: reference, subscribers: 0, dropped: 0 });
+            let (sequence, subscribers, dropped) = (reference, 0, 0);
+            self.send_control(id, Record::Accepted { sequence, subscribers, dropped, not_retained: false });
         }
     }
 
