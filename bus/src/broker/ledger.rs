@@ -26,16 +26,19 @@ pub enum DropReason {
     NoSubscriber,
     /// Its deadline had passed.
     Expired,
+    /// It was larger than any message may be, in bytes or in frames.
+    TooLarge,
 }
 
 /// All reasons, in the order of the tool's columns.
-pub const DROP_REASONS: [DropReason; 6] = [
+pub const DROP_REASONS: [DropReason; 7] = [
     DropReason::SlowConsumer,
     DropReason::Replaced,
     DropReason::Disconnected,
     DropReason::Unsubscribed,
     DropReason::NoSubscriber,
     DropReason::Expired,
+    DropReason::TooLarge,
 ];
 
 /// A row of the ledger, by number. Valid while the row's generation of routes is.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::hub::{Hub, SessionId, SessionKind};
 use crate::{
     limits,
-    native::{Block, BlockView, Record, Status},
+    native::{Block, BlockView, Operation, Record, Status},
     zmtp::{Command, Engine, FrameFlags, ZmtpError},
 };
 
@@ -36,6 +36,18 @@ pub(super) enum StockError {
     EnvelopeTooLong { bytes: usize },
     #[error("a REQ sent a request before the answer to the one before")]
     SecondRequest,
+}
+
+impl StockError {
+    /// A word for programs, as `bus auth` shows it.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::TooManyFrames => "too_many_frames",
+            Self::TooLong => "too_large",
+            Self::EnvelopeTooLong { .. } => "envelope_too_large",
+            Self::SecondRequest => "second_request",
+        }
+    }
 }
 
 /// The state of one stock session between frames.
@@ -82,7 +94,8 @@ impl Stock {
         self.kind == SessionKind::StockSubscriber
     }
 
-    /// Takes one frame of a message; `owner` is the memory it lies in, if that is its own.
+    /// Takes one frame of a message; `owner` is the memory it lies in, if that is its own. What its session must end for
+    /// is counted and named first.
     pub(super) fn frame(
         &mut self,
         hub: &mut Hub,
@@ -91,12 +104,10 @@ impl Stock {
         owner: Option<&Bytes>,
         more: bool,
     ) -> Result<(), StockError> {
-        if self.frames_count >= limits::STOCK_FRAMES_MAX {
-            return Err(StockError::TooManyFrames);
-        }
-        self.frames_bytes += body.len();
-        if self.frames_bytes > limits::STOCK_FRAME_BYTES_MAX {
-            return Err(StockError::TooLong);
+        if let Err(error) = self.check(body) {
+            let (operation, topic) = self.subject(body);
+            hub.stock_refused(id, operation, error.code(), topic, &error.to_string());
+            return Err(error);
         }
         self.frames_count += 1;
         if self.kind == SessionKind::StockPublisher {
@@ -110,6 +121,28 @@ impl Stock {
             self.message(hub, id, frames)?;
         }
         Ok(())
+    }
+
+    /// Whether a message may have this frame, too.
+    fn check(&mut self, body: &[u8]) -> Result<(), StockError> {
+        if self.frames_count >= limits::STOCK_FRAMES_MAX {
+            return Err(StockError::TooManyFrames);
+        }
+        self.frames_bytes += body.len();
+        if self.frames_bytes > limits::STOCK_FRAME_BYTES_MAX {
+            return Err(StockError::TooLong);
+        }
+        Ok(())
+    }
+
+    /// What the message that is coming in is for, and on which topic, as far as its frames say before `next`.
+    fn subject<'a>(&'a self, next: &'a [u8]) -> (Operation, &'a [u8]) {
+        match self.kind {
+            SessionKind::StockPublisher if self.frames_count > 0 => (Operation::Publish, &self.topic),
+            SessionKind::StockPublisher => (Operation::Publish, next),
+            SessionKind::StockRequester => (Operation::Request, topic_of(&self.frames).unwrap_or(next)),
+            _ => (Operation::Subscribe, self.frames.first().map_or(next, |frame| frame)),
+        }
     }
 
     /// Most messages are two frames, topic and payload, and nothing of them is kept.
@@ -157,15 +190,16 @@ impl Stock {
     /// What is kept until the answer has left is bounded here: as many envelopes as requests may be in flight, each
     /// of a few hundred bytes; and one last part of a REQ, which asks for nothing else before it has it.
     fn request(&mut self, hub: &mut Hub, id: SessionId, mut frames: Vec<Bytes>) -> Result<(), StockError> {
-        // An empty frame with nothing behind it is an empty payload, not a delimiter.
-        let delimiter = frames.iter().position(Bytes::is_empty).filter(|at| at + 1 < frames.len());
-        let body = frames.split_off(delimiter.map_or(0, |at| at + 1));
+        let body = frames.split_off(envelope_frames(&frames));
         let bytes = frames.iter().map(Bytes::len).sum();
-        if bytes > limits::STOCK_ENVELOPE_BYTES_MAX {
-            return Err(StockError::EnvelopeTooLong { bytes });
-        }
-        if self.single_reply && !self.envelopes.is_empty() {
-            return Err(StockError::SecondRequest);
+        let problem = if bytes > limits::STOCK_ENVELOPE_BYTES_MAX {
+            Some(StockError::EnvelopeTooLong { bytes })
+        } else {
+            (self.single_reply && !self.envelopes.is_empty()).then_some(StockError::SecondRequest)
+        };
+        if let Some(error) = problem {
+            hub.stock_refused(id, Operation::Request, error.code(), &body[0], &error.to_string());
+            return Err(error);
         }
         self.next_request += 1;
         self.envelopes.insert(self.next_request, Envelope { frames, last_part: None });
@@ -211,6 +245,18 @@ impl Stock {
     }
 }
 
+/// How many frames stand in front of a request's topic: those up to the first empty one. One with nothing behind it is an
+/// empty payload, not a delimiter.
+fn envelope_frames(frames: &[Bytes]) -> usize {
+    let delimiter = frames.iter().position(Bytes::is_empty).filter(|at| at + 1 < frames.len());
+    delimiter.map_or(0, |at| at + 1)
+}
+
+/// The topic of a request, if its frame has come.
+fn topic_of(frames: &[Bytes]) -> Option<&[u8]> {
+    frames.get(envelope_frames(frames)).map(|topic| &topic[..])
+}
+
 fn answer(mut frames: Vec<Bytes>, status: &'static [u8], payload: Bytes) -> Vec<Bytes> {
     frames.push(Bytes::from_static(status));
     frames.push(payload);
@@ -245,7 +291,10 @@ pub(super) fn send_delivery(engine: &mut Engine, block: &BlockView<'_>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::hub::{Matcher, SessionInfo};
+    use crate::broker::{
+        hub::{Matcher, SessionInfo},
+        ledger::{Counts, DropReason, RowKey},
+    };
 
     fn opened(kind: SessionKind) -> (Hub, SessionId) {
         let mut hub = Hub::new("broker".parse().unwrap(), 0);
@@ -329,6 +378,33 @@ mod tests {
             let Some(answer) = hub.next_record(id) else { panic!("no answer") };
             assert!(!stock.frames_of(answer).is_empty());
             assert!(ask(&mut hub, &mut stock).is_ok(), "it has its answer");
+        }
+    }
+
+    #[test]
+    fn what_a_session_ends_for_is_counted_and_named_first() {
+        let many = vec![Bytes::from_static(b"x"); limits::STOCK_FRAMES_MAX];
+        let halves = vec![Bytes::from(vec![0; limits::STOCK_FRAME_BYTES_MAX / 2 + 1]); 2];
+        for (frames, code) in [(many, "too_many_frames"), (halves, "too_large")] {
+            for (kind, operation) in [
+                (SessionKind::StockPublisher, Operation::Publish),
+                (SessionKind::StockRequester, Operation::Request),
+                (SessionKind::StockSubscriber, Operation::Subscribe),
+            ] {
+                let (mut hub, id) = opened(kind);
+                let mut stock = Stock::new(kind, false);
+                stock.frame(&mut hub, id, b"a/b", None, true).unwrap();
+                let ended = frames.iter().try_for_each(|frame| stock.frame(&mut hub, id, frame, None, true));
+                assert!(ended.is_err(), "{code}");
+                let [denial] = &hub.denials.all()[..] else { panic!("{:?}", refused(&hub)) };
+                let seen = (denial.operation, denial.topic.as_str(), denial.code);
+                assert_eq!(seen, (operation, "a/b", code));
+                let of_topic = |(key, _): &(RowKey, Counts)| key.topic == "a/b".parse().ok();
+                let counts = hub.ledger_rows().find(of_topic).map(|(_, counts)| counts);
+                let in_ledger = counts.map(|row| (row.published, row.dropped[DropReason::TooLarge as usize]));
+                assert_eq!(in_ledger, (kind == SessionKind::StockPublisher).then_some((1, 1)));
+                assert!(counts.is_none_or(|counts| counts.balances()));
+            }
         }
     }
 

@@ -36,6 +36,7 @@ impl Hub {
                 "payload has {payload_bytes} bytes; the limit is {} bytes",
                 limits::PAYLOAD_BYTES_MAX
             );
+            self.count_too_large(id, block.topic());
             return Err(("too_large", topic_text(&block), text));
         }
         let route = self
@@ -56,6 +57,15 @@ impl Hub {
             block.origin = route.origin;
         }
         Ok(self.publish_routed(&route, block, payload_bytes, id))
+    }
+
+    /// Counts a publish that is larger than any may be. What is no topic has no row.
+    pub(super) fn count_too_large(&mut self, id: SessionId, topic: &[u8]) {
+        let Ok(route) = self.route(id, topic) else { return };
+        match route.may_publish {
+            true => self.ledger.dropped(route.nobody, 1, DropReason::TooLarge),
+            false => self.ledger.denied(route.nobody, 1),
+        }
     }
 
     pub(super) fn publish_routed(

@@ -85,6 +85,21 @@ impl Hub {
         }
     }
 
+    /// Notes a message that its session ends for: it would have no other name. A publish is in the ledger, too.
+    pub fn stock_refused(
+        &mut self,
+        id: SessionId,
+        operation: Operation,
+        code: &'static str,
+        topic: &[u8],
+        text: &str,
+    ) {
+        if operation == Operation::Publish {
+            self.count_too_large(id, topic);
+        }
+        self.note_denial(id, operation, code, &denials::start_of(topic), text);
+    }
+
     /// Takes a request of a stock requester; the answer comes as [`Record::Reply`] and
     /// [`Record::ReplyEnd`] with this id.
     pub fn stock_request(&mut self, id: SessionId, request: u64, topic: &[u8], parts: &[Bytes]) {
