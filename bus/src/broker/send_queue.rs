@@ -6,7 +6,7 @@
 //!
 //! | form | for | a message is |
 //! |---|---|---|
-//! | [`Form::Values`] | the policy `latest_only` | an [`Entry`], sharing its publisher's memory |
+//! | [`Form::Values`] | the policy `latest_only` | an [`Entry`], sharing its publisher's memory, found by its topic in one step |
 //! | [`Form::Wire`] | sessions over a socket | copied once, as a record of the batch it will leave in; requests and large messages are entries |
 //! | [`Form::Local`] | clients in the broker's process | the same, but what is large begins at [`limits::LOCAL_COPY_BYTES_MAX`] |
 
@@ -23,10 +23,12 @@ use crate::{
 };
 
 mod chunk;
+mod latest;
 mod losses;
 
 pub use chunk::SpareChunks;
 use chunk::{CHUNKED_BLOCK_BYTES_MAX, Chunk, Run, Runs};
+use latest::Latest;
 use losses::Losses;
 
 /// How a queue keeps its messages.
@@ -88,6 +90,24 @@ enum Item {
     Chunk(Chunk),
 }
 
+impl Item {
+    fn messages(&self) -> usize {
+        match self {
+            Self::Entry(_) => 1,
+            Self::Chunk(chunk) => chunk.messages(),
+        }
+    }
+
+    fn request(&self) -> Option<RequestKey> {
+        #[cfg(test)]
+        tests::REQUESTS_LOOKED_AT.set(tests::REQUESTS_LOOKED_AT.get() + 1);
+        match self {
+            Self::Entry(entry) => entry.request,
+            Self::Chunk(_) => None,
+        }
+    }
+}
+
 /// A bounded queue. An empty queue takes one message of any legal size.
 #[derive(Debug)]
 pub struct SendQueue {
@@ -97,8 +117,12 @@ pub struct SendQueue {
     bytes_max: usize,
     window_bytes: u64,
     items: VecDeque<Item>,
-    /// Messages in `items`.
+    /// Instead of `items`, with the policy `latest_only`.
+    latest: Option<Box<Latest>>,
+    /// Messages in `items` or `latest`.
     messages: usize,
+    /// Requests in `items`.
+    requests: usize,
     /// Bytes of their blocks.
     bytes: usize,
     /// Sent and not yet credited.
@@ -123,7 +147,9 @@ impl SendQueue {
             bytes_max: or_default(bytes_max, limits::SEND_QUEUE_BYTES),
             window_bytes: limits::CREDIT_WINDOW_BYTES,
             items: VecDeque::new(),
+            latest: (overflow == Overflow::LatestOnly).then(Box::default),
             messages: 0,
+            requests: 0,
             bytes: 0,
             in_flight: Runs::default(),
             in_flight_bytes: 0,
@@ -157,7 +183,7 @@ impl SendQueue {
 
     /// Takes a message or says why not; whatever had to make room is pushed onto `dropped`.
     pub fn push(&mut self, entry: Entry, spare: &mut SpareChunks, dropped: &mut Vec<Dropped>) -> Pushed {
-        if self.overflow == Overflow::LatestOnly && entry.request.is_none() {
+        if entry.request.is_none() {
             self.replace(&entry, dropped);
         }
         let bytes = entry.block.bytes();
@@ -177,7 +203,13 @@ impl SendQueue {
         } else {
             self.messages += 1;
             self.bytes += bytes;
-            self.items.push_back(Item::Entry(entry));
+            match &mut self.latest {
+                Some(latest) => latest.push(entry),
+                None => {
+                    self.requests += usize::from(entry.request.is_some());
+                    self.items.push_back(Item::Entry(entry));
+                }
+            }
         }
     }
 
@@ -283,7 +315,7 @@ impl SendQueue {
             Overflow::Wait if !self.is_overrun() => None,
             Overflow::Disconnect => Some(Pushed::Disconnect),
             Overflow::DropNewest | Overflow::LatestOnly | Overflow::Wait => {
-                self.losses.behind(self.messages, subscriptions);
+                self.losses.behind(self.behind_last(), subscriptions);
                 Some(Pushed::Refused)
             }
         }
@@ -306,53 +338,43 @@ impl SendQueue {
     }
 
     fn drop_front(&mut self, spare: &mut SpareChunks) -> Option<Dropped> {
-        let dropped = match self.items.front_mut()? {
-            Item::Chunk(chunk) => {
-                self.losses.in_front(&chunk.front_subscriptions());
-                let run = chunk.drop_front()?;
-                self.bytes -= run.bytes as usize;
-                (run.row, None, DropReason::SlowConsumer)
-            }
-            Item::Entry(entry) => {
-                self.losses.in_front(&entry.subscriptions);
-                self.bytes -= entry.block.bytes();
-                (entry.row, entry.request, DropReason::SlowConsumer)
-            }
+        let Some(Item::Chunk(chunk)) = self.items.front_mut() else {
+            let entry = self.take_front_entry()?;
+            self.losses.in_front(&entry.subscriptions);
+            return Some((entry.row, entry.request, DropReason::SlowConsumer));
         };
+        self.losses.in_front(&chunk.front_subscriptions());
+        let run = chunk.drop_front()?;
+        self.bytes -= run.bytes as usize;
         self.messages -= 1;
         self.losses.pass(1);
         self.remove_spent_front(spare);
-        Some(dropped)
+        Some((run.row, None, DropReason::SlowConsumer))
     }
 
-    /// Removes the front item if nothing of it waits. An entry is called spent by its caller.
+    /// Removes the chunk in front if nothing of it waits.
     fn remove_spent_front(&mut self, spare: &mut SpareChunks) {
-        if matches!(self.items.front(), Some(Item::Chunk(chunk)) if chunk.messages() > 0) {
-            return;
-        }
-        if let Some(Item::Chunk(chunk)) = self.items.pop_front() {
+        if matches!(self.items.front(), Some(Item::Chunk(chunk)) if chunk.messages() == 0)
+            && let Some(Item::Chunk(chunk)) = self.items.pop_front()
+        {
             spare.give(chunk);
         }
     }
 
-    /// Drops the queued messages of the same topic.
+    /// The place for losses behind the last message, counted from the front.
+    fn behind_last(&self) -> usize {
+        self.latest.as_ref().map_or(self.messages, |latest| latest.behind_last())
+    }
+
+    /// Drops the queued message of the same topic, if the policy is `latest_only`.
     fn replace(&mut self, newer: &Entry, dropped: &mut Vec<Dropped>) {
-        let (bytes, messages, losses, mut before) =
-            (&mut self.bytes, &mut self.messages, &mut self.losses, 0);
-        self.items.retain(|item| match item {
-            Item::Entry(entry) if entry.block.topic() == newer.block.topic() => {
-                *bytes -= entry.block.bytes();
-                *messages -= 1;
-                losses.taken_out(&[before]);
-                losses.beside(before, &entry.subscriptions);
-                dropped.push((entry.row, entry.request, DropReason::Replaced));
-                false
-            }
-            _ => {
-                before += 1;
-                true
-            }
-        });
+        let losses = &mut self.losses;
+        let older = self.latest.as_mut().and_then(|latest| latest.take_topic(newer.block.topic(), losses));
+        let Some((older, place)) = older else { return };
+        losses.beside(place, &older.subscriptions);
+        self.messages -= 1;
+        self.bytes -= older.block.bytes();
+        dropped.push((older.row, None, DropReason::Replaced));
     }
 
     /// Takes out what other subscriptions share and was not sent yet.
@@ -362,6 +384,12 @@ impl SendQueue {
 
     /// Takes out what `goes` says yes to and was not sent yet.
     pub fn take_out(&mut self, spare: &mut SpareChunks, goes: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        if let Some(latest) = &mut self.latest {
+            let out = latest.take_out(&mut self.losses, goes);
+            self.messages -= out.len();
+            self.bytes -= out.iter().map(|entry| entry.block.bytes()).sum::<usize>();
+            return out;
+        }
         let (mut out, mut kept, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let mut sort = |entry: Entry| match goes(&entry) {
             true => {
@@ -382,24 +410,72 @@ impl SendQueue {
             }
         }
         self.losses.taken_out(&places);
-        (self.messages, self.bytes) = (0, 0);
+        (self.messages, self.requests, self.bytes) = (0, 0, 0);
         kept.into_iter().for_each(|entry| self.add(entry, spare));
         out
     }
 
     /// Takes back a request that was not sent yet, as if it had been dropped.
     pub fn withdraw(&mut self, request: RequestKey) -> Option<RowId> {
-        let is_it = |item: &Item| matches!(item, Item::Entry(entry) if entry.request == Some(request));
-        let at = self.items.iter().position(is_it)?;
-        let before = self.items.iter().take(at).map(|item| match item {
-            Item::Entry(_) => 1,
-            Item::Chunk(chunk) => chunk.messages(),
-        });
-        self.losses.taken_out(&[before.sum()]);
-        let Some(Item::Entry(entry)) = self.items.remove(at) else { return None };
+        let entry = match &mut self.latest {
+            Some(latest) => latest.take_request(request, &mut self.losses)?,
+            None => {
+                let at = self.place_of(request)?;
+                let before = match self.has_only_requests() {
+                    true => at,
+                    false => self.items.iter().take(at).map(Item::messages).sum(),
+                };
+                self.losses.taken_out(&[before]);
+                let Some(Item::Entry(entry)) = self.items.remove(at) else { return None };
+                self.requests -= 1;
+                entry
+            }
+        };
         self.messages -= 1;
         self.bytes -= entry.block.bytes();
         Some(entry.row)
+    }
+
+    /// Where a request is. Requests come in the order of their numbers, so where nothing else waits, as where they are
+    /// served, it is found by halves; a probe among other messages is looked for.
+    fn place_of(&self, request: RequestKey) -> Option<usize> {
+        match self.has_only_requests() {
+            true => self.items.binary_search_by_key(&Some(request), Item::request).ok(),
+            false if self.requests == 0 => None,
+            false => self.items.iter().position(|item| item.request() == Some(request)),
+        }
+    }
+
+    fn has_only_requests(&self) -> bool {
+        self.requests == self.items.len()
+    }
+
+    /// The message whose turn it is, if it is kept as a value.
+    fn front_entry(&self) -> Option<&Entry> {
+        match self.items.front() {
+            Some(Item::Entry(entry)) => Some(entry),
+            Some(Item::Chunk(_)) => None,
+            None => self.latest.as_ref().and_then(|latest| latest.front()),
+        }
+    }
+
+    /// Takes what [`SendQueue::front_entry`] shows.
+    fn take_front_entry(&mut self) -> Option<Entry> {
+        let entry = match &mut self.latest {
+            Some(latest) => latest.pop_front(&mut self.losses)?,
+            None => {
+                let Some(Item::Entry(entry)) = self.items.pop_front_if(|item| matches!(item, Item::Entry(_)))
+                else {
+                    return None;
+                };
+                self.requests -= usize::from(entry.request.is_some());
+                self.losses.pass(1);
+                entry
+            }
+        };
+        self.messages -= 1;
+        self.bytes -= entry.block.bytes();
+        Some(entry)
     }
 
     /// Whether the message whose turn it is has waited beyond its deadline.
@@ -408,17 +484,14 @@ impl SendQueue {
         let is_late = |entry: &Entry| {
             entry.request.is_none() && entry.block.deadline_ms != 0 && entry.block.deadline_ms <= now_ms
         };
-        matches!(self.items.front(), Some(Item::Entry(entry)) if is_late(entry))
+        self.front_entry().is_some_and(is_late)
     }
 
     /// Drops the messages whose turn it is and that nobody wants any more. No gap: it is what their publisher asked for.
     pub fn drop_expired(&mut self, now_ms: u64, dropped: &mut Vec<Dropped>) {
         while self.is_front_expired(now_ms)
-            && let Some(Item::Entry(entry)) = self.items.pop_front()
+            && let Some(entry) = self.take_front_entry()
         {
-            self.messages -= 1;
-            self.losses.pass(1);
-            self.bytes -= entry.block.bytes();
             dropped.push((entry.row, None, DropReason::Expired));
         }
     }
@@ -428,26 +501,27 @@ impl SendQueue {
         if !self.can_pop() {
             return None;
         }
-        let entry = match self.items.front_mut()? {
-            Item::Entry(_) => {
-                let Some(Item::Entry(entry)) = self.items.pop_front() else { return None };
-                entry
-            }
-            Item::Chunk(chunk) => {
-                let (Record::Deliver { subscriptions, block }, run) = chunk.pop()? else { return None };
-                self.remove_spent_front(spare);
-                Entry { subscriptions, request: None, block, row: run.row }
-            }
+        let Some(Item::Chunk(chunk)) = self.items.front_mut() else {
+            let entry = self.take_front_entry()?;
+            self.note_sent(Run { row: entry.row, messages: 1, bytes: entry.block.bytes() as u64 });
+            return Some(entry);
         };
-        self.note_sent(Run { row: entry.row, messages: 1, bytes: entry.block.bytes() as u64 });
-        Some(entry)
+        let (Record::Deliver { subscriptions, block }, run) = chunk.pop()? else { return None };
+        self.note_left_chunk(run, spare);
+        Some(Entry { subscriptions, request: None, block, row: run.row })
     }
 
-    /// One message has left the items.
-    fn note_sent(&mut self, run: Run) {
+    /// One message has left the chunk in front to be sent.
+    fn note_left_chunk(&mut self, run: Run, spare: &mut SpareChunks) {
+        self.remove_spent_front(spare);
         self.messages -= 1;
-        self.losses.pass(1);
         self.bytes -= run.bytes as usize;
+        self.losses.pass(1);
+        self.note_sent(run);
+    }
+
+    /// One message is in flight.
+    fn note_sent(&mut self, run: Run) {
         self.sent += 1;
         self.in_flight_bytes += run.bytes;
         self.in_flight.add(run);
@@ -462,8 +536,7 @@ impl SendQueue {
             return self.pop(spare).map(|entry| act(&entry.block.view())).is_some();
         };
         let Some(run) = chunk.pop_view(act) else { return false };
-        self.remove_spent_front(spare);
-        self.note_sent(run);
+        self.note_left_chunk(run, spare);
         true
     }
 
@@ -548,7 +621,9 @@ impl SendQueue {
                 Item::Chunk(mut chunk) => chunk.drain().for_each(|run| settle(run.row, run.messages)),
             }
         }
-        (self.messages, self.bytes, self.in_flight_bytes) = (0, 0, 0);
+        let latest = self.latest.iter_mut().flat_map(|latest| latest.drain());
+        latest.for_each(|entry| settle(entry.row, 1));
+        (self.messages, self.requests, self.bytes, self.in_flight_bytes) = (0, 0, 0, 0);
     }
 
     /// How many messages were lost since the last call that other subscriptions of the session were to
@@ -559,7 +634,7 @@ impl SendQueue {
 
     /// Notes messages of this queue's own subscription that were lost in the queue of another, which has ended.
     pub fn lose_elsewhere(&mut self, count: u64) {
-        self.losses.elsewhere(self.messages, count);
+        self.losses.elsewhere(self.behind_last(), count);
     }
 
     /// What one subscription has lost in front of the message that is next, or behind the last one; this queue's own
@@ -603,6 +678,18 @@ impl SendQueue {
 mod tests {
     use super::*;
     use crate::broker::ledger::{Ledger, RowKey};
+
+    thread_local! {
+        pub(super) static REQUESTS_LOOKED_AT: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    fn requests_looked_at() -> u64 {
+        REQUESTS_LOOKED_AT.get()
+    }
+
+    fn topics_looked_at() -> u64 {
+        crate::native::block::TOPICS_LOOKED_AT.get()
+    }
 
     const FORMS: [Form; 3] = [Form::Values, Form::Wire, Form::Local];
 
@@ -855,6 +942,94 @@ mod tests {
             (true, Some((1, 1))),
             "what follows the last batch"
         );
+    }
+
+    /// A full queue with one message of each of `topics` topics.
+    fn latest_of(topics: usize) -> SendQueue {
+        let mut queue = SendQueue::new(Overflow::LatestOnly, Form::Wire, topics as u32, 0);
+        for number in 0..topics {
+            assert_eq!(push(&mut queue, entry_of(&format!("t/{number}"), b"old")), Pushed::Queued);
+        }
+        queue
+    }
+
+    #[test]
+    fn a_newer_message_finds_the_one_it_replaces_without_looking_at_the_others() {
+        const TOPICS: usize = 2000;
+        let mut queue = latest_of(TOPICS);
+        assert_eq!(push(&mut queue, entry_of("one/more", b"")), Pushed::Refused);
+        // From the back, the front and the middle.
+        for number in (0..TOPICS).map(|number| number * 7 % TOPICS) {
+            let entry = entry_of(&format!("t/{number}"), b"new");
+            let looked_at = topics_looked_at();
+            assert_eq!(push(&mut queue, entry), Pushed::Queued);
+            assert!(topics_looked_at() - looked_at <= 4, "topic {number}");
+        }
+        let mut order = Vec::new();
+        while let Some(entry) = pop(&mut queue) {
+            assert_eq!(entry.block.payload(), "new");
+            order.push(String::from_utf8(entry.block.topic().to_vec()).unwrap());
+            queue.credit(u64::MAX, |_, _| {});
+        }
+        let expected = (0..TOPICS).map(|number| format!("t/{}", number * 7 % TOPICS));
+        assert!(order.into_iter().eq(expected), "in the order in which they were replaced");
+    }
+
+    #[test]
+    fn what_was_lost_behind_a_replaced_message_is_told_behind_the_one_before_it() {
+        let mut queue = latest_of(3);
+        let refuse = |queue: &mut SendQueue| {
+            assert_eq!(push(queue, entry_of("one/more", b"")), Pushed::Refused);
+        };
+        // t/0 t/1 t/2 (lost)
+        refuse(&mut queue);
+        push(&mut queue, entry_of("t/2", b"new"));
+        // t/0 t/1 (lost) t/2 (lost)
+        refuse(&mut queue);
+        push(&mut queue, entry_of("t/1", b"new"));
+        // t/0 (lost) t/2 (lost) t/1
+        let mut seen = Vec::new();
+        while let Some(entry) = pop(&mut queue) {
+            let topic = String::from_utf8(entry.block.topic().to_vec()).unwrap();
+            seen.push((topic, queue.take_loss(1).map(|(_, count)| count)));
+        }
+        let expected = [("t/0", Some(1)), ("t/2", Some(1)), ("t/1", None)];
+        assert_eq!(seen, expected.map(|(topic, lost)| (topic.to_owned(), lost)));
+
+        // Where all are taken out it is due at once.
+        let mut queue = latest_of(3);
+        refuse(&mut queue);
+        let out = queue.take_out(&mut SpareChunks::default(), |_| true);
+        assert_eq!((out.len(), queue.is_empty(), queue.take_loss(1)), (3, true, Some((1, 1))));
+        assert_eq!((queue.depth(), queue.depth_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_request_that_is_withdrawn_is_found_by_halves_and_the_others_stay_in_order() {
+        const REQUESTS: u64 = 4096;
+        for overflow in [Overflow::DropNewest, Overflow::LatestOnly] {
+            let mut queue = SendQueue::new(overflow, Form::Wire, 0, 0);
+            let request = |number| Entry { request: Some(RequestKey(number)), ..entry_of("a", b"") };
+            (0..REQUESTS).for_each(|number| assert_eq!(push(&mut queue, request(number)), Pushed::Queued));
+            let looked_at = requests_looked_at();
+            for number in (0..REQUESTS).rev().filter(|number| number % 4 != 0) {
+                assert!(queue.withdraw(RequestKey(number)).is_some());
+                assert!(queue.withdraw(RequestKey(number)).is_none());
+            }
+            let each = (requests_looked_at() - looked_at) / REQUESTS;
+            assert!(each <= 2 * 13, "{each} looked at for each");
+            let left = std::iter::from_fn(|| pop(&mut queue)).map(|entry| entry.request);
+            assert!(left.eq((0..REQUESTS).step_by(4).map(|number| Some(RequestKey(number)))), "{overflow:?}");
+            assert_eq!((queue.is_empty(), queue.requests), (true, 0));
+        }
+        // A probe stands among other messages.
+        let mut queue = SendQueue::new(Overflow::DropNewest, Form::Wire, 0, 0);
+        let probe = Entry { request: Some(RequestKey(7)), ..entry_of("a", b"probe") };
+        push(&mut queue, entry_of("a", b"1"));
+        push(&mut queue, probe);
+        push(&mut queue, entry_of("a", b"2"));
+        assert!(queue.withdraw(RequestKey(8)).is_none() && queue.withdraw(RequestKey(7)).is_some());
+        assert_eq!(numbers(&mut queue), b"12");
     }
 
     #[test]

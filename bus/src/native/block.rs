@@ -75,6 +75,8 @@ impl Block {
 
     /// The topic's bytes, not yet checked.
     pub fn topic(&self) -> &[u8] {
+        #[cfg(test)]
+        TOPICS_LOOKED_AT.set(TOPICS_LOOKED_AT.get() + 1);
         &self.content[..self.topic_bytes.into()]
     }
 
@@ -144,6 +146,12 @@ impl Block {
             apart: &self.apart,
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has asked a block for its topic: tests count the steps of who looks for one.
+    pub(crate) static TOPICS_LOOKED_AT: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// Two blocks are equal if they are on the wire.

@@ -118,6 +118,16 @@ impl Losses {
         }
     }
 
+    /// What was lost behind `from` messages was lost behind `to` of them: those between have been taken out.
+    pub(super) fn close_up(&mut self, from: usize, to: usize) {
+        let from = self.left + from as u64;
+        if let Ok(place) = self.behind.binary_search_by_key(&from, |(at, _)| *at)
+            && let Some((_, lost)) = self.behind.remove(place)
+        {
+            self.at(to).merge(lost);
+        }
+    }
+
     /// How many messages may leave before a loss must be told of.
     pub(super) fn next_after(&self) -> u64 {
         self.behind.front().map_or(u64::MAX, |(at, _)| at - self.left)
