@@ -103,7 +103,8 @@ pub struct Statistics {
     pub commits: u64,
     /// Transactions that failed.
     pub failures: u64,
-    /// Those of them since one succeeded, but for jobs that could never be done: above zero the store cannot write at present.
+    /// Those of them since something was written, but for jobs that could never be done: above zero the store cannot write
+    /// at present.
     pub failed_in_a_row: u64,
 }
 
@@ -264,6 +265,11 @@ impl Store {
             failures: counts.failures.load(Ordering::Relaxed),
             failed_in_a_row: counts.failed_in_a_row.load(Ordering::Relaxed),
         }
+    }
+
+    /// Tries to write, so that [`Statistics::failed_in_a_row`] tells whether that is possible when nobody else writes.
+    pub(crate) fn probe(&self) {
+        self.shared.jobs.submit_unheard(writer::Probe);
     }
 
     /// Whether the writing thread still takes work.

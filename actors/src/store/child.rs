@@ -12,7 +12,8 @@ use crate::{
     context::Context,
 };
 
-/// How often the store looks whether its writing thread is alive, and brings its status up to date.
+/// How often the store looks whether its writing thread is alive, brings its status up to date, and tries to write when it
+/// could not.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the open store is to be found. Clones are the same place.
@@ -103,6 +104,9 @@ impl Actor for StoreActor {
             return Err(Failure::new("the writing thread of the store has ended"));
         }
         let now = store.statistics();
+        if now.failed_in_a_row > 0 {
+            store.probe();
+        }
         if self.told != Some(now) {
             let Statistics { waiting, jobs, commits, failures, failed_in_a_row } = now;
             if self.told.map_or(0, |told| told.failed_in_a_row) != failed_in_a_row {

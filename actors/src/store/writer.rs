@@ -182,6 +182,31 @@ impl Queue {
         }
         answer.await.unwrap_or(Err(Refused { error: StoreError::Closed, work: None }))
     }
+
+    /// Gives `work` to the writer if it has a place; what becomes of it shows in its counts alone.
+    pub(super) fn submit_unheard<W: Work>(&self, work: W) {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            let (reply, _nobody) = oneshot::channel();
+            // An error says that the writer has ended.
+            let _ = self
+                .jobs
+                .try_send(Command::Write(BoxedJob(Box::new(Waiting { work, output: None, reply }), place)));
+        }
+    }
+}
+
+/// A write that changes nothing, to see whether the disk takes one.
+pub(super) struct Probe;
+
+impl Work for Probe {
+    type Output = ();
+
+    fn apply(&self, site: &Site<'_>) -> Result<(), StoreError> {
+        site.connection
+            .execute("UPDATE schema_migrations SET version = version", [])
+            .map(drop)
+            .map_err(site.fail("trying to write"))
+    }
 }
 
 /// What is kept of the logs.
@@ -209,7 +234,7 @@ pub(super) struct Counts {
     pub(super) jobs: AtomicU64,
     pub(super) commits: AtomicU64,
     pub(super) failures: AtomicU64,
-    /// Failures, not of a job's own making, since a write succeeded.
+    /// Failures, not of a job's own making, since something was written. A commit that had nothing to write proves nothing.
     pub(super) failed_in_a_row: AtomicU64,
 }
 
@@ -265,23 +290,27 @@ impl Writer {
             Err(error) if error.is_about_content() => {
                 for mut job in batch {
                     let outcome = self.transact(std::slice::from_mut(&mut job), true);
-                    self.give_up_connection_after(&outcome);
-                    job.finish(outcome);
+                    self.judge(&outcome);
+                    job.finish(outcome.map(drop));
                 }
             }
             outcome => {
-                self.give_up_connection_after(&outcome);
+                self.judge(&outcome);
+                let outcome = outcome.map(drop);
                 batch.into_iter().for_each(|job| job.finish(outcome.clone()));
             }
         }
     }
 
-    /// Never writes again on a connection that had an I/O error: what the system dropped of its
+    /// Counts an outcome, and never writes again on a connection that had an I/O error: what the system dropped of its
     /// pages then is unknown. A new one reads what is really there.
-    fn give_up_connection_after(&mut self, outcome: &Result<(), StoreError>) {
+    fn judge(&mut self, outcome: &Result<Wrote, StoreError>) {
         let failed = &self.counts.failed_in_a_row;
-        if outcome.is_ok() && failed.load(Ordering::Relaxed) > 0 {
-            tracing::warn!(failed = failed.swap(0, Ordering::Relaxed), "the store can write again");
+        // Not in the event's fields: those are not evaluated where nobody listens.
+        let had_failed =
+            if matches!(outcome, Ok(Wrote(true))) { failed.swap(0, Ordering::Relaxed) } else { 0 };
+        if had_failed > 0 {
+            tracing::warn!(failed = had_failed, "the store can write again");
         }
         // A conversation that is not there is an answer to the caller, who knows what to do.
         if let Err(error) = outcome
@@ -305,7 +334,7 @@ impl Writer {
         }
     }
 
-    fn transact(&mut self, jobs: &mut [Box<dyn Job>], alone: bool) -> Result<(), StoreError> {
+    fn transact(&mut self, jobs: &mut [Box<dyn Job>], alone: bool) -> Result<Wrote, StoreError> {
         let began = Instant::now();
         let mut attempt = 0;
         loop {
@@ -320,7 +349,7 @@ impl Writer {
         }
     }
 
-    fn attempt(&mut self, jobs: &mut [Box<dyn Job>], alone: bool) -> Result<(), StoreError> {
+    fn attempt(&mut self, jobs: &mut [Box<dyn Job>], alone: bool) -> Result<Wrote, StoreError> {
         let fail = |doing, path: &Path| {
             let path = path.to_owned();
             move |error| StoreError::from_sqlite(&path, doing, error)
@@ -330,13 +359,14 @@ impl Writer {
             Some(connection) => connection,
             gone => gone.insert(connection::open(&self.path, &self.key, Role::Writer)?),
         };
+        let changes = connection.total_changes();
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(begin)?;
         let site = Site { connection: &transaction, path: &self.path, alone };
         jobs.iter_mut().try_for_each(|job| job.apply(&site))?;
         transaction.commit().map_err(end)?;
         self.counts.commits.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(Wrote(connection.total_changes() != changes))
     }
 
     /// Deletes the oldest log records beyond what is kept, a batch by count and one by age.
@@ -353,6 +383,44 @@ impl Writer {
         let (reply, _nobody) = oneshot::channel();
         let mut job: Box<dyn Job> = Box::new(Waiting { work: trim, output: None, reply });
         let outcome = self.transact(std::slice::from_mut(&mut job), true);
-        self.give_up_connection_after(&outcome);
+        self.judge(&outcome);
+    }
+}
+
+/// Whether a commit had anything to write. One that had not succeeds on a full disk too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wrote(bool);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{log_record::Level, log_record::LogRecord, store::migrate};
+
+    #[test]
+    fn only_what_was_written_proves_that_the_store_can_write_again() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.db");
+        let key = DataKey::load_or_create(&place.path().join("keys"), &path).unwrap();
+        connection::create_private_file(&path).unwrap();
+        let mut connection = connection::open(&path, &key, Role::Writer).unwrap();
+        migrate::migrate(&mut connection, &path, migrate::MIGRATIONS).unwrap();
+        let retention = Retention { log_rows_max: 10, log_age_max_ms: Arc::new(AtomicU64::new(u64::MAX)) };
+        let counts = Arc::new(Counts::default());
+        let mut writer = Writer::new(path, Arc::new(key), connection, retention, Arc::clone(&counts));
+        let mut failed_after = |job: Box<dyn Job>| {
+            writer.commit(vec![job]);
+            counts.failed_in_a_row.load(Ordering::Relaxed)
+        };
+        let record = LogRecord::new(Level::Info, "test", "once".to_owned());
+        let append = || logs::Append(vec![record.clone()]);
+        assert_eq!(failed_after(unheard(append())), 0);
+
+        counts.failed_in_a_row.store(3, Ordering::Relaxed);
+        assert_eq!(failed_after(unheard(append())), 3, "it was there already");
+        assert_eq!(failed_after(unheard(Probe)), 0);
+    }
+
+    fn unheard<W: Work>(work: W) -> Box<dyn Job> {
+        Box::new(Waiting { work, output: None, reply: oneshot::channel().0 })
     }
 }
