@@ -43,6 +43,8 @@ use crate::{
 
 mod drops;
 mod hold;
+#[cfg(test)]
+mod limit_tests;
 mod output;
 mod publish;
 mod publish_run;
