@@ -127,6 +127,9 @@ impl SecretKey {
     }
 
     /// Reads the 40 characters of a key. The error never repeats the text.
+    ///
+    /// # Errors
+    /// It has another length, or a character outside the alphabet of Z85 (ZeroMQ RFC 32).
     pub fn from_z85(text: &str) -> Result<Self, CryptoError> {
         key_from_z85(text).map(|bytes| Self(*bytes))
     }
@@ -188,6 +191,9 @@ pub struct BoxKey([u8; KEY_BYTES]);
 
 impl BoxKey {
     /// The key that `secret` and the owner of `public` share. Costs about 40 us.
+    ///
+    /// # Errors
+    /// `public` is a point of small order, with which every secret shares the same key.
     pub fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Self, CryptoError> {
         crypto_box::crypto_box_beforenm(&public.0, &secret.0)
             .map(Self)
@@ -238,6 +244,9 @@ impl BoxKey {
     }
 
     /// Opens a box (authenticator, then ciphertext) where it lies and returns the content.
+    ///
+    /// # Errors
+    /// It is shorter than an authenticator, was sealed with another key or nonce, or was changed; it is left as it was.
     pub fn open<'a>(&self, nonce: &Nonce, sealed: &'a mut [u8]) -> Result<&'a mut [u8], CryptoError> {
         let bytes = sealed.len();
         let (mac, data) = sealed
@@ -264,6 +273,9 @@ pub fn seal_secret(key: &[u8; KEY_BYTES], plain: &[u8]) -> Vec<u8> {
 }
 
 /// Opens what [`seal_secret`] sealed. The content is wiped when dropped.
+///
+/// # Errors
+/// It was not sealed with this key, or was changed.
 pub fn open_secret(key: &[u8; KEY_BYTES], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
     let least = NONCE_BYTES + MAC_BYTES;
     let (nonce, sealed_box) = sealed
@@ -317,6 +329,9 @@ fn key_from_z85(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, CryptoError> {
 
 /// Known answers: the test of "Cryptography in NaCl" (its keys are those of RFC 7748, section 6.1)
 /// and the test key of ZeroMQ RFC 26 and 32. Takes about 0.2 ms.
+///
+/// # Errors
+/// The first answer that is wrong. Nothing may be sealed or opened then.
 pub fn self_test() -> Result<(), CryptoError> {
     let check = |name, passed| if passed { Ok(()) } else { Err(CryptoError::SelfTest { name }) };
     let failed = |name| move |_| CryptoError::SelfTest { name };

@@ -154,11 +154,17 @@ impl Payload {
     }
 
     /// A value as JSON.
+    ///
+    /// # Errors
+    /// [`CodecError::Json`]: it has no form in JSON.
     pub fn json(value: &(impl serde::Serialize + ?Sized)) -> Result<Self, CodecError> {
         Ok(Self { content_type: ContentType::Json, bytes: codec::to_json(value)?, schema: None })
     }
 
     /// A value in bincode's format.
+    ///
+    /// # Errors
+    /// [`CodecError::Encode`]: it has no form in the format.
     pub fn encode(value: &(impl serde::Serialize + ?Sized)) -> Result<Self, CodecError> {
         Ok(Self { content_type: ContentType::Bincode, bytes: codec::to_bytes(value)?, schema: None })
     }
@@ -183,6 +189,9 @@ pub struct Message {
 
 impl Message {
     /// Decodes a serde payload: JSON if the header says so, otherwise bincode's format.
+    ///
+    /// # Errors
+    /// [`CodecError`]: it is not a `T`, or not in the form that its header names.
     pub fn decode<T: serde::de::DeserializeOwned>(&self) -> Result<T, CodecError> {
         match self.header.content_type {
             ContentType::Json | ContentType::Text => codec::from_json(&self.payload),

@@ -101,6 +101,9 @@ impl TopicName {
     }
 
     /// Parses bytes from the wire.
+    ///
+    /// # Errors
+    /// [`TopicError`]: it is no UTF-8, or no topic name.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TopicError> {
         if bytes.len() > limits::TOPIC_BYTES_MAX {
             return Err(TopicError::TooLong { bytes: bytes.len(), limit: limits::TOPIC_BYTES_MAX });

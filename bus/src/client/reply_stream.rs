@@ -119,6 +119,7 @@ impl ReplyStream {
     }
 
     /// [`ReplyStream::next`] for executors' own loops.
+    /// `None` after the end, which is an error or the last part.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Message, RequestError>>> {
         if self.over {
             return Poll::Ready(None);

@@ -49,6 +49,7 @@ impl Subscription {
     }
 
     /// [`Subscription::next`] for executors' own loops.
+    /// `None` at the end.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         loop {
             if let Some(read) = self.consumer.next_of_run() {
@@ -91,6 +92,7 @@ impl Subscription {
     }
 
     /// An event that is there already, without waiting.
+    /// `None` if there is none, now or ever again.
     pub fn try_next(&mut self) -> Option<Event> {
         match self.poll_next(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(event) => event,

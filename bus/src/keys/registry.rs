@@ -178,12 +178,14 @@ impl Registry {
     }
 
     /// The name a key belongs to, whether or not it may connect.
+    /// `None` if it belongs to nobody.
     pub fn peer_of(&self, key: &PublicKey) -> Option<PeerName> {
         let incarnation = || self.incarnations.get(key).map(|entry| entry.value().clone());
         self.names.get(key).cloned().or_else(incarnation)
     }
 
     /// The peer of that name.
+    /// `None` if there is none.
     pub fn peer(&self, name: &PeerName) -> Option<&Peer> {
         self.peers.get(name)
     }

@@ -67,6 +67,9 @@ impl BatchWriter {
 }
 
 /// Appends a publish; see [`PublishParts::put`].
+///
+/// # Errors
+/// The bytes of its header, if they are above [`limits::HEADER_BYTES_MAX`](crate::limits::HEADER_BYTES_MAX); `out` is as it was.
 pub fn put_publish(parts: &PublishParts<'_>, sequence: u64, out: &mut Vec<u8>) -> Result<(), usize> {
     if let Some((head, header)) = parts.plain_head(sequence) {
         let topic = parts.topic.as_str().as_bytes();
@@ -111,6 +114,7 @@ pub fn put_deliver(subscriptions: &[u32], block: &BlockView<'_>, out: &mut Vec<u
 }
 
 /// The block of a `deliver` record.
+/// `None` if it is another record, or none that can be read.
 pub fn delivered_block(record: &[u8]) -> Option<BlockView<'_>> {
     let [kind::DELIVER, subscriptions, rest @ ..] = record else { return None };
     BlockView::parse(rest.get(4 * usize::from(*subscriptions)..)?, kind::DELIVER).ok()

@@ -289,6 +289,9 @@ impl<'a> BlockView<'a> {
     }
 
     /// Appends the block.
+    ///
+    /// # Errors
+    /// The bytes of the header, if they are above the limit.
     pub fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.prefix());
         self.put_behind_prefix(out);

@@ -48,6 +48,9 @@ pub enum Command {
 
 impl Command {
     /// Reads the body of a frame that [`EngineEvent::Frame`](super::EngineEvent) called a command.
+    ///
+    /// # Errors
+    /// [`ZmtpError`]: its name or a field is cut short or impossible.
     pub fn parse(body: &Bytes) -> Result<Self, ZmtpError> {
         let (name, data) = split_name(body)?;
         let data = body.slice_ref(data);

@@ -173,6 +173,9 @@ impl Engine {
     ///
     /// What then remains in `input` is the beginning of one frame, at most [`Engine::missing`]
     /// short of its end.
+    ///
+    /// # Errors
+    /// What the peer sent is not what this stage allows: the connection cannot go on. There may be an ERROR for it in the output.
     pub fn poll(&mut self, input: &mut BytesMut) -> Result<Option<EngineEvent>, ZmtpError> {
         loop {
             match self.step(input) {
@@ -217,6 +220,7 @@ impl Engine {
     }
 
     /// The peer's ZMTP version, once its greeting has come.
+    /// `None` before.
     pub fn peer_version(&self) -> Option<Version> {
         self.peer_version
     }
@@ -282,6 +286,9 @@ impl Engine {
     /// libzmq takes an ERROR only as the answer to HELLO or INITIATE. So before HELLO the reason is
     /// kept, without any work on keys: go on polling, and [`ZmtpError::Closed`] says that ERROR is in
     /// the output. After HELLO it is there at once.
+    ///
+    /// # Errors
+    /// The session is open or over: nothing in clear may be said any more.
     pub fn send_error_before_ready(&mut self, reason: &str) -> Result<(), ZmtpError> {
         self.state = match std::mem::replace(&mut self.state, State::Closed) {
             State::Session(message_box) => {
@@ -305,6 +312,9 @@ impl Engine {
     }
 
     /// Seals one frame made of the concatenated `parts` into the output.
+    ///
+    /// # Errors
+    /// [`ZmtpError::SendTooLong`], with nothing written; there is no open session; all nonces are used up.
     pub fn send(&mut self, parts: &[&[u8]], flags: FrameFlags) -> Result<(), ZmtpError> {
         let (message_box, output, limit) = self.sender(flags)?;
         within(limit, parts.iter().map(|part| part.len()).sum())?;
@@ -313,6 +323,9 @@ impl Engine {
 
     /// Seals one frame made of what `write` appends to the output; `false` if that is nothing, and then
     /// no frame is sent. Nothing is copied: a body is encrypted where it was written.
+    ///
+    /// # Errors
+    /// As [`Engine::send`].
     pub fn send_written(
         &mut self,
         flags: FrameFlags,
@@ -324,6 +337,9 @@ impl Engine {
 
     /// Seals one frame of what `draft` has. If the output is empty, the frame becomes the output where it lies, and
     /// the draft gets the output's memory; otherwise it is copied. The draft is then empty; after an error it is as it was.
+    ///
+    /// # Errors
+    /// As [`Engine::send`].
     pub fn send_draft(&mut self, draft: &mut Draft, flags: FrameFlags) -> Result<(), ZmtpError> {
         let (message_box, output, limit) = self.sender(flags)?;
         within(limit, draft.len())?;
@@ -350,6 +366,9 @@ impl Engine {
 
     /// Opens the frame that `input` begins with, where it lies; `None` if it has not come whole. The same
     /// as [`Engine::poll`] in an open session, without memory of its own.
+    ///
+    /// # Errors
+    /// What the peer sent is not what its session allows: the connection cannot go on.
     pub fn open_frame<'a>(&mut self, input: &'a mut [u8]) -> Result<Option<OpenedFrame<'a>>, ZmtpError> {
         let opened = self.try_open(input);
         if opened.is_err() {

@@ -64,12 +64,16 @@ impl Metadata {
     }
 
     /// Adds a property.
+    ///
+    /// # Errors
+    /// [`MetadataError`]: its name is empty, too long, has an odd character or is there already, or the limit is passed.
     pub fn with(mut self, name: &str, value: impl Into<Vec<u8>>) -> Result<Self, MetadataError> {
         self.insert(name.as_bytes(), value.into())?;
         Ok(self)
     }
 
     /// The value of a property; case of the name does not matter.
+    /// `None` if it is not there.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }

@@ -167,6 +167,7 @@ pub enum GateError {
 
 impl GateError {
     /// The payload that was not accepted.
+    /// `None` if the error has none.
     pub fn into_payload(self) -> Option<Payload> {
         match self {
             Self::Full { payload, .. }
