@@ -47,11 +47,17 @@ pub enum CodecError {
 }
 
 /// A value in bincode's format.
+///
+/// # Errors
+/// [`CodecError::Encode`]: the value has no form in the format.
 pub fn to_bytes<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
     <SerdeCompat<&T> as wincode::Serialize>::serialize(&value).map(Bytes::from).map_err(CodecError::Encode)
 }
 
 /// A value from bincode's format. Lengths are checked against the bytes that are there.
+///
+/// # Errors
+/// [`CodecError::Decode`]: they are not that type, or there are more of them.
 pub fn from_bytes<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     <SerdeCompat<T> as wincode::Deserialize>::deserialize(bytes).map_err(|source| CodecError::Decode {
         expected: std::any::type_name::<T>(),
@@ -61,11 +67,17 @@ pub fn from_bytes<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Cod
 }
 
 /// A value as JSON.
+///
+/// # Errors
+/// [`CodecError::Json`]: the value has no form in JSON.
 pub fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecError> {
     Ok(Bytes::from(serde_json::to_vec(value)?))
 }
 
 /// A value from JSON.
+///
+/// # Errors
+/// [`CodecError::Json`]: they are not JSON, or not of that type.
 pub fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     Ok(serde_json::from_slice(bytes)?)
 }
@@ -160,6 +172,9 @@ pub(crate) fn plain_header(header: &Header) -> Option<[u8; PLAIN_HEADER_BYTES]> 
 }
 
 /// Reads what [`put_header`] wrote. No bytes at all are [`Header::absent`].
+///
+/// # Errors
+/// [`CodecError::Header`] and [`CodecError::ReplyTo`]: it is cut short, too long, or says something impossible.
 pub fn header(bytes: &[u8]) -> Result<Header, CodecError> {
     const SHORT: CodecError = CodecError::Header { problem: "it ends too early" };
     let mut header = Header::absent();
@@ -277,6 +292,19 @@ mod tests {
             assert!(header(&bytes[..length]).is_err(), "cut at {length}");
         }
         assert_eq!(header(&[]).unwrap(), Header::absent());
+    }
+
+    #[test]
+    fn a_fact_of_a_later_version_is_skipped_wherever_it_stands() {
+        let mut known = Vec::new();
+        put_header(&full_header(), &mut known);
+        let (fixed, facts) = known.split_at(PLAIN_HEADER_BYTES);
+        let later = [&999u16.to_le_bytes()[..], &3u64.to_le_bytes(), b"new"].concat();
+        let count = 1 + u64::from_le_bytes(*fixed[24..].first_chunk().unwrap());
+        for bytes in [[facts, &later].concat(), [&later, facts].concat()] {
+            let bytes = [&fixed[..24], &count.to_le_bytes(), &bytes].concat();
+            assert_eq!(header(&bytes).unwrap(), full_header());
+        }
     }
 
     #[test]

@@ -469,6 +469,9 @@ impl Record {
     }
 
     /// Reads `kind u8 | body`. `None` for a kind this version does not know.
+    ///
+    /// # Errors
+    /// [`RecordError`]: the body is too short for its fields, or one of them is impossible.
     pub fn take(record: Bytes) -> Result<Option<Self>, RecordError> {
         let mut body = Body { kind: 0, bytes: record };
         body.kind = body.u8()?;
@@ -652,6 +655,196 @@ pub(crate) mod tests {
             .map(|record| encoded(record).iter().map(|byte| format!("{byte:02x}")).collect())
             .collect();
         assert_eq!(lines.join("\n"), golden.trim(), "the wire format changed; that needs a new version");
+    }
+
+    /// The rows of the first table of WIRE.md behind `section`, cell by cell.
+    fn documented_rows(section: &str) -> Vec<Vec<String>> {
+        let text = include_str!("../../WIRE.md").split_once(section).expect("WIRE.md has the section").1;
+        let rows = text.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+        let cells =
+            |row: &str| row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+        rows.take_while(|row| row.starts_with('|')).map(cells).collect()
+    }
+
+    /// Reads a body as WIRE.md describes it; panics if the bytes end before the fields.
+    struct Reader<'a> {
+        bytes: &'a [u8],
+        /// The last number that was read: what a count or a condition refers to.
+        last: u64,
+        /// By name, what the parts of a block are as long as.
+        lengths: std::collections::HashMap<String, u64>,
+    }
+
+    impl Reader<'_> {
+        fn number(&mut self, bytes: usize) -> u64 {
+            let (number, rest) = self.bytes.split_at(bytes);
+            self.bytes = rest;
+            let mut wide = [0; 8];
+            wide[..bytes].copy_from_slice(number);
+            self.last = u64::from_le_bytes(wide);
+            self.last
+        }
+
+        fn skip(&mut self, bytes: u64) {
+            self.bytes = &self.bytes[bytes as usize..];
+        }
+
+        /// The definition of `block` or `part`.
+        fn defined(&mut self, name: &str) {
+            let text = include_str!("../../WIRE.md");
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix("= "));
+            line.expect("WIRE.md defines it").split(" | ").for_each(|field| self.field(field));
+        }
+
+        fn field(&mut self, field: &str) {
+            let (name, kind) = field.rsplit_once(' ').unwrap_or(("", field));
+            match kind {
+                "u8" | "u16" | "u32" | "u64" => {
+                    let number = self.number(kind[1..].parse::<usize>().unwrap() / 8);
+                    if let Some(name) = name.strip_suffix(" bytes") {
+                        self.lengths.insert(name.to_owned(), number);
+                    }
+                }
+                "text8" | "text16" => {
+                    let length = self.number(kind[4..].parse::<usize>().unwrap() / 8);
+                    self.skip(length);
+                }
+                "bytes" => self.skip(name.rsplit_once(' ').unwrap().1.parse().unwrap()),
+                "block" | "part" => self.defined(kind),
+                "rest)" | "payload" => self.bytes = &[],
+                part => self.skip(self.lengths[part]),
+            }
+        }
+
+        /// All fields of one cell.
+        fn body(&mut self, cell: &str) {
+            match cell.trim_matches('`') {
+                "count u8, count * (subscription u32), block" => {
+                    let count = self.number(1);
+                    self.skip(4 * count);
+                    self.field("block");
+                }
+                "scope u8`, then as below" => {
+                    let scope = self.number(1).to_string();
+                    let rows = documented_rows("## Credit");
+                    let row = rows.iter().find(|row| row[0] == scope).expect("the scope is documented");
+                    self.body(&row[1]);
+                }
+                "kept u8`, and if it is 1 a `block" => {
+                    if self.number(1) == 1 {
+                        self.field("block");
+                    }
+                }
+                fields => {
+                    let (always, more) =
+                        fields.split_once("`, and if it says more: `").unwrap_or((fields, ""));
+                    always.split(", ").for_each(|field| self.field(field));
+                    if !self.bytes.is_empty() && !more.is_empty() {
+                        more.split(", ").for_each(|field| self.field(field));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_record_has_the_number_and_the_fields_that_wire_md_gives_it() {
+        let rows = documented_rows("## Records");
+        let numbers: Vec<u8> = rows.iter().map(|row| row[0].parse().unwrap()).collect();
+        assert_eq!(numbers, (kind::HELLO..=kind::WILL).collect::<Vec<_>>());
+        let mut written = std::collections::BTreeSet::new();
+        for record in every_record() {
+            let bytes = encoded(&record);
+            let row = &rows[usize::from(bytes[0]) - 1];
+            let shown = format!("{record:?}").to_lowercase();
+            assert!(shown.starts_with(&row[1].replace('-', "")), "{shown} has the number of `{}`", row[1]);
+            let mut reader = Reader { bytes: &bytes[1..], last: 0, lengths: Default::default() };
+            reader.body(row[3].split(" (minor").next().unwrap());
+            assert_eq!(reader.bytes, b"", "`{}` has more than WIRE.md says", row[1]);
+            written.insert(bytes[0]);
+        }
+        assert_eq!(written.into_iter().collect::<Vec<_>>(), numbers, "records that no test writes");
+    }
+
+    #[test]
+    fn each_word_has_the_number_that_wire_md_gives_it() {
+        let text = include_str!("../../WIRE.md").split_whitespace().collect::<Vec<_>>().join(" ");
+        let list = |names: Vec<&str>| {
+            let words =
+                names.iter().enumerate().map(|(number, name)| format!("{number} {}", name.replace('_', " ")));
+            words.collect::<Vec<_>>().join(", ")
+        };
+        let overflows = (0..=255).filter_map(Overflow::from_byte).map(Overflow::as_str).collect();
+        let operations = (0..=255).filter_map(Operation::from_byte).map(Operation::as_str).collect();
+        for words in
+            [format!("`overflow`: {}.", list(overflows)), format!("`operation`: {};", list(operations))]
+        {
+            assert!(text.contains(&words), "{words}");
+        }
+        let statuses = (0..=255).filter_map(Status::from_byte).enumerate();
+        let all = text.split_once("`status`: ").unwrap().1;
+        for (number, status) in statuses {
+            let words = format!("{number} {}", status.as_str().replace('_', " "));
+            assert!(all.contains(&words), "{words}");
+        }
+        let (retain, acknowledge, parts) = (Block::RETAIN, Block::ACKNOWLEDGE, Block::PARTS);
+        for words in [
+            format!("`flags`: {retain} retain"),
+            format!("{acknowledge} acknowledge"),
+            format!("{parts} parts"),
+        ] {
+            assert!(text.contains(&words), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_limits_in_wire_md_are_those_of_the_code() {
+        use crate::limits;
+        let text = include_str!("../../WIRE.md").split_whitespace().collect::<Vec<_>>().join(" ");
+        let (kib, mib) = (|bytes: usize| bytes >> 10, |bytes: usize| bytes >> 20);
+        let frame = limits::NATIVE_FRAME_BYTES_MAX;
+        let seconds = |time: std::time::Duration| time.as_secs();
+        for words in [
+            format!(
+                "Metadata are at most {} KiB. The handshake must end within {} s.",
+                kib(limits::METADATA_BYTES_MAX),
+                seconds(limits::HANDSHAKE_TIMEOUT)
+            ),
+            format!(
+                "at most {} bytes ({} KiB of batch, one record of {} KiB, 64 bytes)",
+                thousands(frame),
+                kib(limits::BATCH_BYTES),
+                kib(limits::RECORD_BYTES_MAX)
+            ),
+            format!("A record above {} KiB travels as", kib(limits::RECORD_BYTES_MAX)),
+            format!("at most {} MiB of payload", mib(limits::PAYLOAD_BYTES_MAX)),
+            format!("(zero: {} s)", seconds(limits::REQUEST_TIMEOUT)),
+            format!(
+                "silent for {} s and gives it up after {} s more",
+                seconds(limits::PING_INTERVAL),
+                seconds(limits::PING_TIMEOUT)
+            ),
+            format!("more than {} places in one queue", limits::LOSS_PLACES_MAX),
+            format!("At most {} KiB. With the acknowledge flag", kib(limits::WILL_BYTES_MAX)),
+            format!("At most {} bytes in all. Skip tags", thousands(limits::HEADER_BYTES_MAX)),
+            format!("at most {} MiB uncredited", limits::CREDIT_WINDOW_BYTES >> 20),
+            format!("1 to {} bytes, UTF-8, no empty level", limits::TOPIC_BYTES_MAX),
+            format!(
+                "{} frames and {} MiB for a message, {} KiB for an envelope, {} bytes for a prefix",
+                limits::STOCK_FRAMES_MAX,
+                mib(limits::STOCK_FRAME_BYTES_MAX),
+                kib(limits::STOCK_ENVELOPE_BYTES_MAX),
+                limits::TOPIC_BYTES_MAX
+            ),
+            format!("takes no bytes for {} s", seconds(limits::WRITE_TIMEOUT)),
+            format!("(of more than {0}, once for each {0})", crate::native::batch::SUBSCRIPTIONS_NAMED_MAX),
+        ] {
+            assert!(text.contains(&words), "WIRE.md does not say `{words}`");
+        }
+    }
+
+    fn thousands(number: usize) -> String {
+        format!("{},{:03}", number / 1000, number % 1000)
     }
 
     #[test]
