@@ -53,3 +53,21 @@ impl Refusals {
         &self.counts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_thousand_are_kept_and_all_are_counted_by_kind() {
+        let mut refusals = Refusals::default();
+        let kinds = ["unknown_key", "not_curve"].into_iter().cycle();
+        for (at_ms, code) in (0..limits::REFUSALS_KEPT as u64 + 10).zip(kinds) {
+            let (address, text) = (String::new(), String::new());
+            refusals.add(RefusalEvent { at_ms, address, code: code.to_owned(), text, key: None, peer: None });
+        }
+        let kept: Vec<u64> = refusals.last().map(|event| event.at_ms).collect();
+        assert_eq!(kept, (10..1010).collect::<Vec<_>>());
+        assert_eq!(refusals.counts().values().copied().collect::<Vec<_>>(), [505, 505]);
+    }
+}
