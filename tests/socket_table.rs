@@ -60,7 +60,7 @@ fn publishers_and_subscribers_of_every_kind_mean_what_the_table_says() {
         assert_eq!(python.json(), json!({"after_unsubscribe": [["a/b", "end"]]}));
         let denied = vec![json!(["publish", "invalid_topic", 1]); 5];
         assert_eq!(python.json(), json!({"denied": denied}));
-        assert_eq!(python.json(), json!({"balances": true}));
+        assert_eq!(python.json(), json!({"balances": true, "written": true}));
     });
 }
 

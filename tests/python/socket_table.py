@@ -83,7 +83,8 @@ def publish_and_subscribe(publisher, subscriber, requester):
     denials = observer.until("$sys/broker/denials", lambda rows: sum(row["count"] for row in rows) >= 5)
     say(denied=sorted([row["operation"], row["code"], row["count"]] for row in denials))
     rows = observer.until("$sys/broker/ledger", lambda rows: all(row["queued"] == 0 for row in rows))
-    say(balances=all(row["balances"] for row in rows))
+    written = all(row["written"] == row["delivered"] for row in rows) and any(row["written"] for row in rows)
+    say(balances=all(row["balances"] for row in rows), written=written)
 
 
 def reserved(publisher, subscriber, requester):

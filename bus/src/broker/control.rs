@@ -281,6 +281,7 @@ fn ledger(hub: &Hub) -> Value {
             "subscriber": subscriber,
             "published": counts.published,
             "delivered": counts.delivered,
+            "written": counts.written,
             "queued": counts.queued,
             "denied": counts.denied,
             "dropped": dropped,

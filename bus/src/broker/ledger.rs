@@ -64,6 +64,8 @@ pub struct Counts {
     pub published: u64,
     /// Credited by a native client, or written to the kernel for a stock one.
     pub delivered: u64,
+    /// Those of `delivered` that were written to the kernel: nobody has said that they arrived.
+    pub written: u64,
     /// In the send queue, or sent and not yet credited.
     pub queued: u64,
     /// Not permitted to the publisher or to the subscriber.
@@ -81,6 +83,7 @@ impl Counts {
     pub(super) fn add(&mut self, other: &Counts) {
         self.published += other.published;
         self.delivered += other.delivered;
+        self.written += other.written;
         self.queued += other.queued;
         self.denied += other.denied;
         self.dropped.iter_mut().zip(other.dropped).for_each(|(sum, count)| *sum += count);
@@ -178,6 +181,12 @@ impl Ledger {
         counts.delivered += messages;
     }
 
+    /// `messages` that were queued were written to the kernel for a stock subscriber.
+    pub fn written(&mut self, row: RowId, messages: u64) {
+        self.delivered(row, messages);
+        self.rows[row.0 as usize].counts.written += messages;
+    }
+
     /// `messages` that were queued are dropped.
     pub fn dropped_from_queue(&mut self, row: RowId, messages: u64, reason: DropReason) {
         let counts = self.counts(row);
@@ -231,13 +240,15 @@ mod tests {
     fn every_way_out_of_the_queue_keeps_the_row_in_balance() {
         let mut ledger = Ledger::default();
         let row = ledger.row(key(0));
-        ledger.queued(row, 5);
+        ledger.queued(row, 8);
         ledger.delivered(row, 2);
+        ledger.written(row, 3);
         ledger.dropped_from_queue(row, 1, DropReason::SlowConsumer);
         ledger.dropped(row, 1, DropReason::Expired);
         ledger.denied(row, 1);
         let (_, counts) = ledger.rows().next().unwrap();
-        assert_eq!((counts.published, counts.delivered, counts.queued, counts.denied), (7, 2, 2, 1));
+        assert_eq!((counts.published, counts.queued, counts.denied), (10, 2, 1));
+        assert_eq!((counts.delivered, counts.written), (5, 3));
         assert!(counts.balances());
     }
 
@@ -246,12 +257,17 @@ mod tests {
         let mut ledger = Ledger::default();
         let busy = ledger.row(key(0));
         ledger.queued(busy, 1);
+        let gone = ledger.row(key(1));
+        ledger.queued(gone, 1);
+        ledger.written(gone, 1);
         let topics = limits::LEDGER_ROWS_MAX + 10;
         for topic in 1..=topics {
             let row = ledger.row(key(topic));
             ledger.denied(row, 1);
         }
-        assert_eq!(ledger.rows().map(|(_, counts)| counts.published).sum::<u64>(), topics as u64 + 1);
+        let sum = |count: fn(Counts) -> u64| ledger.rows().map(|(_, counts)| count(counts)).sum::<u64>();
+        assert_eq!(sum(|counts| counts.published), topics as u64 + 2);
+        assert_eq!((sum(|counts| counts.delivered), sum(|counts| counts.written)), (1, 1));
         assert_eq!(ledger.row(key(0)), busy, "a row with queued messages is never evicted");
         assert!(ledger.rows().all(|(_, counts)| counts.balances()));
     }

@@ -19,6 +19,7 @@ const COLUMNS: &[table::Column] = &[
     ("SUBSCRIBER", |row| table::text(&row["subscriber"])),
     ("PUBLISHED", |row| table::text(&row["published"])),
     ("DELIVERED", |row| table::text(&row["delivered"])),
+    ("KNOWN BY", known_by),
     ("QUEUED", |row| table::text(&row["queued"])),
     ("DENIED", |row| table::text(&row["denied"])),
     ("BALANCES", |row| if row["balances"] == Value::Bool(true) { "yes" } else { "NO" }.to_owned()),
@@ -28,6 +29,17 @@ const COLUMNS: &[table::Column] = &[
         if reasons.is_empty() { "0".to_owned() } else { reasons.join(", ") }
     }),
 ];
+
+/// How it is known that messages were delivered: subscribers have credited them, or a stock one's socket took them.
+fn known_by(row: &Value) -> String {
+    let count = |name: &str| row[name].as_u64().unwrap_or(0);
+    match (count("delivered"), count("written")) {
+        (0, _) => "-".to_owned(),
+        (_, 0) => "credit".to_owned(),
+        (delivered, written) if delivered == written => "socket".to_owned(),
+        (delivered, written) => format!("credit {}, socket {written}", delivered - written),
+    }
+}
 
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let rows = table::sorted_by(ask_broker(client, "ledger")?, "topic");
@@ -44,4 +56,19 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     }
     output.note(&format!("{unbalanced} of {total} rows do not balance; that is a bug, please report it"));
     Ok(Exit::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_says_how_deliveries_are_known() {
+        let known = |delivered: u64, written: u64| {
+            known_by(&serde_json::json!({ "delivered": delivered, "written": written }))
+        };
+        assert_eq!(known(0, 0), "-");
+        assert_eq!((known(3, 0), known(3, 3)), ("credit".to_owned(), "socket".to_owned()));
+        assert_eq!(known(5, 3), "credit 2, socket 3");
+    }
 }

@@ -121,7 +121,7 @@ impl Hub {
         }
         if let Some(lane) = session.lanes.first_mut() {
             let ledger = &mut self.ledger;
-            lane.queue.credit_more(messages, |row, messages| ledger.delivered(row, messages));
+            lane.queue.credit_more(messages, |row, messages| ledger.written(row, messages));
         }
     }
 }
