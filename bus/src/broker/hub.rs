@@ -387,7 +387,11 @@ impl Hub {
             Record::Subscribe(spec) => self.on_subscribe(id, spec),
             Record::Unsubscribe { id: subscription } => self.on_unsubscribe(id, subscription),
             Record::Publish(block) => self.on_publish(id, block),
-            Record::Request { id: request, block, .. } => self.on_request(id, request, block),
+            Record::Request { id: request, window, block, .. } => {
+                let window =
+                    if window == 0 { limits::REPLY_WINDOW } else { window.min(limits::REPLY_WINDOW) };
+                self.on_request(id, request, window, block);
+            }
             Record::Reply { id: key, header, payload } => self.on_reply(id, RequestKey(key), header, payload),
             Record::ReplyEnd { id: key, status, code, text, header, payload } => {
                 self.on_reply_end(id, RequestKey(key), status, (code, text), (header, payload));

@@ -118,6 +118,8 @@ pub(super) struct Watch {
     pub(super) receivers: BTreeMap<SessionId, Receiver>,
     /// Those whose presence is told, and whether they are there.
     pub(super) peers: BTreeMap<PeerName, bool>,
+    /// Parts that may go out before the requester has taken any.
+    window: u64,
     parts: u64,
     credited: u64,
     /// A change could not be told for want of credit: everything is told again.
@@ -125,7 +127,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(requester: SessionId, requester_id: u64, asked: Asked) -> Self {
+    pub(super) fn new(requester: SessionId, requester_id: u64, window: u32, asked: Asked) -> Self {
         Self {
             requester,
             requester_id,
@@ -133,6 +135,7 @@ impl Watch {
             at_least: asked.at_least,
             receivers: BTreeMap::new(),
             peers: asked.peers.into_iter().map(|peer| (peer, false)).collect(),
+            window: window.into(),
             parts: 0,
             credited: 0,
             is_behind: false,
@@ -172,7 +175,7 @@ impl Watch {
         if self.at_least.is_some() {
             return None;
         }
-        if self.parts - self.credited >= u64::from(limits::REPLY_WINDOW) {
+        if self.parts - self.credited >= self.window {
             self.is_behind = true;
             return None;
         }
@@ -183,7 +186,7 @@ impl Watch {
     /// The requester has taken `parts` in total: what to send now, if anything.
     pub(super) fn credit(&mut self, parts: u64) -> Option<Value> {
         self.credited = self.credited.max(parts.min(self.parts));
-        if !self.is_behind || self.parts - self.credited >= u64::from(limits::REPLY_WINDOW) {
+        if !self.is_behind || self.parts - self.credited >= self.window {
             return None;
         }
         self.is_behind = false;
@@ -236,14 +239,13 @@ mod tests {
 
     fn watch(at_least: Option<u64>) -> Watch {
         let question = json!({ "topic": "a/b", "at_least": at_least }).to_string();
-        Watch::new(SessionId::nobody(), 1, Asked::read(question.as_bytes()).unwrap())
+        Watch::new(SessionId::nobody(), 1, 5, Asked::read(question.as_bytes()).unwrap())
     }
 
     #[test]
     fn a_watcher_without_credit_is_told_everything_once_it_has_some() {
         let mut watch = watch(None);
-        let window = u64::from(limits::REPLY_WINDOW);
-        for number in 0..window {
+        for number in 0..5 {
             assert_eq!(watch.tell(json!(number)), Some(json!(number)));
         }
         assert_eq!(watch.tell(json!("lost")), None);

@@ -25,6 +25,8 @@ pub struct PendingRequest {
     pub subscription: u32,
     /// What it asked for.
     pub topic: TopicName,
+    /// Parts that its server may send before the first credit.
+    pub window: u32,
     /// Parts of the answer that a stock requester has been sent.
     pub parts: u64,
     /// It is a probe of a subscription to this topic, and the broker words the answer.

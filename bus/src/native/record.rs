@@ -818,6 +818,7 @@ pub(crate) mod tests {
             ),
             format!("A record above {} KiB travels as", kib(limits::RECORD_BYTES_MAX)),
             format!("at most {} MiB of payload", mib(limits::PAYLOAD_BYTES_MAX)),
+            format!("(zero: {}, which is the most)", limits::REPLY_WINDOW),
             format!("(zero: {} s)", seconds(limits::REQUEST_TIMEOUT)),
             format!(
                 "silent for {} s and gives it up after {} s more",

@@ -40,6 +40,23 @@ fn request(id: u64) -> Record {
     Record::Request { id, subscription: 0, window: 1, block }
 }
 
+#[test]
+fn a_server_hears_how_many_parts_its_requester_takes_and_never_more_than_the_limit() {
+    let mut hub = hub();
+    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    hub.record(server, subscription(1, true, "q"));
+    let limit = limits::REPLY_WINDOW;
+    for (number, (asked, told)) in (1..).zip([(1, 1), (7, 7), (0, limit), (u32::MAX, limit)]) {
+        let Record::Request { subscription, block, .. } = request(number) else { unreachable!("it is one") };
+        hub.record(id, Record::Request { id: number, subscription, window: asked, block });
+        let window = sent(&mut hub, server).into_iter().find_map(|record| match record {
+            Record::Request { window, .. } => Some(window),
+            _ => None,
+        });
+        assert_eq!(window, Some(told), "a window of {asked}");
+    }
+}
+
 fn sent(hub: &mut Hub, id: SessionId) -> Vec<Record> {
     std::iter::from_fn(|| hub.next_record(id)).collect()
 }

@@ -145,7 +145,9 @@ impl Hub {
             None => Record::Deliver { subscriptions: entry.subscriptions, block: entry.block },
             // A request that ended meanwhile was withdrawn, or a cancel follows it.
             Some(key) => {
-                Record::Request { id: key.0, subscription, window: limits::REPLY_WINDOW, block: entry.block }
+                let window =
+                    self.requests.get_mut(key).map_or(limits::REPLY_WINDOW, |request| request.window);
+                Record::Request { id: key.0, subscription, window, block: entry.block }
             }
         })
     }

@@ -14,7 +14,14 @@ const PROBE: &str = "$sys/probe";
 
 impl Hub {
     /// Takes a question of `id`; the caller has checked the limits of requests.
-    pub(super) fn on_question(&mut self, id: SessionId, request: u64, question: Question, block: &Block) {
+    pub(super) fn on_question(
+        &mut self,
+        id: SessionId,
+        request: u64,
+        window: u32,
+        question: Question,
+        block: &Block,
+    ) {
         let topic = String::from_utf8_lossy(block.topic()).into_owned();
         // Frames of a stock message, if there are several, are no JSON, and are refused as that.
         let asked = match Asked::read(&block.clone().into_payload()) {
@@ -37,7 +44,7 @@ impl Hub {
             return self.end_for(id, request, Status::Busy, "", &text, None);
         }
         match question {
-            Question::Receivers => self.watch(id, request, asked, block.deadline_ms),
+            Question::Receivers => self.watch(id, request, window, asked, block.deadline_ms),
             Question::Probe => self.probe(id, request, &asked, block),
             Question::Gate => self.on_gate(id, request, asked, block.deadline_ms),
         }
@@ -68,6 +75,7 @@ impl Hub {
             server: SessionId::nobody(),
             subscription: 0,
             topic,
+            window: limits::REPLY_WINDOW,
             parts: 0,
             probed: None,
         };
@@ -79,9 +87,9 @@ impl Hub {
 
     // ---- receivers ------------------------------------------------------------------------
 
-    fn watch(&mut self, id: SessionId, request: u64, asked: Asked, deadline_ms: u64) {
+    fn watch(&mut self, id: SessionId, request: u64, window: u32, asked: Asked, deadline_ms: u64) {
         let key = self.hold_request(id, request, asked.topic.clone(), deadline_ms);
-        let mut watch = Watch::new(id, request, asked);
+        let mut watch = Watch::new(id, request, window, asked);
         let sessions: Vec<SessionId> = self.each_session().map(|(id, _)| id).collect();
         for session in sessions {
             if let Some(receiver) = self.receiver(session, &watch.topic) {

@@ -4,7 +4,8 @@ use super::*;
 use crate::broker::readiness::Question;
 
 impl Hub {
-    pub(super) fn on_request(&mut self, id: SessionId, request: u64, mut block: Block) {
+    /// Takes a request whose requester takes `window` parts before its first credit.
+    pub(super) fn on_request(&mut self, id: SessionId, request: u64, window: u32, mut block: Block) {
         let text = String::from_utf8_lossy(block.topic()).into_owned();
         let topic = match TopicName::from_bytes(block.topic()) {
             Ok(topic) => topic,
@@ -57,7 +58,7 @@ impl Hub {
             return self.end_for(id, request, Status::Busy, "", &explanation, None);
         }
         if let Some(question) = question {
-            return self.on_question(id, request, question, &block);
+            return self.on_question(id, request, window, question, &block);
         }
         let servers = self.servers(&topic, &requester);
         if servers.is_empty() {
@@ -80,6 +81,7 @@ impl Hub {
             server,
             subscription,
             topic,
+            window,
             parts: 0,
             probed: None,
         };

@@ -104,7 +104,7 @@ impl Hub {
     /// [`Record::ReplyEnd`] with this id.
     pub fn stock_request(&mut self, id: SessionId, request: u64, topic: &[u8], parts: &[Bytes]) {
         match TopicName::from_bytes(topic) {
-            Ok(name) => self.on_request(id, request, stock_block(&name, parts)),
+            Ok(name) => self.on_request(id, request, limits::REPLY_WINDOW, stock_block(&name, parts)),
             Err(error) => {
                 let shown = denials::start_of(topic);
                 self.refuse_request(id, request, "invalid_topic", &shown, &error.to_string());
