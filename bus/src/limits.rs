@@ -126,7 +126,8 @@ pub const READ_TURN_BYTES: usize = 256 << 10;
 /// Sealed bytes prepared for one socket ahead of the kernel.
 pub const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
-/// Rows of the drop ledger. The oldest idle row beyond that is folded into the row `other`.
+/// Rows of the drop ledger. Beyond, those that were idle longest are folded into the row `other`; as many more are kept if all were
+/// in use a moment ago.
 pub const LEDGER_ROWS_MAX: usize = 16_384;
 
 /// Topics with statistics of their own. Those beyond share the row `(other)`.

@@ -41,6 +41,15 @@ pub const DROP_REASONS: [DropReason; 7] = [
     DropReason::TooLarge,
 ];
 
+/// Rows evicted at once.
+const EVICTED_AT_ONCE: usize = 1024;
+
+/// Rows that one turn of the broker may ask for before it counts in the first of them: one for each session, and more.
+const ROWS_IN_HAND_MAX: u64 = 2 * limits::SESSIONS_MAX as u64;
+
+/// When a place without a row was last counted in: later than any row that is looked for.
+const EVICTED: u64 = u64::MAX;
+
 /// A row of the ledger, by number. Valid while the row's generation of routes is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowId(u32);
@@ -98,13 +107,17 @@ struct Row {
     touched: u64,
 }
 
-/// The ledger of one broker epoch. At most [`limits::LEDGER_ROWS_MAX`] rows: the longest idle one
-/// without queued messages is folded into the row `other`, so that the sums still hold.
+/// The ledger of one broker epoch. About [`limits::LEDGER_ROWS_MAX`] rows: the longest idle ones
+/// without queued messages are folded into the row `other`, so that the sums still hold.
 #[derive(Debug, Default)]
 pub struct Ledger {
     rows: Vec<Row>,
     index: HashMap<RowKey, RowId>,
+    /// Places of rows that were evicted; their keys are in no index.
+    free: Vec<u32>,
     other: Counts,
+    /// When it is worth looking for idle rows again.
+    look_at: u64,
     clock: u64,
     evictions: u64,
 }
@@ -119,11 +132,18 @@ impl Ledger {
             return row;
         }
         let row = Row { key: key.clone(), counts: Counts::default(), touched: self.clock };
-        let id = if self.rows.len() < limits::LEDGER_ROWS_MAX {
-            self.rows.push(row);
-            RowId(self.rows.len() as u32 - 1)
-        } else {
-            self.evict_for(row)
+        if self.free.is_empty() && self.rows.len() >= limits::LEDGER_ROWS_MAX && self.clock >= self.look_at {
+            self.evict();
+        }
+        let id = match self.free.pop() {
+            Some(slot) => {
+                self.rows[slot as usize] = row;
+                RowId(slot)
+            }
+            None => {
+                self.rows.push(row);
+                RowId(self.rows.len() as u32 - 1)
+            }
         };
         self.index.insert(key, id);
         id
@@ -145,19 +165,28 @@ impl Ledger {
         self.evictions
     }
 
-    fn evict_for(&mut self, row: Row) -> RowId {
-        // Rows with queued messages are still named by send queues. If all are, the table grows by
-        // one: that is bounded by the send queues themselves.
-        let idle = self.rows.iter().enumerate().filter(|(_, row)| row.counts.queued == 0);
-        let Some(slot) = idle.min_by_key(|(_, row)| row.touched).map(|(slot, _)| slot) else {
-            self.rows.push(row);
-            return RowId(self.rows.len() as u32 - 1);
-        };
-        let evicted = std::mem::replace(&mut self.rows[slot], row);
-        self.other.add(&evicted.counts);
-        self.index.remove(&evicted.key);
-        self.evictions += 1;
-        RowId(slot as u32)
+    /// Folds the rows that were left alone longest, many at once: finding them costs a look at all rows, and whoever
+    /// keeps rows must look them up again. Rows with queued messages are still named by send queues, and those of the
+    /// last turns may be in somebody's hand: if there are no others, the table grows, by as many as those at most.
+    fn evict(&mut self) {
+        let settled_at = self.clock.saturating_sub(ROWS_IN_HAND_MAX);
+        let idle = self.rows.iter().enumerate();
+        let idle = idle.filter(|(_, row)| row.counts.queued == 0 && row.touched < settled_at);
+        let mut idle: Vec<(u64, usize)> = idle.map(|(slot, row)| (row.touched, slot)).collect();
+        if idle.len() > EVICTED_AT_ONCE {
+            idle.select_nth_unstable(EVICTED_AT_ONCE);
+            idle.truncate(EVICTED_AT_ONCE);
+        }
+        self.look_at = self.clock + EVICTED_AT_ONCE as u64;
+        for (_, slot) in idle {
+            let row = &mut self.rows[slot];
+            self.other.add(&row.counts);
+            row.counts = Counts::default();
+            row.touched = EVICTED;
+            self.index.remove(&row.key);
+            self.free.push(slot as u32);
+            self.evictions += 1;
+        }
     }
 
     fn counts(&mut self, row: RowId) -> &mut Counts {
@@ -219,7 +248,8 @@ impl Ledger {
     pub fn rows(&self) -> impl Iterator<Item = (RowKey, Counts)> {
         let other = RowKey { publisher: None, topic: None, subscriber: None };
         let others = (self.evictions > 0).then_some((other, self.other));
-        self.rows.iter().map(|row| (row.key.clone(), row.counts)).chain(others)
+        let rows = self.rows.iter().filter(|row| row.touched != EVICTED);
+        rows.map(|row| (row.key.clone(), row.counts)).chain(others)
     }
 }
 
@@ -270,5 +300,32 @@ mod tests {
         assert_eq!((sum(|counts| counts.delivered), sum(|counts| counts.written)), (1, 1));
         assert_eq!(ledger.row(key(0)), busy, "a row with queued messages is never evicted");
         assert!(ledger.rows().all(|(_, counts)| counts.balances()));
+    }
+
+    #[test]
+    fn a_row_more_looks_at_all_rows_seldom_and_takes_none_that_is_in_hand() {
+        let mut ledger = Ledger::default();
+        let (mut looks, mut evictions) = (0, 0);
+        let count = |ledger: &mut Ledger, topic: usize| {
+            let row = ledger.row(key(topic));
+            ledger.denied(row, 1);
+        };
+        let topics = 10 * limits::LEDGER_ROWS_MAX;
+        for topic in 0..topics {
+            count(&mut ledger, topic);
+            looks += usize::from(std::mem::replace(&mut evictions, ledger.evictions()) != ledger.evictions());
+        }
+        assert!(looks <= topics / EVICTED_AT_ONCE, "{looks} looks at all rows");
+        assert!(ledger.rows().count() <= limits::LEDGER_ROWS_MAX + 1);
+        // As many as a message to every session needs: each has its own, and none is taken from another.
+        let evictions = ledger.evictions();
+        let rows = (0..limits::SESSIONS_MAX).map(|session| ledger.row(key(topics + session)));
+        let mut rows: Vec<RowId> = rows.collect();
+        rows.sort_unstable_by_key(|row| row.0);
+        rows.dedup();
+        assert!(rows.len() == limits::SESSIONS_MAX && ledger.evictions() > evictions);
+        rows.into_iter().for_each(|row| ledger.denied(row, 1));
+        let published: u64 = ledger.rows().map(|(_, counts)| counts.published).sum();
+        assert_eq!(published, (topics + limits::SESSIONS_MAX) as u64);
     }
 }
