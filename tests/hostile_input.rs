@@ -10,7 +10,8 @@ use std::{
 use interlock_bus::{
     Broker, BrokerConfig, Client, Credentials, Endpoint, Payload, Permissions, Timeouts,
     blocking::{wait, wait_until},
-    client::{ConnectOptions, Event, SubscribeOptions},
+    client::{ConnectOptions, Event, SubscribeOptions, Subscription},
+    error::ConnectError,
     limits,
     native::{Block, CreditScope, Overflow, Record, SubscribeSpec},
     zmtp::{Command, FrameFlags, SocketType},
@@ -377,6 +378,87 @@ fn the_deadline_of_a_frame_cuts_whoever_stops_inside_one_and_not_whoever_is_busy
     let mut stuck = RawPeer::native(endpoint, &member);
     stuck.stream.write_all(&[0, 200, 7]).unwrap();
     assert!(stuck.stream.reads_to_the_end(), "half a frame is waited for for ever");
+}
+
+/// The code with which the next session of `peer` ends.
+fn next_end(presence: &mut Subscription, peer: &str) -> String {
+    loop {
+        let Event::Message(message) = presence.next_blocking(Instant::now() + DEADLINE).unwrap() else {
+            continue;
+        };
+        let event: serde_json::Value = message.decode().unwrap();
+        if event["peer"] == peer && event["state"] == "disconnected" {
+            return event["code"].as_str().unwrap().to_owned();
+        }
+    }
+}
+
+#[test]
+fn whoever_answers_no_ping_is_given_up_and_whoever_is_merely_idle_is_not() {
+    let (ping_interval, ping) = (Duration::from_millis(300), Duration::from_millis(700));
+    let broker = broker_with(Timeouts { ping_interval, ping, ..Timeouts::default() });
+    let watcher = broker.enrol("watcher", &[], &["a", "$peers/#"], &[], &["$sys/broker/#"]);
+    let watcher = connect(&Credentials::load(&watcher).unwrap());
+    let mut presence = wait(watcher.subscribe(&"$peers/#".parse().unwrap(), Default::default())).unwrap();
+    let silent = Credentials::load(&broker.enrol("silent", &[], &["a"], &[], &[])).unwrap();
+    let endpoints = broker.handle.endpoints();
+    let idle = broker.enrol("idle", &[], &["a"], &[], &[]);
+    let mut stock = TestProcess::python("stock.py", &["sub", idle.to_str().unwrap(), "a"]);
+    assert_eq!(stock.json()["state"], "subscribed");
+    eventually("the idle subscriber", || {
+        ask(&watcher, "subscriptions").to_string().contains("\"a\\\"").then_some(())
+    });
+    for (number, endpoint) in endpoints.iter().enumerate() {
+        // Its engine would answer, if anybody read what comes.
+        let begun = Instant::now();
+        let _silent = RawPeer::connect(endpoint, &silent, SocketType::Dealer, number == 0).unwrap();
+        assert_eq!(next_end(&mut presence, "silent"), "silent");
+        assert!(begun.elapsed() >= ping_interval + ping, "after {:?} only", begun.elapsed());
+    }
+    assert!(stock.is_alive() && ask(&watcher, "peers").to_string().contains("idle"), "libzmq answers pings");
+    wait(watcher.ping()).unwrap();
+}
+
+#[test]
+fn whoever_takes_no_bytes_is_given_up_and_what_waited_for_it_is_counted() {
+    let broker = broker_with(Timeouts { write: Duration::from_millis(400), ..Timeouts::default() });
+    let watcher = broker.enrol("watcher", &["a"], &["$peers/#"], &[], &["$sys/broker/#"]);
+    let watcher = connect(&Credentials::load(&watcher).unwrap());
+    let mut presence = wait(watcher.subscribe(&"$peers/#".parse().unwrap(), Default::default())).unwrap();
+    let stuck = broker.enrol("stuck", &[], &["a"], &[], &[]);
+    let stock = TestProcess::python("stock.py", &["sub", stuck.to_str().unwrap(), "a"]);
+    assert_eq!(stock.json()["state"], "subscribed");
+    eventually("the subscriber", || {
+        ask(&watcher, "subscriptions").to_string().contains("\"a\\\"").then_some(())
+    });
+    stock.signal(nix::sys::signal::Signal::SIGSTOP);
+    // Far more than any kernel holds for one socket.
+    let payload = Payload::bytes(vec![1; 4 << 20]);
+    for _ in 0..16 {
+        wait(watcher.publish_waiting(&"a".parse().unwrap(), payload.clone(), &Default::default())).unwrap();
+    }
+    assert_eq!(next_end(&mut presence, "stuck"), "write_timeout");
+    let rows = ask(&watcher, "ledger");
+    let row = rows.as_array().unwrap().iter().find(|row| row["subscriber"] == "stuck").unwrap();
+    let dropped = |reason: &str| row["dropped"][reason].as_u64().unwrap_or(0);
+    assert!(dropped("disconnected") > 0 && row["queued"] == 0 && row["balances"] == true, "{row}");
+}
+
+#[test]
+fn a_broker_that_is_full_takes_the_next_one_when_another_has_gone() {
+    const SESSIONS: usize = 16;
+    let broker = TestBroker::start_with(|config| config.bounds.sessions_max = SESSIONS);
+    let member = Credentials::load(&broker.enrol("member", &[], &[], &[], &["$sys/broker/#"])).unwrap();
+    let mut sessions: Vec<Client> = (0..SESSIONS).map(|_| connect(&member)).collect();
+    let mut one_more = ConnectOptions::new(member.clone()).timeout(Duration::from_millis(300));
+    let waiting = Client::connect_blocking(one_more.clone());
+    assert!(matches!(waiting, Err(ConnectError::TimedOut { .. })), "{waiting:?}");
+    // It may still stand among those who are waited for, and goes when it is looked at.
+    one_more = one_more.timeout(DEADLINE);
+    let trying = std::thread::spawn(move || Client::connect_blocking(one_more));
+    sessions.pop().unwrap().close_blocking();
+    trying.join().unwrap().unwrap();
+    wait(sessions[0].ping()).unwrap();
 }
 
 #[test]

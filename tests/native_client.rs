@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use interlock_bus::{
-    Client, Credentials, Payload, TopicFilter, TopicName,
+    Client, Credentials, Header, Payload, TopicFilter, TopicName,
     blocking::wait,
     client::{ConnectOptions, Event, PublishOptions, ServeOptions, SubscribeOptions},
     error::{ConnectError, PublishError, RequestError},
@@ -75,6 +75,34 @@ fn each_of_more_overlapping_subscriptions_than_one_record_can_name_gets_the_mess
             for number in 0..3 {
                 assert_eq!(next_text(subscription), number.to_string(), "subscription {place}");
                 assert_eq!(next_text(subscription).len(), 100_000, "subscription {place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_publisher_says_of_its_message_arrives_as_it_was_said() {
+    let broker = TestBroker::start();
+    for publisher in both_links(&broker, "publisher") {
+        for subscriber in both_links(&broker, &format!("subscriber-{}", publisher.name())) {
+            let mut subscription =
+                wait(subscriber.subscribe(&filter("a"), SubscribeOptions::default())).unwrap();
+            let payload = Payload::text("hello");
+            let header = Header {
+                reply_to: Some(topic("answers/here")),
+                correlation: Some(Header::new().id),
+                traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+                user: vec![("name".to_owned(), "value".to_owned()), ("name".to_owned(), "again".to_owned())],
+                ..Header::for_payload(&payload)
+            };
+            let options = PublishOptions { header: Some(header.clone()), ..PublishOptions::default() };
+            wait(publisher.publish_acknowledged(&topic("a"), payload, options)).unwrap();
+            match subscription.next_blocking(Instant::now() + DEADLINE).unwrap() {
+                Event::Message(message) => {
+                    assert_eq!(message.header, header);
+                    assert_eq!((message.text(), &message.origin), (Some("hello"), publisher.name()));
+                }
+                gap => panic!("{gap:?}"),
             }
         }
     }
@@ -265,6 +293,7 @@ fn the_ledger_balances_and_shows_everything_delivered_once_a_subscriber_has_caug
             let rows: Vec<serde_json::Value> = answer.decode().unwrap();
             assert!(rows.iter().all(|row| row["balances"] == true), "{rows:?}");
             let row = rows.iter().find(|row| row["topic"] == name.as_str())?;
+            assert_eq!(row["written"], 0, "a native subscriber credits what it gets");
             (row["published"] == 100 && row["delivered"] == 100 && row["queued"] == 0).then_some(())
         });
     }
