@@ -38,8 +38,8 @@ struct ModelLane {
     overflow: Overflow,
     messages_max: usize,
     queue: VecDeque<Queued>,
-    /// Publisher and topic of what was sent.
-    sent: Vec<(String, String)>,
+    /// Publisher and topic of what was sent, and what it counts for.
+    sent: Vec<(String, String, u64)>,
     credited: usize,
     /// Lost in front of what waits.
     lost: u64,
@@ -100,7 +100,7 @@ impl ModelLane {
 
     /// Whether a message may be sent: what is not credited has to leave room in the window.
     fn can_send(&self) -> bool {
-        let in_flight: u64 = self.sent[self.credited..].iter().map(|(_, topic)| bytes_of(topic)).sum();
+        let in_flight: u64 = self.sent[self.credited..].iter().map(|(.., bytes)| bytes).sum();
         !self.queue.is_empty() && in_flight < WINDOW_BYTES
     }
 
@@ -203,6 +203,12 @@ struct Queued {
 }
 
 impl Queued {
+    /// What the model keeps of it once it was sent.
+    fn as_sent(&self) -> (String, String, u64) {
+        let beside = 4 * (self.subscriptions.len() as u64 - 1);
+        (self.publisher.clone(), self.topic.clone(), bytes_of(&self.topic) + beside)
+    }
+
     fn is_late(&self, now_ms: u64) -> bool {
         self.request.is_none() && self.deadline_ms != 0 && self.deadline_ms <= now_ms
     }
@@ -548,8 +554,8 @@ impl Model {
 
     fn settle(&mut self, subscriber: &str, lane: &ModelLane, reason: DropReason) {
         let uncredited = lane.sent[lane.credited..].iter().cloned();
-        let queued = lane.queue.iter().map(|queued| (queued.publisher.clone(), queued.topic.clone()));
-        for (publisher, topic) in uncredited.chain(queued).collect::<Vec<_>>() {
+        let queued = lane.queue.iter().map(Queued::as_sent);
+        for (publisher, topic, _) in uncredited.chain(queued).collect::<Vec<_>>() {
             let row = self.row(&publisher, &topic, Some(subscriber));
             row.queued -= 1;
             row.dropped[reason as usize] += 1;
@@ -685,7 +691,7 @@ impl Model {
         let upto = (total as usize).min(lane.sent.len());
         let newly: Vec<_> = lane.sent.get(lane.credited..upto).unwrap_or_default().to_vec();
         lane.credited = lane.credited.max(upto);
-        for (publisher, topic) in newly {
+        for (publisher, topic, _) in newly {
             let row = self.row(&publisher, &topic, Some(&peer));
             row.queued -= 1;
             row.delivered += 1;
@@ -730,7 +736,7 @@ impl Model {
             assert_eq!(lane.take_loss(), None, "a loss was passed over");
             assert!(lane.can_send(), "the window was closed");
             let queued = lane.remove(0);
-            lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
+            lane.sent.push(queued.as_sent());
             sent.push(queued.sent());
         }
         let id = lane.id;
@@ -772,7 +778,7 @@ impl Model {
             }
             let queued = lane.remove(0);
             session.next_lane = (position + 1) % lanes;
-            lane.sent.push((queued.publisher.clone(), queued.topic.clone()));
+            lane.sent.push(queued.as_sent());
             let id = lane.id;
             self.release(at, id);
             return Some(queued.sent());

@@ -55,6 +55,18 @@ pub struct Entry {
     pub row: RowId,
 }
 
+impl Entry {
+    /// What it counts for in a queue's bytes.
+    fn bytes(&self) -> usize {
+        self.block.bytes() + beside_bytes(&self.subscriptions)
+    }
+}
+
+/// What a message counts for beside its block: the numbers of the subscriptions that share it with this queue's own.
+fn beside_bytes(subscriptions: &[u32]) -> usize {
+    size_of::<u32>() * subscriptions.len().saturating_sub(1)
+}
+
 /// What became of a pushed message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Pushed {
@@ -123,7 +135,7 @@ pub struct SendQueue {
     messages: usize,
     /// Requests in `items`.
     requests: usize,
-    /// Bytes of their blocks.
+    /// What they count for: their blocks, and the numbers of the subscriptions that share them.
     bytes: usize,
     /// Sent and not yet credited.
     in_flight: Runs,
@@ -186,7 +198,7 @@ impl SendQueue {
         if entry.request.is_none() {
             self.replace(&entry, dropped);
         }
-        let bytes = entry.block.bytes();
+        let bytes = entry.bytes();
         if let Some(refused) = self.make_room(bytes, &entry.subscriptions, spare, dropped) {
             return refused;
         }
@@ -195,14 +207,13 @@ impl SendQueue {
     }
 
     fn add(&mut self, entry: Entry, spare: &mut SpareChunks) {
-        let bytes = entry.block.bytes();
         // What has a deadline stays an entry, so that it can be looked at when its turn comes.
         let is_plain = entry.request.is_none() && entry.block.deadline_ms == 0;
-        if is_plain && self.takes_as_bytes(bytes) {
+        if is_plain && self.takes_as_bytes(entry.block.bytes()) {
             self.append_run(&entry.subscriptions, entry.row, std::iter::once(entry.block.view()), spare);
         } else {
             self.messages += 1;
-            self.bytes += bytes;
+            self.bytes += entry.bytes();
             match &mut self.latest {
                 Some(latest) => latest.push(entry),
                 None => {
@@ -224,15 +235,15 @@ impl SendQueue {
         dropped: &mut Vec<Dropped>,
     ) -> PushedRun {
         debug_assert!(blocks.clone().all(|block| self.takes_as_bytes(block.bytes())));
-        let mut pushed = PushedRun::default();
+        let (mut pushed, beside) = (PushedRun::default(), beside_bytes(subscriptions));
         let (count, bytes) =
-            blocks.clone().fold((0, 0), |(count, bytes), block| (count + 1, bytes + block.bytes()));
+            blocks.clone().fold((0, 0), |(count, bytes), block| (count + 1, bytes + block.bytes() + beside));
         if self.messages + count <= self.messages_max && self.bytes + bytes <= self.bytes_max {
             self.append_run(subscriptions, row, blocks, spare);
             pushed.queued = count as u64;
         } else {
             for block in blocks {
-                match self.make_room(block.bytes(), subscriptions, spare, dropped) {
+                match self.make_room(block.bytes() + beside, subscriptions, spare, dropped) {
                     None => {
                         self.append_run(subscriptions, row, std::iter::once(block), spare);
                         pushed.queued += 1;
@@ -271,19 +282,20 @@ impl SendQueue {
         mut blocks: impl Iterator<Item = BlockView<'a>>,
         spare: &mut SpareChunks,
     ) {
-        let mut next = blocks.next();
+        let (mut next, beside) = (blocks.next(), beside_bytes(subscriptions));
         while let Some(first) = next {
-            if !matches!(self.items.back(), Some(Item::Chunk(chunk)) if chunk.has_room_for(first.bytes())) {
+            let bytes = first.bytes() + beside;
+            if !matches!(self.items.back(), Some(Item::Chunk(chunk)) if chunk.has_room_for(bytes)) {
                 self.items.push_back(Item::Chunk(spare.take()));
             }
             let Some(Item::Chunk(chunk)) = self.items.back_mut() else { unreachable!("it was just added") };
             let mut run = Run { row, messages: 0, bytes: 0 };
             while let Some(block) = next
-                && (run.messages == 0 || chunk.has_room_for(block.bytes()))
+                && (run.messages == 0 || chunk.has_room_for(block.bytes() + beside))
             {
                 chunk.put(subscriptions, &block);
                 run.messages += 1;
-                run.bytes += block.bytes() as u64;
+                run.bytes += (block.bytes() + beside) as u64;
                 next = blocks.next();
             }
             chunk.count(run);
@@ -292,7 +304,7 @@ impl SendQueue {
         }
     }
 
-    /// Makes room for a block of `bytes` as the policy says, or says why there is none.
+    /// Makes room for a message of `bytes` as the policy says, or says why there is none.
     fn make_room(
         &mut self,
         bytes: usize,
@@ -373,7 +385,7 @@ impl SendQueue {
         let Some((older, place)) = older else { return };
         losses.beside(place, &older.subscriptions);
         self.messages -= 1;
-        self.bytes -= older.block.bytes();
+        self.bytes -= older.bytes();
         dropped.push((older.row, None, DropReason::Replaced));
     }
 
@@ -387,7 +399,7 @@ impl SendQueue {
         if let Some(latest) = &mut self.latest {
             let out = latest.take_out(&mut self.losses, goes);
             self.messages -= out.len();
-            self.bytes -= out.iter().map(|entry| entry.block.bytes()).sum::<usize>();
+            self.bytes -= out.iter().map(Entry::bytes).sum::<usize>();
             return out;
         }
         let (mut out, mut kept, mut places) = (Vec::new(), Vec::new(), Vec::new());
@@ -432,7 +444,7 @@ impl SendQueue {
             }
         };
         self.messages -= 1;
-        self.bytes -= entry.block.bytes();
+        self.bytes -= entry.bytes();
         Some(entry.row)
     }
 
@@ -474,7 +486,7 @@ impl SendQueue {
             }
         };
         self.messages -= 1;
-        self.bytes -= entry.block.bytes();
+        self.bytes -= entry.bytes();
         Some(entry)
     }
 
@@ -503,7 +515,7 @@ impl SendQueue {
         }
         let Some(Item::Chunk(chunk)) = self.items.front_mut() else {
             let entry = self.take_front_entry()?;
-            self.note_sent(Run { row: entry.row, messages: 1, bytes: entry.block.bytes() as u64 });
+            self.note_sent(Run { row: entry.row, messages: 1, bytes: entry.bytes() as u64 });
             return Some(entry);
         };
         let (Record::Deliver { subscriptions, block }, run) = chunk.pop()? else { return None };
@@ -575,7 +587,7 @@ impl SendQueue {
         {
             return 0;
         }
-        let (messages, bytes) = (chunk.messages() as u64, chunk.block_bytes());
+        let (messages, bytes) = (chunk.messages() as u64, chunk.bytes());
         chunk.drain().for_each(|run| self.in_flight.add(run));
         if let Some(Item::Chunk(chunk)) = self.items.pop_front() {
             spare.give(chunk);
@@ -661,6 +673,11 @@ impl SendQueue {
     /// What is lost when it is full.
     pub fn overflow(&self) -> Overflow {
         self.overflow
+    }
+
+    /// How many messages and bytes may wait.
+    pub fn bounds(&self) -> (usize, usize) {
+        (self.messages_max, self.bytes_max)
     }
 
     /// Messages waiting, and sent but not credited.
@@ -798,6 +815,33 @@ mod tests {
             assert_eq!(push(&mut queue, entry_of("a", &[0])), Pushed::Queued);
             assert_eq!(push(&mut queue, entry_of("a", &[1])), Pushed::Refused);
         }
+    }
+
+    #[test]
+    fn the_numbers_of_overlapping_subscriptions_count_in_the_bytes_of_a_queue() {
+        let shared = |beside: u32| {
+            let subscriptions = (1..=1 + beside).collect();
+            Entry { subscriptions, ..entry_of("a", &[0]) }
+        };
+        let plain_bytes = shared(0).block.bytes();
+        for form in FORMS {
+            // Room for four that nobody shares, or for one that 20 do.
+            let bytes_max = 4 * plain_bytes;
+            let mut queue = SendQueue::new(Overflow::DropNewest, form, 0, bytes_max as u32);
+            assert_eq!(push(&mut queue, shared(20)), Pushed::Queued);
+            assert_eq!(queue.depth_bytes(), plain_bytes as u64 + 80);
+            assert_eq!(push(&mut queue, shared(0)), Pushed::Refused, "{form:?}");
+            assert!(pop(&mut queue).is_some());
+            assert_eq!((queue.bytes, queue.depth_bytes()), (0, plain_bytes as u64 + 80), "in flight");
+            queue.credit(1, |_, _| {});
+            assert_eq!(queue.depth_bytes(), 0);
+            assert!((0..4).all(|_| push(&mut queue, shared(0)) == Pushed::Queued));
+        }
+        let mut queue = SendQueue::new(Overflow::DropOldest, Form::Wire, 0, 4 * plain_bytes as u32);
+        let (entry, mut dropped) = (shared(20), Vec::new());
+        let run = std::iter::repeat_n(entry.block.view(), 3);
+        queue.push_run(&entry.subscriptions, entry.row, run, &mut SpareChunks::default(), &mut dropped);
+        assert_eq!((queue.depth(), queue.depth_bytes(), dropped.len()), (1, plain_bytes as u64 + 80, 2));
     }
 
     #[test]

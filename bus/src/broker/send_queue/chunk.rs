@@ -77,8 +77,8 @@ pub(super) struct Chunk {
     /// Bytes of records that have left.
     left: usize,
     messages: usize,
-    /// Bytes of the blocks that wait.
-    block_bytes: u64,
+    /// What the records that wait count for; see [`Chunk::front`].
+    bytes: u64,
     runs: Runs,
 }
 
@@ -87,11 +87,11 @@ impl Chunk {
         self.messages
     }
 
-    pub(super) fn block_bytes(&self) -> u64 {
-        self.block_bytes
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
-    /// Whether a block of `bytes` still fits into this batch.
+    /// Whether a message of `bytes` still fits into this batch.
     pub(super) fn has_room_for(&self, bytes: usize) -> bool {
         self.records.len() + bytes <= limits::BATCH_BYTES
     }
@@ -103,15 +103,15 @@ impl Chunk {
     /// Counts what was put in.
     pub(super) fn count(&mut self, run: Run) {
         self.messages += run.messages as usize;
-        self.block_bytes += run.bytes;
+        self.bytes += run.bytes;
         self.runs.add(run);
     }
 
-    /// The front record, and the bytes of its block.
+    /// The front record, and what it counts for: all but its kind and the first subscription, which every record has.
     fn front(&self) -> Option<(&[u8], u64)> {
         let (length, rest) = self.records.body()[self.left..].split_first_chunk::<4>()?;
         let record = &rest[..u32::from_le_bytes(*length) as usize];
-        Some((record, (record.len() - 2 - 4 * usize::from(record[1])) as u64))
+        Some((record, record.len().saturating_sub(2 + size_of::<u32>()) as u64))
     }
 
     /// The subscriptions that share the front record.
@@ -126,7 +126,7 @@ impl Chunk {
         let (record, bytes) = self.front()?;
         self.left += 4 + record.len();
         self.messages -= 1;
-        self.block_bytes -= bytes;
+        self.bytes -= bytes;
         let row = self.runs.take_one(bytes)?;
         Some(Run { row, messages: 1, bytes })
     }
@@ -143,13 +143,13 @@ impl Chunk {
         Some((record, self.drop_front()?))
     }
 
-    /// Appends at most `most` records to `out` while their blocks before them have less than `room` bytes, and tells
+    /// Appends at most `most` records to `out` while those before them count for less than `room` bytes, and tells
     /// `sent` of each run. Returns how many.
     pub(super) fn take(&mut self, room: u64, most: u64, out: &mut Vec<u8>, mut sent: impl FnMut(Run)) -> u64 {
-        if self.block_bytes <= room && self.messages as u64 <= most {
+        if self.bytes <= room && self.messages as u64 <= most {
             out.extend_from_slice(&self.records.body()[self.left..]);
             self.left = self.records.len();
-            self.block_bytes = 0;
+            self.bytes = 0;
             self.runs.drain().for_each(sent);
             return std::mem::take(&mut self.messages) as u64;
         }
@@ -166,9 +166,9 @@ impl Chunk {
         messages
     }
 
-    /// Its records, if all of them wait, fill a batch well and have at most `room` bytes of blocks.
+    /// Its records, if all of them wait, fill a batch well and count for at most `room` bytes.
     pub(super) fn whole(&mut self, room: u64) -> Option<&mut Draft> {
-        let is_whole = self.left == 0 && self.block_bytes <= room;
+        let is_whole = self.left == 0 && self.bytes <= room;
         (is_whole && self.records.len() >= limits::BATCH_BYTES / 2).then_some(&mut self.records)
     }
 
@@ -193,7 +193,7 @@ impl SpareChunks {
         if self.0.len() < SPARE_CHUNKS_MAX && chunk.records.capacity() <= 2 * limits::BATCH_BYTES {
             chunk.records.clear();
             chunk.runs.0.clear();
-            (chunk.left, chunk.messages, chunk.block_bytes) = (0, 0, 0);
+            (chunk.left, chunk.messages, chunk.bytes) = (0, 0, 0);
             self.0.push(chunk);
         }
     }
