@@ -60,6 +60,14 @@ pub enum KeyError {
         /// What it is instead.
         found: &'static str,
     },
+    /// A directory for secrets is a link: what it names can be exchanged, and its rights are not the link's to give.
+    #[error("`{}` is a symbolic link to `{}`; secrets are kept in a directory of their own: remove the link, and move what it names there, or let a new one be made", path.display(), target.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: PathBuf,
+    },
     /// The text is not what the file must hold.
     #[error("`{}` is damaged: {problem}", path.display())]
     Damaged {

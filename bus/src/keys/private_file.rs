@@ -18,11 +18,14 @@ fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) 
     move |source| KeyError::Io { action, path: path.to_owned(), source }
 }
 
-/// Makes `path` and its parents, readable by the owner only; checks that an existing one is.
+/// Makes `path` and its parents, readable by the owner only; checks that an existing one is, and that it is no link.
 ///
 /// # Errors
-/// [`KeyError::Exposed`] if others may enter it, [`KeyError::Io`] if it cannot be made.
+/// [`KeyError::Exposed`] if others may enter it, [`KeyError::Link`] if it is a link, [`KeyError::Io`] if it cannot be made.
 pub fn private_directory(path: &Path) -> Result<(), KeyError> {
+    if let Ok(target) = fs::read_link(path) {
+        return Err(KeyError::Link { path: path.to_owned(), target });
+    }
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create directory", path))?;
     let metadata = fs::metadata(path).map_err(io_error("read", path))?;
     if !metadata.is_dir() {
@@ -33,6 +36,15 @@ pub fn private_directory(path: &Path) -> Result<(), KeyError> {
         return Err(KeyError::Exposed { path: path.to_owned(), mode, wanted: 0o700 });
     }
     Ok(())
+}
+
+/// [`private_directory`] for a directory that its owner has chosen, and may have named by a link: what the link names is
+/// made and checked.
+///
+/// # Errors
+/// As [`private_directory`]; [`KeyError::Link`] only if nothing is there.
+pub fn private_directory_behind(path: &Path) -> Result<(), KeyError> {
+    private_directory(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))
 }
 
 /// Reads a secret. The buffer is erased when dropped.
@@ -185,6 +197,31 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
         assert!(matches!(read(&link), Err(KeyError::NotOurs { .. })));
         assert!(matches!(read(directory.path()), Err(KeyError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn a_directory_for_secrets_is_never_a_link_and_nobody_is_told_to_change_what_one_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let [link, target] = ["run", "elsewhere"].map(|name| directory.path().join(name));
+        fs::create_dir(&target).unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        for exists in [true, false] {
+            let message = private_directory(&link).unwrap_err().to_string();
+            assert!(message.contains(&format!("`{}` is a symbolic link", link.display())), "{message}");
+            assert!(message.contains("remove the link") && !message.contains("chmod"), "{message}");
+            if exists {
+                // One that its owner has chosen is looked at where it is.
+                let message = private_directory_behind(&link).unwrap_err().to_string();
+                let target = fs::canonicalize(&target).unwrap();
+                assert!(message.contains(&format!("`chmod 700 {}`", target.display())), "{message}");
+                fs::set_permissions(&target, fs::Permissions::from_mode(0o700)).unwrap();
+                private_directory_behind(&link).unwrap();
+                fs::remove_dir(&target).unwrap();
+            }
+        }
+        assert!(matches!(private_directory_behind(&link), Err(KeyError::Link { .. })), "a link to nothing");
+        assert!(!target.exists());
     }
 
     #[test]

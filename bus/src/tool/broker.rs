@@ -43,7 +43,7 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let directory = locate::data_directory(data_dir)?;
-    private_file::private_directory(&directory)?;
+    private_file::private_directory_behind(&directory)?;
     let run_directory = directory.join("run");
     private_file::private_directory(&run_directory)?;
     let (store, is_new) = KeyStore::open_or_create(&directory.join("keys"))?;

@@ -32,7 +32,7 @@ impl DataDir {
             fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
                 .map_err(self.io("make private"))?;
         }
-        private_file::private_directory(&self.root).map_err(unusable)?;
+        private_file::private_directory_behind(&self.root).map_err(unusable)?;
         private_file::private_directory(&self.run()).map_err(unusable)?;
         private_file::remove_abandoned(&self.run());
         let probe = self.run().join(".probe");
