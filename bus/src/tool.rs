@@ -78,7 +78,7 @@ enum Verb {
     Peers,
     /// Lists publishers that wait for their consumers: for whom, and what they hold
     Gates,
-    /// Lists connections that were refused, and why
+    /// Lists connections and operations that were refused, and why
     Auth,
     /// Prints what the broker noticed: who came and went, refusals, slow subscribers, held topics
     Events(events::Arguments),

@@ -14,6 +14,17 @@ const COLUMNS: &[table::Column] = &[
     ("REASON", |row| table::text(&row["text"])),
 ];
 
+/// Of operations of connected peers.
+const DENIED_COLUMNS: &[table::Column] = &[
+    ("LAST", |row| table::time(&row["last_ms"])),
+    ("CODE", |row| table::text(&row["code"])),
+    ("PEER", |row| table::text(&row["peer"])),
+    ("OPERATION", |row| table::text(&row["operation"])),
+    ("TOPIC", |row| table::text(&row["topic"])),
+    ("COUNT", |row| table::text(&row["count"])),
+    ("REASON", |row| table::text(&row["text"])),
+];
+
 pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let info = ask_broker(client, "info")?;
     if let Some(problem) = info["registry_problem"]["error"].as_str() {
@@ -24,18 +35,26 @@ pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure>
         output.note(&format!("the broker's old key `{key}` is accepted until {until}"));
     }
     let mut answer = ask_broker(client, "refusals")?;
-    let rows = match answer["last"].take() {
-        Value::Array(rows) => rows,
-        _ => Vec::new(),
-    };
-    if rows.is_empty() {
+    let refusals = rows_of(answer["last"].take());
+    if refusals.is_empty() {
         output.note("no connection was refused since the broker started");
-        return Ok(Exit::Done);
+    } else {
+        table::print(&refusals, COLUMNS, output)?;
     }
-    table::print(&rows, COLUMNS, output)?;
-    if let Some(counts) = answer["counts"].as_object() {
+    if let Some(counts) = answer["counts"].as_object().filter(|counts| !counts.is_empty()) {
         let counts: Vec<String> = counts.iter().map(|(code, count)| format!("{code} {count}")).collect();
         output.note(&format!("since the broker started: {}", counts.join(", ")));
     }
+    let denials = rows_of(ask_broker(client, "denials")?);
+    if !denials.is_empty() {
+        table::print(&denials, DENIED_COLUMNS, output)?;
+    }
     Ok(Exit::Done)
+}
+
+fn rows_of(answer: Value) -> Vec<Value> {
+    match answer {
+        Value::Array(rows) => rows,
+        _ => Vec::new(),
+    }
 }
