@@ -258,6 +258,8 @@ fn subscriptions(hub: &Hub) -> Value {
                 "serve": lane.serve,
                 "group": lane.group,
                 "overflow": lane.queue.overflow(),
+                "queue_messages_max": lane.queue.bounds().0,
+                "queue_bytes_max": lane.queue.bounds().1,
                 "queued": lane.queue.depth(),
                 "queued_bytes": lane.queue.depth_bytes(),
             })

@@ -18,6 +18,12 @@ pub enum Overflow {
     Wait = 4,
 }
 
+impl Overflow {
+    /// All policies, the default first.
+    pub const ALL: [Self; 5] =
+        [Self::DropNewest, Self::DropOldest, Self::LatestOnly, Self::Disconnect, Self::Wait];
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Map, Value, json};
 
 use super::{Failure, Output, decode::Decoder};
@@ -14,6 +15,7 @@ use crate::{
     client::{Client, Event, SubscribeOptions, Subscription},
     envelope::Message,
     exit::Exit,
+    native::Overflow,
     topic::TopicFilter,
 };
 
@@ -35,6 +37,23 @@ pub(super) struct Arguments {
     /// Print the topics' last values first
     #[arg(long)]
     retained: bool,
+    /// What is lost when the broker's queue is full because this program is slow; `wait` holds publishers, and needs the right to
+    #[arg(long, value_name = "POLICY", default_value = Overflow::default().as_str(), value_parser = overflow())]
+    overflow: Overflow,
+    /// Messages that may wait there; the broker's own bound is the default, and the most
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    max_count: Option<u32>,
+    /// The same in bytes
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
+    max_bytes: Option<u32>,
+}
+
+/// Reads the name of a policy.
+fn overflow() -> impl TypedValueParser<Value = Overflow> {
+    PossibleValuesParser::new(Overflow::ALL.map(Overflow::as_str)).map(|name| {
+        let named = Overflow::ALL.into_iter().find(|policy| policy.as_str() == name);
+        named.unwrap_or_else(|| unreachable!("the parser lets nothing else through"))
+    })
 }
 
 impl Arguments {
@@ -42,12 +61,18 @@ impl Arguments {
     pub(super) fn check(&self) -> Result<(), Failure> {
         self.filters.iter().try_for_each(|text| Ok(text.parse::<TopicFilter>().map(drop)?))
     }
+
+    fn options(&self) -> SubscribeOptions {
+        SubscribeOptions { retained: self.retained, ..SubscribeOptions::default() }
+            .overflow(self.overflow)
+            .queue(self.max_count.unwrap_or(0), self.max_bytes.unwrap_or(0))
+    }
 }
 
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let filters =
         arguments.filters.iter().map(|text| text.parse()).collect::<Result<Vec<TopicFilter>, _>>()?;
-    let options = SubscribeOptions { retained: arguments.retained, ..SubscribeOptions::default() };
+    let options = arguments.options();
     let mut subscriptions = Vec::new();
     for filter in &filters {
         subscriptions.push(blocking::wait(client.subscribe(filter, options.clone()))?);

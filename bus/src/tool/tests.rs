@@ -122,6 +122,57 @@ fn pub_fails_when_there_is_no_room_for_the_value_it_was_to_retain() {
 }
 
 #[test]
+fn sub_asks_for_the_policy_and_the_bounds_it_is_told() {
+    let fixture = fixture();
+    for policy in crate::native::Overflow::ALL {
+        let asked = fixture.client.clone();
+        let watch = std::thread::spawn(move || {
+            blocking::wait(asked.wait_for_subscribers(&topic("a/b"), 1, Duration::from_secs(20))).unwrap();
+            let rows = ask_broker(&asked, "subscriptions").unwrap();
+            let options = PublishOptions::default();
+            blocking::wait(asked.publish_acknowledged(&topic("a/b"), Payload::text("x"), options)).unwrap();
+            rows
+        });
+        let name = policy.as_str();
+        let bounds = ["--max-count", "7", "--max-bytes", "70000"];
+        let (exit, _, messages) =
+            fixture.bus(&[&["sub", "a/b", "--count", "1", "--overflow", name][..], &bounds].concat());
+        assert_eq!((exit, messages.as_str()), (Exit::Done, ""), "{policy:?}");
+        let rows = watch.join().unwrap();
+        let row = rows.as_array().unwrap().iter().find(|row| row["filter"] == "a/b").unwrap();
+        let seen = (&row["overflow"], &row["queue_messages_max"], &row["queue_bytes_max"]);
+        assert_eq!(seen, (&name.into(), &7.into(), &70_000.into()));
+    }
+    let (exit, _, messages) = fixture.bus(&["sub", "a/b", "--overflow", "sometimes"]);
+    assert_eq!(exit, Exit::Misuse);
+    for policy in crate::native::Overflow::ALL {
+        assert!(messages.contains(policy.as_str()), "{messages}");
+    }
+    assert_eq!(fixture.bus(&["sub", "a/b", "--max-count", "0"]).0, Exit::Misuse);
+}
+
+#[test]
+fn auth_lists_denied_operations_with_their_number() {
+    let fixture = fixture();
+    let (exit, data, messages) = fixture.bus(&["auth"]);
+    assert_eq!((exit, data.as_str()), (Exit::Done, ""));
+    assert_eq!(messages, "bus: no connection was refused since the broker started\n");
+    for _ in 0..2 {
+        // Topics of the broker are nobody's to publish.
+        assert_eq!(fixture.bus(&["pub", "$sys/x", "1"]).0, Exit::Denied);
+    }
+    let (_, data, _) = fixture.bus(&["auth", "--json"]);
+    let row: serde_json::Value = serde_json::from_str(data.trim()).unwrap();
+    let seen = (&row["peer"], &row["operation"], &row["topic"], &row["code"], &row["count"]);
+    assert_eq!(
+        seen,
+        (&"operator".into(), &"publish".into(), &"$sys/x".into(), &"not_permitted".into(), &2.into())
+    );
+    let (_, data, _) = fixture.bus(&["auth"]);
+    assert!(data.contains("OPERATION") && data.contains("$sys/x"), "{data}");
+}
+
+#[test]
 fn sub_shows_text_json_schemas_and_bytes_on_a_line_each() {
     let fixture = fixture();
     let schema = Schema::parse("Delta", r#"{"struct":[["text","string"],["index","u64"]]}"#).unwrap();
