@@ -319,6 +319,12 @@ impl Extras {
     }
 
     /// The actors, if their list makes sense together with the configured programs.
+    /// The names that its actors and groups have below the root.
+    pub(crate) fn names_in_the_tree(&self) -> Vec<String> {
+        let actors = self.actors.iter().filter(|extra| extra.group.is_none()).map(|extra| &extra.name);
+        actors.chain(self.groups.iter().map(|group| &group.name)).map(ToString::to_string).collect()
+    }
+
     pub(crate) fn checked<'a>(
         mut self,
         programs: impl Iterator<Item = &'a PeerName>,

@@ -76,6 +76,9 @@ pub(crate) struct Global {
     /// No colours, even on a terminal (also NO_COLOR).
     #[arg(long, global = true)]
     no_color: bool,
+    /// What this binary has in its tree besides.
+    #[arg(skip)]
+    actors: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,7 +121,8 @@ enum Verb {
     },
 }
 
-fn dispatch(arguments: Arguments, extras: Extras, output: &mut Output) -> Result<Exit, CliError> {
+fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Result<Exit, CliError> {
+    arguments.global.actors = extras.names_in_the_tree();
     let global = &arguments.global;
     output.use_color(!global.no_color);
     match arguments.verb.unwrap_or(Verb::Run) {
@@ -164,7 +168,8 @@ impl Global {
             })?;
             flags.push(("--data-dir", "runtime.data_dir".to_owned(), text.to_owned()));
         }
-        Ok(Config::load(&Sources { file, environment: environment(), flags })?)
+        let actors = self.actors.clone();
+        Ok(Config::load(&Sources { file, environment: environment(), flags, actors })?)
     }
 
     /// The data directory of the configuration.

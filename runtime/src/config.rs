@@ -385,6 +385,8 @@ pub struct Sources {
     pub environment: Vec<(String, String)>,
     /// Values from flags: the flag, `section.key`, the text.
     pub flags: Vec<(&'static str, String, String)>,
+    /// Names in the tree that are neither a built-in component's nor a program's: those of the user's own actors and groups.
+    pub actors: Vec<String>,
 }
 
 /// A configuration and where each of its values came from.
@@ -423,7 +425,7 @@ impl Config {
         for (flag, path, text) in &sources.flags {
             layers.add_flag(flag, path, text);
         }
-        check_programs(&mut layers);
+        check_programs(&mut layers, &sources.actors);
         check_combinations(&mut layers);
         if layers.problems.is_empty() {
             let programs = layers.programs.iter().map(|program| {
@@ -435,6 +437,7 @@ impl Config {
             let (file, sources) = (sources.file.clone(), sources.clone());
             return Ok(Loaded { config, held: layers.settings, file, sources });
         }
+        layers.problems.sort_by_key(|problem| problem.origin.as_ref().map(Origin::place));
         Err(ConfigError { problems: layers.problems })
     }
 
@@ -503,7 +506,7 @@ fn read_file(path: &Path) -> Result<String, Problem> {
 }
 
 /// Required keys, names that are taken or used twice.
-fn check_programs(layers: &mut Layers) {
+fn check_programs(layers: &mut Layers, actors: &[String]) {
     let mut problems = Vec::new();
     let mut refuse = |origin: &Origin, key: &str, text: String| {
         problems.push(Problem { origin: Some(origin.clone()), key: format!("program.{key}"), text });
@@ -541,7 +544,7 @@ fn check_programs(layers: &mut Layers) {
             );
         }
     }
-    problems.append(&mut needs::check(&layers.programs));
+    problems.append(&mut needs::check(&layers.programs, actors));
     layers.problems.append(&mut problems);
 }
 

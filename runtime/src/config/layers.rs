@@ -200,13 +200,31 @@ pub(super) fn in_file(path: &Path) -> impl Fn(usize) -> Origin + '_ {
 }
 
 fn not_allowed(path: &str, value: &Value, setting: &Setting) -> String {
-    let mut shown = value.to_string();
-    if shown.len() > 100 {
-        shown.truncate(shown.floor_char_boundary(100));
-        shown.push_str("...");
+    let wrong = match value {
+        Value::Array(items) => {
+            let alone = |item: &&Value| !setting.kind.permits(&Value::Array(vec![(*item).clone()]));
+            items.iter().filter(alone).map(ToString::to_string).collect()
+        }
+        _ => Vec::new(),
+    };
+    let allowed = setting.kind.allowed();
+    match (wrong.len(), value.as_array()) {
+        (1.., Some(items)) if wrong.len() < items.len() => {
+            let wrong = wrong.iter().map(|item| printed(item));
+            format!(
+                "`{path}` holds {}; allowed: {allowed}",
+                backticked(wrong.collect::<Vec<_>>().iter().map(String::as_str))
+            )
+        }
+        _ => format!("`{path}` is `{}`; allowed: {allowed}", printed(&value.to_string())),
     }
-    let shown = shown.replace('\n', " ");
-    format!("`{path}` is `{shown}`; allowed: {}", setting.kind.allowed())
+}
+
+/// A value on one line, and not too long.
+fn printed(value: &str) -> String {
+    let cut = value.floor_char_boundary(100);
+    let more = if cut < value.len() { "..." } else { "" };
+    format!("{}{more}", value[..cut].replace('\n', " "))
 }
 
 fn unknown_key(section: &str, key: &str) -> String {
@@ -247,11 +265,11 @@ fn unknown_top_level(name: &str) -> String {
     }
 }
 
-fn backticked<'a>(words: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn backticked<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }
 
-fn did_you_mean(meant: Option<&str>, otherwise: &str) -> String {
+pub(super) fn did_you_mean(meant: Option<&str>, otherwise: &str) -> String {
     match meant {
         Some(meant) => format!("; did you mean `{meant}`?"),
         None => format!("; {otherwise}"),

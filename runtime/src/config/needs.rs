@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::{
-    layers::{Held, ProgramHeld},
+    layers::{Held, ProgramHeld, backticked, did_you_mean},
     problem::Problem,
     schema,
 };
@@ -77,9 +77,13 @@ impl From<Need> for String {
     }
 }
 
-/// Needs of programs that can never be met: circles, a wrong order, an end or a line of something that has none. A name that
-/// is neither a program's nor a component's may be that of an actor of the user; the tree knows.
-pub(super) fn check(programs: &[ProgramHeld]) -> Vec<Problem> {
+fn components() -> impl Iterator<Item = &'static str> {
+    schema::NAMES_TAKEN.iter().copied().filter(|name| !schema::NO_COMPONENTS.contains(name))
+}
+
+/// Needs of programs that can never be met: what is not there, circles, a wrong order, an end or a line of something that
+/// has none. `actors` are the names that the user's own actors and groups have in the tree.
+pub(super) fn check(programs: &[ProgramHeld], actors: &[String]) -> Vec<Problem> {
     let text = |held: Option<&Held>| held.and_then(|held| held.value.as_str()).unwrap_or_default().to_owned();
     let names: Vec<String> = programs.iter().map(|program| text(program.keys.get("name"))).collect();
     let place: BTreeMap<&str, usize> =
@@ -104,6 +108,22 @@ pub(super) fn check(programs: &[ProgramHeld]) -> Vec<Problem> {
             let other = place.get(need.name.as_str()).map(|place| &programs[*place]);
             let restart = other.map(|other| text(other.keys.get("restart")));
             let is_built_in = schema::NAMES_TAKEN.contains(&need.name.as_str());
+            let is_actor = actors.iter().any(|actor| actor == need.name.as_str());
+            if !(is_actor || other.is_some() || components().any(|name| name == need.name.as_str())) {
+                let mut known: Vec<&str> = components().collect();
+                known.extend(
+                    actors.iter().chain(&names).map(String::as_str).filter(|name| *name != names[own]),
+                );
+                let otherwise = format!("there are {}", backticked(known.iter().copied()));
+                let meant = schema::nearest(need.name.as_str(), known.iter().copied());
+                refuse(format!(
+                    "`program.needs` of `{}` has `{}`, which is no component{}",
+                    names[own],
+                    need.name,
+                    did_you_mean(meant, &otherwise)
+                ));
+                continue;
+            }
             match (&need.until, restart.as_deref()) {
                 (Condition::Completed, Some("" | "permanent")) => refuse(format!(
                     "`program.needs` of `{}` has `{need}`, but `{}` is permanent and never completes; set its `restart` to \"transient\" or \"temporary\"",

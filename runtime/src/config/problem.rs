@@ -20,6 +20,18 @@ pub enum Origin {
     Flag(&'static str),
 }
 
+impl Origin {
+    /// Its place among all: by layer, then by line.
+    pub(super) fn place(&self) -> (u8, usize) {
+        match self {
+            Self::Default => (0, 0),
+            Self::File { line, .. } => (1, *line),
+            Self::Environment(_) => (2, 0),
+            Self::Flag(_) => (3, 0),
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

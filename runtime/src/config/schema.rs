@@ -126,6 +126,9 @@ pub const PROGRAM: &[Setting] = &[
 /// Keys without which a `[[program]]` cannot run.
 pub const PROGRAM_REQUIRED: &[&str] = &["name", "command"];
 
+/// Names that belong to the runtime itself and are no component.
+pub const NO_COMPONENTS: &[&str] = &["operator", "root"];
+
 /// Names that belong to the runtime itself.
 pub const NAMES_TAKEN: &[&str] = &[
     "broker",

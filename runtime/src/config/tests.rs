@@ -21,6 +21,7 @@ fn load_with(
             .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
             .collect(),
         flags: flags.iter().map(|(path, text)| ("--set", (*path).to_owned(), (*text).to_owned())).collect(),
+        actors: Vec::new(),
     })
 }
 
@@ -180,6 +181,18 @@ fn combinations_that_cannot_work_are_refused() {
             "`b` is permanent and never completes",
         ),
         ("[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"model:log:x\"]", "only programs complete"),
+        (
+            "[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"modle\"]",
+            "`program.needs` of `a` has `modle`, which is no component; did you mean `model`?",
+        ),
+        (
+            "[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"operator\"]",
+            "`operator`, which is no component; there are `broker`, ",
+        ),
+        (
+            "[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"store\", \"model:healty\"]",
+            "`program.needs` holds `\"model:healty\"`; allowed: ",
+        ),
         ("listen = \"127.0.0.1:1\"", "did you mean `gateway.listen`? write it below `[gateway]`"),
         ("[gateway]\nlevel = 1", "did you mean `logs.level`"),
         ("gateway = 1", "write `[gateway]`"),
@@ -235,6 +248,33 @@ fn the_file_says_which_settings_take_effect_without_a_new_start() {
         let live = setting.effect != schema::Effect::NextStart;
         assert_eq!(live, named && !excepted, "{}", setting.path());
     }
+}
+
+#[test]
+fn an_actor_of_the_user_can_be_needed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("interlock.toml");
+    std::fs::write(&file, "[[program]]\nname = \"a\"\ncommand = \"x\"\nneeds = [\"greeter\"]\n").unwrap();
+    let load = |actors: &[&str]| {
+        let actors = actors.iter().map(|name| (*name).to_owned()).collect();
+        Config::load(&Sources { file: Some(file.clone()), actors, ..Sources::default() })
+    };
+    load(&["greeter"]).unwrap();
+    let error = load(&["greeters"]).unwrap_err().to_string();
+    assert!(error.contains("interlock.toml:4: ") && error.contains("did you mean `greeters`?"), "{error}");
+}
+
+#[test]
+fn mistakes_come_in_the_order_of_their_lines() {
+    let file = "[shutdown]\ndrain = \"10m\"\nforced = \"1m\"\n[model]\nbad = 1\n[gateway]\nworkers = 0\nbad = 1\n[[program]]\nname = \"store\"\n";
+    let error = load_with(file, &[("INTERLOCK_LOGS__LEVEL", "x")], &[("bus.bad", "x")]).unwrap_err();
+    let text = error.to_string();
+    let at = |line: &str| match line.split_once("interlock.toml:") {
+        Some((_, rest)) => rest.split(':').next().unwrap().to_owned(),
+        None => line.split(':').next().unwrap().to_owned(),
+    };
+    let places: Vec<String> = text.lines().map(at).collect();
+    assert_eq!(places, ["3", "5", "7", "8", "9", "10", "INTERLOCK_LOGS__LEVEL", "--set"], "{text}");
 }
 
 #[test]
