@@ -69,6 +69,20 @@ fn each_component_takes_over_what_is_its_own_and_the_others_go_on() {
     eventually("all to run again", || is_running(&runtime));
     final_text(&runtime.turn("after", "Hello"));
     assert_eq!(reload(&runtime)["changed"], serde_json::json!([]));
+
+    // Whoever was stopped by order stays so.
+    assert!(runtime.interlock(&["stop", "conversation"]).status.success());
+    edit(&runtime, "[conversation]\ninstructions = \"Be long.\"\n[model]\ntokens_max = 4\n");
+    assert!(!reload(&runtime)["restarted"].to_string().contains("conversation"));
+    eventually("the model service to be restarted", || {
+        restarts(&runtime).contains(&("model".to_owned(), 2)).then_some(())
+    });
+    let status = runtime.status();
+    let children = status["tree"]["children"].as_array().unwrap();
+    assert!(
+        children.iter().any(|child| child["name"] == "conversation" && child["state"] == "stopped"),
+        "{status}"
+    );
 }
 
 #[test]
@@ -83,6 +97,13 @@ fn a_file_with_mistakes_changes_nothing_until_it_is_mended_and_nobody_need_ask()
         assert!(status["config"]["refused"].as_str().unwrap().contains(part), "{part}: {status}");
     }
     assert!(restarts(&runtime).is_empty());
+    eventually("the tree to be degraded for it", || {
+        let status = runtime.status();
+        let children = status["tree"]["children"].as_array()?;
+        let own = children.iter().find(|child| child["name"] == "runtime")?;
+        (own["impaired"] == "its changed configuration is refused" && status["tree"]["state"] == "degraded")
+            .then_some(())
+    });
     let refused = runtime.interlock(&["reload"]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     assert!(said(&refused).contains("nothing has changed"), "{refused:?}");

@@ -171,6 +171,16 @@ struct Refusal {
 impl Actor for Admin {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
         context.serve(&ALL.parse::<TopicFilter>()?).await?;
+        let (mut config, own) = (self.reload.watch_status(), context.clone());
+        context.spawn_background(async move {
+            loop {
+                let is_refused = config.borrow_and_update().refused.is_some();
+                own.impaired(is_refused.then(|| "its changed configuration is refused".to_owned()));
+                if config.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+        });
         Ok(())
     }
 

@@ -6,13 +6,13 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Interval, MissedTickBehavior, interval},
 };
 
@@ -21,7 +21,7 @@ use crate::{
     config::{BackEnd, Config, ModelSection, Sources, live::ReloadReport},
     peers::with_letters,
     site::Site,
-    supervisor::SupervisorHandle,
+    supervisor::{State, SupervisorHandle},
     telemetry::Levels,
 };
 
@@ -47,7 +47,7 @@ type Ask = oneshot::Sender<Result<ReloadReport, String>>;
 pub struct ReloadHandle {
     asks: mpsc::Sender<Ask>,
     site: Arc<Site>,
-    status: Arc<Mutex<ConfigStatus>>,
+    status: Arc<watch::Sender<ConfigStatus>>,
 }
 
 impl ReloadHandle {
@@ -60,8 +60,12 @@ impl ReloadHandle {
     }
 
     pub(crate) fn status(&self) -> ConfigStatus {
-        // No code that can panic runs under this lock.
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.status.borrow().clone()
+    }
+
+    /// [`ReloadHandle::status`], and its changes.
+    pub(crate) fn watch_status(&self) -> watch::Receiver<ConfigStatus> {
+        self.status.subscribe()
     }
 
     /// What answers, and whether that is a language model.
@@ -143,11 +147,12 @@ impl Reloader {
 
     async fn reload(&mut self) -> Result<ReloadReport, String> {
         let outcome = self.read().await;
-        let mut status = self.handle.status.lock().unwrap_or_else(PoisonError::into_inner);
-        *status = match &outcome {
-            Ok(report) => ConfigStatus { refused: None, next_start: report.next_start.clone() },
-            Err(refusal) => ConfigStatus { refused: Some(refusal.clone()), ..status.clone() },
-        };
+        self.handle.status.send_modify(|status| match &outcome {
+            Ok(report) => {
+                *status = ConfigStatus { refused: None, next_start: report.next_start.clone() };
+            }
+            Err(refusal) => status.refused = Some(refusal.clone()),
+        });
         outcome
     }
 
@@ -158,7 +163,7 @@ impl Reloader {
         self.seen = stamp(sources.file.as_deref());
         let new = Config::load(&sources).map_err(|error| error.to_string())?;
         component::model_config(&new.config.model).map_err(|error| error.to_string())?;
-        let (adopted, report) = old.adopt(&new).map_err(|error| error.to_string())?;
+        let (adopted, mut report) = old.adopt(&new).map_err(|error| error.to_string())?;
         let config = adopted.config.clone();
         site.live.replace(adopted);
         self.levels.set(&config.logs.level, &config.logs.console);
@@ -173,6 +178,11 @@ impl Reloader {
         for change in &report.changed {
             tracing::info!(key = %change.key, from = %change.from, to = %change.to, "configuration changed");
         }
+        let tree = self.tree.snapshot();
+        // Whoever was stopped by order stays so, and begins with it when somebody starts it.
+        report
+            .restarted
+            .retain(|name| tree.child(name).is_none_or(|component| component.state != State::Stopped));
         for component in report.restarted.clone() {
             let tree = self.tree.clone();
             // The order is answered by the supervisor's thread; meanwhile signals are heard.
