@@ -1,11 +1,11 @@
 use std::{collections::HashSet, process::Command};
 
 use interlock_bus::{
-    BrokerConfig, ConnectOptions, Credentials, KeyStore, Permissions, crypto::KeyPair, zmtp,
+    BrokerConfig, Client, ConnectOptions, Credentials, KeyStore, Permissions, crypto::KeyPair, zmtp,
 };
 
 use crate::harness::{
-    DEADLINE, TestProcess,
+    DEADLINE, TestProcess, eventually,
     runtime::{TestRuntime, tool},
 };
 
@@ -96,4 +96,24 @@ fn the_output_of_a_whole_run_holds_no_secret_and_its_processes_leave_no_core() {
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(said.len() > 500, "{said}");
     assert!(secrets.iter().all(|secret| !shows(&said, secret)), "a secret was said");
+}
+
+#[test]
+fn the_key_of_a_program_is_void_when_the_program_has_been_stopped() {
+    let place = tempfile::tempdir().unwrap();
+    let told = place.path().join("credentials");
+    let script = format!(
+        "umask 077; cat /proc/self/fd/$INTERLOCK_CREDENTIALS_FD > {}; echo told; exec sleep 1000",
+        told.display()
+    );
+    let runtime = TestRuntime::start_with(&format!(
+        "[[program]]\nname = \"teller\"\ncommand = \"sh\"\nargs = [\"-c\", \"{script}\"]\nreadiness = \"line:told\"\n"
+    ));
+    let credentials = Credentials::load(&told);
+    let options = || ConnectOptions::new(credentials.as_ref().unwrap().clone()).timeout(DEADLINE);
+    let thief = Client::connect_blocking(options()).unwrap();
+    assert!(runtime.interlock(&["stop", "teller"]).status.success());
+    let reason = eventually("the session of the thief to end", || thief.closed_reason());
+    assert!(reason.contains("the incarnation of this key has ended"), "{reason}");
+    Client::connect_blocking(options()).unwrap_err();
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use interlock::{
+    process::IssuedCredentials,
     supervisor::{
         ChildSpecification, Children, Clocks, ShutdownPhases, State, Strategy, Supervision, Supervisor,
         TreeSnapshot,
@@ -351,16 +352,31 @@ fn a_process_comes_back_with_the_key_it_has_when_the_broker_is_started_again() {
     let runtime = Runtime::start();
     let issue = runtime.seat.incarnation_credentials("tester".parse().unwrap());
     let credentials =
-        |incarnation| Credentials::from_toml(&issue(incarnation).unwrap(), Path::new("incarnation")).unwrap();
-    let first = credentials(1);
+        |issued: &IssuedCredentials| Credentials::from_toml(issued.text(), Path::new("incarnation")).unwrap();
+    let issued = issue(1).unwrap();
+    let first = credentials(&issued);
     runtime.supervision.handle().restart("broker").unwrap();
     await_tree(&runtime.supervision, |tree| {
         tree.state == State::Running && tree.child("broker").is_some_and(|broker| broker.restarts == 1)
     });
     Client::connect_blocking(ConnectOptions::new(first.clone())).unwrap();
     // And that key still ends with its incarnation.
-    Client::connect_blocking(ConnectOptions::new(credentials(2))).unwrap();
+    let second = issue(2).unwrap();
+    drop(issued);
+    Client::connect_blocking(ConnectOptions::new(credentials(&second))).unwrap();
     Client::connect_blocking(ConnectOptions::new(first)).unwrap_err();
+    // Also if that ends while there is no broker.
+    let third = issue(3).unwrap();
+    let (last, key) = (credentials(&second), credentials(&third));
+    runtime.supervision.handle().stop("broker").unwrap();
+    await_tree(&runtime.supervision, |tree| {
+        tree.child("broker").is_some_and(|broker| broker.state == State::Stopped)
+    });
+    drop(second);
+    runtime.supervision.handle().start("broker").unwrap();
+    await_tree(&runtime.supervision, |tree| tree.state == State::Running);
+    Client::connect_blocking(ConnectOptions::new(key)).unwrap();
+    Client::connect_blocking(ConnectOptions::new(last)).unwrap_err();
     runtime.stop();
 }
 

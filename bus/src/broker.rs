@@ -117,6 +117,13 @@ impl BrokerConfig {
 #[derive(Clone, Debug)]
 pub struct Incarnations(Arc<DashMap<PublicKey, PeerName>>);
 
+impl Incarnations {
+    /// Ends the validity of a key while no broker runs.
+    pub fn revoke(&self, key: &PublicKey) {
+        self.0.remove(key);
+    }
+}
+
 /// Why a broker could not start or take a client in.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -260,7 +267,7 @@ impl BrokerHandle {
     }
 
     /// A fresh key pair for one incarnation of `peer`, valid at once and until
-    /// [`BrokerHandle::revoke_incarnation`]. It lives in memory only and has the rights of the name.
+    /// [`BrokerHandle::revoke_incarnation`] or [`BrokerHandle::end_incarnation`]. It lives in memory only and has the rights of the name.
     pub fn issue_incarnation(&self, peer: &PeerName) -> Credentials {
         let keys = KeyPair::generate();
         self.incarnations.insert(keys.public, peer.clone());
@@ -278,6 +285,13 @@ impl BrokerHandle {
         self.incarnations.remove(key);
         // If the queue is full, the sessions end with their process; the key is void already.
         let _ = self.commands.send(Command::CloseKey(*key));
+    }
+
+    /// The same for an incarnation that has ended: what it had sent before is still taken.
+    pub fn end_incarnation(&self, key: &PublicKey) {
+        self.incarnations.remove(key);
+        // As above.
+        let _ = self.commands.send(Command::EndKey(*key));
     }
 
     /// Sends what is queued for at most `grace`, says goodbye to every session and ends. Blocks until then.

@@ -117,8 +117,40 @@ pub enum Credentials {
     File(PathBuf),
 }
 
-/// Makes the text of a credentials file for an incarnation.
-pub type IssueCredentials = dyn Fn(u64) -> Result<String, Failure> + Send + Sync;
+/// Makes the credentials of an incarnation.
+pub type IssueCredentials = dyn Fn(u64) -> Result<IssuedCredentials, Failure> + Send + Sync;
+
+/// The text of a credentials file for one incarnation; void when dropped, which is when that has ended.
+pub struct IssuedCredentials {
+    text: String,
+    revoke: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl IssuedCredentials {
+    /// `revoke` makes them void. It must not wait.
+    pub fn new(text: String, revoke: impl FnOnce() + Send + 'static) -> Self {
+        Self { text, revoke: Some(Box::new(revoke)) }
+    }
+
+    /// What the file would say.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Debug for IssuedCredentials {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("IssuedCredentials").finish_non_exhaustive()
+    }
+}
+
+impl Drop for IssuedCredentials {
+    fn drop(&mut self) {
+        if let Some(revoke) = self.revoke.take() {
+            revoke();
+        }
+    }
+}
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -309,6 +341,8 @@ struct LineState {
     program: Option<Pid>,
     /// The guardian's; it removes it, unless it was killed.
     directory: Option<PathBuf>,
+    /// Valid as long as they are here.
+    credentials: Option<IssuedCredentials>,
 }
 
 impl Line {
@@ -351,7 +385,8 @@ impl Line {
 
     /// Without the guardian: for when it is the guardian that does not answer.
     fn kill_all(&self) {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.credentials = None;
         // Errors mean that they are gone already.
         if let Some(program) = state.program {
             let _ = killpg(program, Signal::SIGKILL);
@@ -391,6 +426,7 @@ struct Run {
 impl Run {
     fn run(self) {
         let exit = self.live().unwrap_or_else(Exit::Failed);
+        self.line.lock().credentials = None;
         self.reports.send(HostReport::Exited(exit));
     }
 
@@ -430,8 +466,10 @@ impl Run {
         let (credentials, credentials_file) = match &program.credentials {
             Credentials::None => (None, None),
             Credentials::Descriptor(issue) => {
-                let text = issue(self.incarnation)
+                let issued = issue(self.incarnation)
                     .map_err(|failure| failure.context("no credentials were issued"))?;
+                let text = issued.text().to_owned();
+                self.line.lock().credentials = Some(issued);
                 (Some(text), None)
             }
             Credentials::File(path) => (None, Some(path.clone().into_os_string())),

@@ -13,6 +13,8 @@ pub(crate) enum Command {
     Attach { peer: PeerName, sink: Arc<dyn RecordSink>, answer: Sender<Result<SessionId, BrokerError>> },
     /// Ends the sessions of a key that is no longer valid.
     CloseKey(PublicKey),
+    /// Ends the sessions of a key whose holder has ended, but takes what that had sent.
+    EndKey(PublicKey),
     /// Sends what is queued, for at most this long, says goodbye, and ends the thread.
     Stop { grace: Duration },
 }
@@ -22,6 +24,7 @@ impl fmt::Debug for Command {
         formatter.write_str(match self {
             Self::Attach { .. } => "Attach",
             Self::CloseKey(_) => "CloseKey",
+            Self::EndKey(_) => "EndKey",
             Self::Stop { .. } => "Stop",
         })
     }

@@ -130,6 +130,8 @@ pub(super) struct Reactor {
     /// How many connections keep one.
     lent_buffers: usize,
     spare_outputs: Vec<Vec<u8>>,
+    /// Keys whose holders have ended. Their sockets tell so at the next look.
+    ended_keys: Vec<PublicKey>,
     stop_at: Option<Instant>,
     /// Set when goodbye has been said: how long peers are given to read it.
     farewell_until: Option<Instant>,
@@ -181,6 +183,7 @@ impl Reactor {
             read_buffers: Vec::new(),
             lent_buffers: 0,
             spare_outputs: Vec::new(),
+            ended_keys: Vec::new(),
             stop_at: None,
             farewell_until: None,
             last_tick: now,
@@ -200,6 +203,7 @@ impl Reactor {
             for event in &events {
                 self.on_event(event, now);
             }
+            self.end_keys(now);
             self.take_commands(now);
             self.take_outboxes(now);
             self.accept_if_room(now);
@@ -221,7 +225,8 @@ impl Reactor {
             self.stop_at.is_some() || !self.half_open.is_empty() || self.hub.requests_in_flight() > 0;
         let mut timeout = if has_clocks { TICK } else { IDLE_TICK };
         let may_accept = self.accept_ready && !self.accept_blocked && self.stop_at.is_none();
-        if may_accept || !self.readable.is_empty() || !self.commands.about_to_sleep() {
+        let is_busy = !self.readable.is_empty() || !self.ended_keys.is_empty();
+        if may_accept || is_busy || !self.commands.about_to_sleep() {
             timeout = Duration::ZERO;
         }
         let began = Instant::now();
@@ -284,6 +289,7 @@ impl Reactor {
                     let _ = answer.send(self.attach(peer, sink));
                 }
                 Some(Command::CloseKey(key)) => self.close_key(&key, now),
+                Some(Command::EndKey(key)) => self.ended_keys.push(key),
                 Some(Command::Stop { grace }) => {
                     self.stop_at.get_or_insert(now + grace);
                 }
@@ -337,6 +343,24 @@ impl Reactor {
     fn close_key(&mut self, key: &PublicKey, now: Instant) {
         for session in self.hub.sessions_of_key(key) {
             self.close_session(session, "revoked", "the key is no longer valid", now);
+        }
+    }
+
+    /// Ends the sessions of keys whose holders have ended. Those that they closed themselves end when what they had sent
+    /// is read; any other belongs to somebody who has the key and should not.
+    fn end_keys(&mut self, now: Instant) {
+        for key in std::mem::take(&mut self.ended_keys) {
+            for session in self.hub.sessions_of_key(&key) {
+                let is_closed = match self.ends.get(&session) {
+                    Some(End::Socket(slot)) => self.connections[*slot]
+                        .as_ref()
+                        .is_some_and(|connection| connection.is_closed_by_peer),
+                    Some(End::Sink(_)) | None => false,
+                };
+                if !is_closed {
+                    self.close_session(session, "revoked", "the incarnation of this key has ended", now);
+                }
+            }
         }
     }
 }

@@ -389,6 +389,33 @@ fn a_revoked_key_closes_the_client_for_good_with_the_reason() {
 }
 
 #[test]
+fn what_an_incarnation_had_sent_is_taken_although_its_key_is_void_and_others_with_its_key_are_ended() {
+    let fixture = fixture();
+    let watcher = fixture.connect("alice");
+    let mut seen = subscribe(&watcher, "a");
+    for round in 0..20 {
+        for endpoint in 0..2 {
+            let mut credentials = fixture.credentials("bob");
+            credentials.endpoints = vec![credentials.endpoints[endpoint].clone()];
+            let (own, stolen) =
+                (connect(credentials.clone()).unwrap(), connect(credentials.clone()).unwrap());
+            let mut of_the_thief = subscribe(&stolen, "b");
+            for number in 0..50 {
+                own.publish(&"a".parse().unwrap(), Payload::text(format!("{round} {number}"))).unwrap();
+            }
+            own.close_blocking();
+            fixture.broker.end_incarnation(&credentials.keys.public);
+            for number in 0..50 {
+                let Some(Event::Message(message)) = soon(seen.next()) else { panic!("nothing more came") };
+                assert_eq!(message.text(), Some(format!("{round} {number}").as_str()));
+            }
+            assert!(soon(of_the_thief.next()).is_none());
+            assert!(matches!(connect(credentials).unwrap_err(), ConnectError::KeyRefused { .. }));
+        }
+    }
+}
+
+#[test]
 fn a_restarted_broker_is_found_again_and_subscriptions_and_services_are_renewed() {
     let fixture = fixture();
     let endpoints = fixture.broker.endpoints().to_vec();

@@ -327,11 +327,58 @@ fn a_matching_line_of_output_is_readiness() {
     assert_eq!(stand.ready(), "it wrote `listening on 1`");
 }
 
+fn names_incarnation(incarnation: u64) -> Result<IssuedCredentials, Failure> {
+    Ok(IssuedCredentials::new(format!("name = \"for {incarnation}\"\n"), || ()))
+}
+
+#[test]
+fn credentials_are_void_before_the_end_of_their_incarnation_is_told_however_it_ended() {
+    let valid = Arc::new(Mutex::new(Vec::new()));
+    let now_valid = || valid.lock().unwrap().clone();
+    let place = valid.clone();
+    let issue = move |incarnation| {
+        place.lock().unwrap().push(incarnation);
+        let place = place.clone();
+        let revoke = move || place.lock().unwrap().retain(|valid| *valid != incarnation);
+        Ok(IssuedCredentials::new("name = \"it\"\n".to_owned(), revoke))
+    };
+    let issue: Arc<IssueCredentials> = Arc::new(issue);
+    let program =
+        move || Program { credentials: Credentials::Descriptor(issue.clone()), ..shell("exec sleep 1000") };
+    // As it is, and made afresh for each incarnation, as the model service is.
+    for remake in [false, true] {
+        let name = "scripted".parse().unwrap();
+        let host = match remake {
+            true => ProgramHost::remade(name, program.clone()),
+            false => ProgramHost::new(name, program()),
+        };
+        let mut stand = Stand { host, reports: bounded(0).1 };
+        for (incarnation, ends) in [
+            (1, (|stand| stand.host.stop(Stop::Final)) as fn(&mut Stand)),
+            (2, |stand| stand.host.kill(true)),
+            (3, |stand| kill(stand.guardian(), Signal::SIGKILL).unwrap()),
+            (4, |stand| stand.host.abandon(true)),
+        ] {
+            let (sink, reports) = bounded(64);
+            stand.reports = reports;
+            stand.host.start(incarnation, Reports::new(move |report| drop(sink.send(report))));
+            stand.ready();
+            stand.program();
+            assert!(now_valid().contains(&incarnation), "{incarnation}");
+            ends(&mut stand);
+            if incarnation == 4 {
+                assert!(!now_valid().contains(&4), "nobody waits for one that is given up");
+            }
+            stand.exit();
+            assert!(!now_valid().contains(&incarnation), "{incarnation}");
+        }
+    }
+}
+
 #[test]
 fn credentials_come_through_a_descriptor_and_our_own_variables_do_not() {
-    let issue: Arc<IssueCredentials> = Arc::new(|incarnation| Ok(format!("name = \"for {incarnation}\"\n")));
     let program = Program {
-        credentials: Credentials::Descriptor(issue),
+        credentials: Credentials::Descriptor(Arc::new(names_incarnation)),
         environment: vec![("GREETING".into(), "hi".into())],
         readiness: line("^end"),
         ..shell(
@@ -343,9 +390,7 @@ fn credentials_come_through_a_descriptor_and_our_own_variables_do_not() {
     assert_eq!(stand.failure(), "exited with code 1: hi 1");
 
     let program = Program {
-        credentials: Credentials::Descriptor(Arc::new(|incarnation| {
-            Ok(format!("name = \"for {incarnation}\"\n"))
-        })),
+        credentials: Credentials::Descriptor(Arc::new(names_incarnation)),
         readiness: line("^name = \"for 1\"$"),
         ..shell("cat /proc/self/fd/$INTERLOCK_CREDENTIALS_FD")
     };

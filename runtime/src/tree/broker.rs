@@ -11,8 +11,12 @@ use interlock_actors::{
     context::Context,
     host::Bus,
 };
-use interlock_bus::{Broker, BrokerConfig, BrokerError, BrokerHandle, Credentials, Incarnations, PeerName};
+use interlock_bus::{
+    Broker, BrokerConfig, BrokerError, BrokerHandle, Incarnations, PeerName, crypto::PublicKey,
+};
 use tokio::sync::watch;
+
+use crate::process::IssuedCredentials;
 
 /// How long a stopping broker sends what is queued; less than the grace of an actor.
 const BROKER_GRACE: Duration = Duration::from_secs(4);
@@ -53,24 +57,30 @@ impl BrokerSeat {
         })
     }
 
-    /// How a child in a process of its own gets its credentials: a key made for each incarnation, in memory only. The
-    /// key of the incarnation before is revoked, so what may be left of that one cannot speak in its name.
+    /// How a child in a process of its own gets its credentials: a key made for each incarnation, in memory only, and
+    /// void when that has ended.
     pub fn incarnation_credentials(
         &self,
         name: PeerName,
-    ) -> impl Fn(u64) -> Result<String, Failure> + Send + Sync + 'static {
+    ) -> impl Fn(u64) -> Result<IssuedCredentials, Failure> + Send + Sync + 'static {
         let seat = self.clone();
-        let last: Mutex<Option<Credentials>> = Mutex::new(None);
         move |_| {
-            let broker = seat.broker()?;
-            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(before) = last.take() {
-                broker.revoke_incarnation(&before.keys.public);
-            }
-            let issued = broker.issue_incarnation(&name);
-            let text = issued.to_toml().to_string();
-            *last = Some(issued);
-            Ok(text)
+            let issued = seat.broker()?.issue_incarnation(&name);
+            let (text, key, seat) = (issued.to_toml().to_string(), issued.keys.public, seat.clone());
+            Ok(IssuedCredentials::new(text, move || seat.end_incarnation(&key)))
+        }
+    }
+
+    /// Ends the validity of a key, whether or not a broker runs.
+    fn end_incarnation(&self, key: &PublicKey) {
+        let (broker, incarnations) = {
+            let seated = self.lock();
+            (seated.broker.clone(), seated.incarnations.clone())
+        };
+        match (broker, incarnations) {
+            (Some(broker), _) => broker.end_incarnation(key),
+            (None, Some(incarnations)) => incarnations.revoke(key),
+            (None, None) => {}
         }
     }
 

@@ -141,7 +141,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::process::OutsideSignal;
+    use crate::process::{IssuedCredentials, OutsideSignal};
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -205,17 +205,19 @@ mod tests {
         let stand = Stand::new();
         let credentials = stand.seat.incarnation_credentials(stand.name.clone());
         let parse = |text: &str| interlock_bus::Credentials::from_toml(text, Path::new("test")).unwrap();
-        let first = parse(&credentials(1).unwrap());
+        let issued = credentials(1).unwrap();
+        let first = parse(issued.text());
 
         let reports = stand.watch(Tie::Readiness);
         let session = Client::connect_blocking(ConnectOptions::new(first.clone())).unwrap();
         assert!(is_ready(&reports));
         assert!(is_ready(&stand.watch(Tie::Readiness)));
 
-        // The next incarnation has a key of its own, and the one before is void.
-        let second = parse(&credentials(2).unwrap());
+        // The next incarnation has a key of its own; that of one that has ended is void.
+        drop((session, issued));
+        let issued = credentials(2).unwrap();
+        let second = parse(issued.text());
         assert_ne!(first.keys.public, second.keys.public);
-        drop(session);
         assert!(Client::connect_blocking(ConnectOptions::new(first)).is_err());
         Client::connect_blocking(ConnectOptions::new(second)).unwrap();
         drop(stand.directory);
@@ -226,7 +228,9 @@ mod tests {
         let stand = Stand::new();
         let credentials = stand.seat.incarnation_credentials(stand.name.clone());
         let parse = |text: &str| interlock_bus::Credentials::from_toml(text, Path::new("test")).unwrap();
-        let connect = |text: &str| Client::connect_blocking(ConnectOptions::new(parse(text))).unwrap();
+        let connect = |issued: &IssuedCredentials| {
+            Client::connect_blocking(ConnectOptions::new(parse(issued.text()))).unwrap()
+        };
         let first = credentials(1).unwrap();
 
         let reports = stand.watch(Tie::Loose);
@@ -236,9 +240,10 @@ mod tests {
         let session = connect(&first);
         assert_eq!(impaired(&reports), None, "a goodbye is no loss");
         // Its key becomes void: the broker ends the session.
-        let second = credentials(2).unwrap();
+        drop(first);
         assert!(impaired(&reports).unwrap().contains("its session on the bus is gone"), "a loss is one");
         drop(session);
+        let second = credentials(2).unwrap();
         let _session = connect(&second);
         assert_eq!(impaired(&reports), None, "it is back");
 
@@ -253,8 +258,8 @@ mod tests {
     fn a_program_is_impaired_while_there_is_no_broker_and_until_it_is_back_at_the_next() {
         let stand = Stand::new();
         let credentials = stand.seat.incarnation_credentials(stand.name.clone());
-        let text = credentials(1).unwrap();
-        let credentials = interlock_bus::Credentials::from_toml(&text, Path::new("test")).unwrap();
+        let issued = credentials(1).unwrap();
+        let credentials = interlock_bus::Credentials::from_toml(issued.text(), Path::new("test")).unwrap();
         let reports = stand.watch(Tie::Readiness);
         // It connects again by itself.
         let _session = Client::connect_blocking(ConnectOptions::new(credentials)).unwrap();
