@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixDatagram,
     process::Stdio,
     sync::OnceLock,
@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use crate::harness::{
     DEADLINE, eventually,
     kept::{Turn, assert_kept},
-    runtime::{TestRuntime, events, final_text},
+    runtime::{CONFIG, TestRuntime, events, final_text},
 };
 
 /// A program that is ready and does not want to end.
@@ -311,4 +311,41 @@ fn the_last_report_names_what_had_to_be_killed() {
     let text = last.concat();
     assert!(text.contains("stopping, because of SIGTERM; once more means now"), "{text}");
     assert!(text.contains("had to be killed:") && text.contains("stubborn"), "{text}");
+}
+
+#[test]
+fn what_does_not_end_within_its_own_grace_is_named_too_and_whoever_asked_for_the_stop_is_told() {
+    let mut runtime = TestRuntime::begin_with(&STUBBORN.replace("1h", "200ms"), |command| {
+        command.stderr(Stdio::piped());
+    });
+    let mut said = runtime.process.stderr().unwrap();
+    await_stubborn(&runtime);
+    let stopped = runtime.interlock(&["stop"]);
+    let told = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert_eq!(stopped.status.code(), Some(10), "{told}");
+    assert!(told.contains("has ended with code 10: stopped with work pending"), "{told}");
+    assert_eq!(runtime.process.exit_code(), Some(10));
+    let mut text = String::new();
+    said.read_to_string(&mut text).unwrap();
+    assert!(text.contains("reason=did not stop within its grace of 200 ms, killed"), "{text}");
+    assert!(text.contains("had to be killed: stubborn"), "{text}");
+
+    // One that is killed cannot say how it ended; the next one can again.
+    let file = runtime.directory.path().join("interlock.toml");
+    std::fs::write(file, CONFIG).unwrap();
+    runtime.restart();
+    let code = |runtime: &TestRuntime| runtime.interlock(&["stop"]).status.code();
+    runtime.signal(Signal::SIGSTOP);
+    let killed = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| code(&runtime));
+        eventually("the stop to be asked for", || {
+            runtime.data().join("run/interlock.shutdown").exists().then_some(())
+        });
+        runtime.signal(Signal::SIGKILL);
+        asking.join().unwrap()
+    });
+    assert_eq!(killed, Some(11));
+    runtime.process.kill();
+    runtime.restart();
+    assert_eq!(code(&runtime), Some(0));
 }

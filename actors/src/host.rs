@@ -136,6 +136,8 @@ pub enum Exit {
     Normal,
     /// Because it was killed.
     Killed,
+    /// It was asked to stop, did not in its time, and whoever runs it killed it, or a part of it, for that.
+    Forced(Failure),
     /// Because it failed.
     Failed(Failure),
 }
@@ -348,7 +350,7 @@ impl Incarnation {
             Ok(Err(End::Failed(failure))) | Err(failure) => Exit::Failed(failure),
         };
         let reason = match &exit {
-            Exit::Failed(failure) => Some(failure.to_string()),
+            Exit::Failed(failure) | Exit::Forced(failure) => Some(failure.to_string()),
             Exit::Killed if self.control.at_fault() => Some("killed".to_owned()),
             Exit::Killed | Exit::Normal => None,
         };

@@ -106,7 +106,7 @@ async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Log
     client.close().await;
     match exit {
         HostExit::Normal | HostExit::Killed => Ok(Exit::Done),
-        HostExit::Failed(failure) => Err(failure),
+        HostExit::Failed(failure) | HostExit::Forced(failure) => Err(failure),
     }
 }
 

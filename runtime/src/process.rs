@@ -41,6 +41,7 @@ use self::{
     guardian::{Charge, GUARDIAN_ARGUMENT, Notice, Order},
     output::{LastLine, Stream},
 };
+use crate::config::duration;
 
 /// Between two questions to a program whose URL does not answer yet.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
@@ -559,7 +560,7 @@ impl Run {
                     let command = self.program.command.display();
                     return Err(Failure::new(reason).context(format!("`{command}` was not started")));
                 }
-                Notice::Exited { code, signal } => return Ok(Ended { code, signal }),
+                Notice::Exited { code, signal, overdue } => return Ok(Ended { code, signal, overdue }),
             }
         }
         Err(Failure::new("its guardian died"))
@@ -624,6 +625,10 @@ impl Run {
             (_, Ended { code: Some(0), .. }) => Exit::Normal,
             (Some(Order::Stop), _) if as_asked => Exit::Normal,
             (Some(Order::Kill), _) => Exit::Killed,
+            (Some(Order::Stop), Ended { overdue: true, .. }) => {
+                let grace = duration::brief(self.program.grace);
+                Exit::Forced(Failure::new(format!("did not stop within its grace of {grace}, killed")))
+            }
             (_, ended) => {
                 let failure = Failure::new(ended.to_string());
                 Exit::Failed(match last {
@@ -640,6 +645,8 @@ impl Run {
 struct Ended {
     code: Option<i32>,
     signal: Option<i32>,
+    /// Whether its grace was over before that.
+    overdue: bool,
 }
 
 impl fmt::Display for Ended {

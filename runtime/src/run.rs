@@ -24,7 +24,7 @@ use crate::{
     config::{Loaded, live::LiveConfig},
     exit::Exit,
     lifecycle::{
-        Instance, InstanceFile, InstanceLock, LifecycleError, ServiceManager, Shutdown, StopReason,
+        DataDir, Instance, InstanceFile, InstanceLock, LifecycleError, ServiceManager, Shutdown, StopReason,
         StopSignals, WATCHDOG_SLACK, Watchdog, end_process,
     },
     peers,
@@ -120,10 +120,12 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     let (levels, console) = (logs.levels, logs.console);
     let life = Life { site: &site, signals, manager, levels, instance_file, watchdog: &watchdog, output };
     let exit = runtime.block_on(live(life, extras, instance));
+    let code = exit.as_ref().map_or_else(CliError::exit, |exit| *exit);
     // What still hangs in it is not waited for.
     runtime.shutdown_background();
     store_rest(&site);
     console.finish(CONSOLE_GRACE);
+    note_end(&site.data_dir, code);
     drop(watchdog);
     exit
 }
@@ -166,7 +168,13 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
         .start(Strategy::OneForOne, Children::Lasting(children))
         .map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
 
-    let end = |why: String| end_process(Exit::Failed, move || Output::quick(&why));
+    let place = site.data_dir.clone();
+    let end = move |why: String| {
+        end_process(Exit::Failed, move || {
+            note_end(&place, Exit::Failed);
+            Output::quick(&why);
+        });
+    };
     // To the end of this function, and so of the tree.
     let _watch = Watch::start(&handle, health, Patience::default(), end)
         .inspect_err(|error| tracing::error!(%error, "the supervisor is not watched"));
@@ -258,7 +266,9 @@ async fn stop_all(
     let phases = ShutdownPhases { drain: section.drain, forced: section.forced };
     let begin = Instant::now();
     let handle = supervision.handle().clone();
-    let watchdog = Watchdog::arm(begin + phases.forced + WATCHDOG_SLACK, || {
+    let place = life.site.data_dir.clone();
+    let watchdog = Watchdog::arm(begin + phases.forced + WATCHDOG_SLACK, move || {
+        note_end(&place, Exit::Forced);
         Output::quick("the stop has taken too long; ended by the watchdog");
     });
     match watchdog {
@@ -327,6 +337,13 @@ fn exit_of(outcome: &Outcome, failure: Option<Exit>) -> Exit {
         Why::Asked | Why::AutoShutdown if !outcome.forced.is_empty() => Exit::Pending,
         Why::Asked | Why::AutoShutdown => Exit::Done,
         _ => failure.unwrap_or(Exit::Failed),
+    }
+}
+
+/// For `interlock stop`, which cannot see the code of a process that is not its child.
+fn note_end(data_dir: &DataDir, exit: Exit) {
+    if let Err(error) = InstanceLock::note_end(data_dir, exit) {
+        Output::quick(&error.to_string());
     }
 }
 

@@ -1,5 +1,6 @@
 //! `interlock stop`: asks over the bus, or by the shutdown file if the bus does not answer, and waits for the end. An
-//! instance that has only just begun, or is ending already, is waited for. With a name it stops one component.
+//! instance that has only just begun, or is ending already, is waited for. Ends with the code of the
+//! instance. With a name it stops one component.
 
 use std::{
     thread,
@@ -64,8 +65,24 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         }
         thread::sleep(POLL);
     }
-    output.say(&format!("process {} has ended", instance.pid));
-    Ok(Exit::Done)
+    let pid = instance.pid;
+    Ok(match InstanceLock::end_of(&data_dir, pid) {
+        Some(Exit::Done) => {
+            output.say(&format!("process {pid} has ended"));
+            Exit::Done
+        }
+        Some(exit) => {
+            let (code, meaning) = (exit.code(), exit.meaning());
+            output.say(&format!(
+                "process {pid} has ended with code {code}: {meaning}; `interlock logs` says what"
+            ));
+            exit
+        }
+        None => {
+            output.say(&format!("process {pid} has ended without saying how; it was killed"));
+            Exit::Forced
+        }
+    })
 }
 
 /// The running instance; `None` if it ended while it was looked for. Between its lock and its file there is a moment.

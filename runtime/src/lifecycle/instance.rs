@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{DataDir, LifecycleError};
+use crate::exit::Exit;
 
 /// Bytes of `instance.json` that are read.
 const INSTANCE_FILE_BYTES_MAX: u64 = 64 << 10;
@@ -65,7 +66,12 @@ impl InstanceLock {
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
                 let _ = (&mut file).take(32).read_to_string(&mut text);
-                let pid = text.trim().parse::<u32>().map_or("?".to_owned(), |pid| pid.to_string());
+                let pid = text
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .parse::<u32>()
+                    .map_or("?".to_owned(), |pid| pid.to_string());
                 return Err(LifecycleError::AlreadyRunning { pid, data_dir: data_dir.root().to_owned() });
             }
             Err((_, errno)) => return Err(io("lock", errno.into())),
@@ -75,6 +81,27 @@ impl InstanceLock {
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(|source| io("write", source))?;
         Ok(Self { _file: file })
+    }
+
+    /// Notes beside the lock how its holder ends. For the holder alone.
+    ///
+    /// # Errors
+    /// The file cannot be written; then it is not known how it ended.
+    pub fn note_end(data_dir: &DataDir, exit: Exit) -> Result<(), LifecycleError> {
+        let path = lock_path(data_dir);
+        let noted = OpenOptions::new().append(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path);
+        noted
+            .and_then(|mut file| writeln!(file, "ended {}", exit.code()))
+            .map_err(|source| LifecycleError::Io { action: "write", path, source })
+    }
+
+    /// How the process `pid` ended that held the lock last; `None` if it could not say.
+    pub fn end_of(data_dir: &DataDir, pid: u32) -> Option<Exit> {
+        let mut text = String::new();
+        File::open(lock_path(data_dir)).ok()?.take(64).read_to_string(&mut text).ok()?;
+        let (holder, end) = text.split_once('\n')?;
+        let code = end.lines().last()?.strip_prefix("ended ")?.parse().ok()?;
+        Exit::from_code(code).filter(|_| holder.parse() == Ok(pid))
     }
 
     /// Whether some process holds the lock. Creates nothing.

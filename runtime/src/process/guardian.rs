@@ -99,6 +99,8 @@ pub(super) enum Notice {
     Exited {
         code: Option<i32>,
         signal: Option<i32>,
+        /// Whether its grace was over before that.
+        overdue: bool,
     },
 }
 
@@ -172,6 +174,7 @@ fn guard() -> io::Result<()> {
         heartbeat: charge.heartbeat,
         beat_at: None,
         ended: None,
+        overdue: false,
         stage: Stage::Watching,
     };
     guardian.watch()
@@ -228,6 +231,8 @@ struct Guardian {
     beat_at: Option<Instant>,
     /// How the program ended: code and signal.
     ended: Option<(Option<i32>, Option<i32>)>,
+    /// Whether its grace was over before that.
+    overdue: bool,
     stage: Stage,
 }
 
@@ -244,7 +249,11 @@ impl Guardian {
             match self.next_event() {
                 Event::Order(Order::Ask(nonce)) => self.answer(nonce),
                 Event::Order(Order::Stop) | Event::RuntimeGone => self.stop(),
-                Event::Order(Order::Kill) | Event::GraceOver => self.kill(),
+                Event::Order(Order::Kill) => self.kill(),
+                Event::GraceOver => {
+                    self.overdue = self.ended.is_none();
+                    self.kill();
+                }
                 Event::Heartbeat => self.beat_at = Some(Instant::now()),
                 Event::Notice(Notice::Extend(by)) => self.extend(by),
                 // Fails only when the runtime is gone, and that is an event of its own.
@@ -252,7 +261,7 @@ impl Guardian {
                 Event::Reaped { pid, code, signal } => self.on_reaped(pid, code, signal),
                 Event::Childless => {
                     let (code, signal) = self.ended.unwrap_or_default();
-                    return tell(&self.control, &Notice::Exited { code, signal });
+                    return tell(&self.control, &Notice::Exited { code, signal, overdue: self.overdue });
                 }
             }
         }

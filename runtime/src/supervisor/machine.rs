@@ -12,6 +12,8 @@ use interlock_actors::{
 };
 use interlock_bus::PeerName;
 
+use crate::config::duration;
+
 use super::{
     backoff::{Backoff, Draws},
     child::{Clocks, Condition},
@@ -61,7 +63,7 @@ pub(crate) enum Action {
 pub struct Outcome {
     /// Why it stopped.
     pub why: Why,
-    /// Children that had to be killed because the drain phase was over or a second signal came.
+    /// Children that had to be killed: they did not end within their grace or the drain phase, or a second signal came.
     pub forced: Vec<PeerName>,
     /// Children that had not ended when the supervisor gave up waiting.
     pub pending: Vec<PeerName>,
@@ -468,7 +470,7 @@ impl Machine {
         let was_ready = child.ready_at.is_some();
         let phase = std::mem::replace(&mut child.phase, Phase::Down(Down::Stopped));
         let by_itself = |exit| match exit {
-            Exit::Failed(failure) => Some(failure),
+            Exit::Failed(failure) | Exit::Forced(failure) => Some(failure),
             Exit::Killed => Some(Failure::new("killed")),
             Exit::Normal => None,
         };
@@ -476,6 +478,10 @@ impl Machine {
             Phase::Ending { then, step } => {
                 let failure = match (step, exit) {
                     (_, Exit::Failed(failure)) => Some(failure),
+                    (Step::Asked { .. }, Exit::Forced(failure)) => {
+                        self.note_forced(index);
+                        Some(failure)
+                    }
                     _ => None,
                 };
                 self.on_ended(index, then, failure, now);
@@ -695,9 +701,9 @@ impl Machine {
         let clocks = child.rules.clocks;
         match &mut child.phase {
             Phase::Starting { deadline, granted } if *deadline <= now => {
-                let granted = granted.as_secs();
+                let granted = duration::brief(*granted);
                 let last = child.last_said();
-                let reason = format!("not ready within {granted} s of its last progress{last}");
+                let reason = format!("not ready within {granted} of its last progress{last}");
                 self.fail_running(index, Failure::new(reason), now);
             }
             Phase::Running(Asking::Silent { next, missed }) if *next <= now => {
@@ -710,8 +716,9 @@ impl Machine {
                 let missed = *missed + 1;
                 if missed >= clocks.asks_missed_max {
                     let last = child.last_said();
+                    let timeout = duration::brief(clocks.ask_timeout);
                     let reason =
-                        format!("not alive: {missed} questions in a row went unanswered for 1 s{last}");
+                        format!("not alive: {missed} questions in a row went unanswered for {timeout}{last}");
                     return self.fail_running(index, Failure::new(reason), now);
                 }
                 child.phase = Phase::Running(Asking::Silent { next: *at + clocks.ask_every, missed });
@@ -719,20 +726,25 @@ impl Machine {
             Phase::Ending { step, .. } => match *step {
                 Step::Asked { deadline } if deadline <= now => {
                     *step = Step::Killed { deadline: now + KILL_GRACE, at_fault: false };
-                    if let Stage::Stopping { kill_at, forced, .. } = &mut self.stage
-                        && *kill_at <= now
-                    {
-                        forced.push(child.rules.name.clone());
-                    }
+                    self.note_forced(index);
                     self.actions.push(Action::Kill { child: index, at_fault: false });
-                    let reason =
-                        format!("did not stop within its grace of {} s, killed", clocks.stop_grace.as_secs());
+                    let reason = format!(
+                        "did not stop within its grace of {}, killed",
+                        duration::brief(clocks.stop_grace)
+                    );
                     self.report(index, ReportContext::ShutdownError, Failure::new(reason), now);
                 }
                 Step::Killed { deadline, at_fault } if deadline <= now => self.abandon(index, at_fault, now),
                 _ => {}
             },
             _ => {}
+        }
+    }
+
+    /// It had to be killed. Whether that happened in a shutdown, which then says so.
+    fn note_forced(&mut self, index: usize) {
+        if let Stage::Stopping { forced, .. } = &mut self.stage {
+            forced.push(self.children[index].rules.name.clone());
         }
     }
 

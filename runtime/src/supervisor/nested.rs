@@ -112,6 +112,9 @@ impl Host for Nested {
 pub(super) fn exit_of(outcome: Outcome, killed: bool) -> Exit {
     match outcome.why {
         Why::Asked if killed => Exit::Killed,
+        Why::Asked | Why::AutoShutdown if !(outcome.forced.is_empty() && outcome.pending.is_empty()) => {
+            Exit::Forced(Failure::new(outcome.to_string()))
+        }
         Why::Asked | Why::AutoShutdown => Exit::Normal,
         Why::StartFailed { .. } | Why::Escalated { .. } => Exit::Failed(Failure::new(outcome.to_string())),
     }
