@@ -1,7 +1,10 @@
 //! A configuration that changes while the runtime runs: what is in force at once, what is restarted for it, what waits,
 //! and that a mistake changes nothing.
 
-use std::process::Output;
+use std::{
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -175,4 +178,19 @@ fn a_file_that_is_made_after_the_start_is_read_like_one_that_was_there() {
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file, "[[program]]\nname = \"late\"\ncommand = \"true\"\n").unwrap();
     assert_eq!(reload(&runtime)["next_start"], serde_json::json!(["program `late`, which is new"]));
+}
+
+#[test]
+fn a_reload_and_the_place_of_the_broker_do_not_wait_for_programs_that_take_their_time() {
+    let slow = "[[program]]\nname = \"slow\"\ncommand = \"sleep\"\nargs = [\"1000\"]\nreadiness = \"line:never\"\nready_timeout = \"1h\"\n";
+    let runtime = TestRuntime::begin_with(slow, |_| ());
+    eventually("commands to be answered", || runtime.interlock(&["ps"]).status.success().then_some(()));
+    edit(&runtime, &format!("[logs]\nlevel = \"debug\"\n{slow}"));
+    let asked = Instant::now();
+    reload(&runtime);
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    let status = runtime.status();
+    assert_eq!(status["tree"]["state"], "starting");
+    let endpoints = status["instance"]["endpoints"].to_string();
+    assert!(endpoints.contains("tcp://127.0.0.1:") && !endpoints.contains("127.0.0.1:0"), "{endpoints}");
 }

@@ -24,8 +24,8 @@ use crate::{
     config::{Loaded, live::LiveConfig},
     exit::Exit,
     lifecycle::{
-        DataDir, Instance, InstanceFile, InstanceLock, LifecycleError, ServiceManager, Shutdown, StopReason,
-        StopSignals, WATCHDOG_SLACK, Watchdog, end_process,
+        DataDir, Instance, InstanceFile, InstanceLock, ServiceManager, Shutdown, StopReason, StopSignals,
+        WATCHDOG_SLACK, Watchdog, end_process,
     },
     peers,
     reload::{Reloader, describe},
@@ -145,7 +145,7 @@ struct Life<'a> {
 async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<Exit, CliError> {
     let site = life.site;
     let shared = Arc::new(Mutex::new(instance));
-    life.write_instance(&lock(&shared))?;
+    life.instance_file.update(&lock(&shared))?;
 
     let supervisor = Supervisor::new(ROOT);
     let handle = supervisor.handle();
@@ -179,54 +179,59 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let _watch = Watch::start(&handle, health, Patience::default(), end)
         .inspect_err(|error| tracing::error!(%error, "the supervisor is not watched"));
 
-    // The broker's ports are known once it listens; from then on others can find us.
+    let mut reading = Box::pin(reloader.run());
     let first = tokio::select! {
-        tree = begin(site, &handle, &shared) => Ok(tree),
+        tree = begin(site, &handle, &life.instance_file, &shared) => Ok(tree),
         () = life.manager.beats(&handle) => unreachable!("it never ends"),
+        () = &mut reading => unreachable!("it never ends"),
         reason = life.signals.next() => Err(reason),
     };
     let reason = match first {
         Ok(tree) => {
             if !is_over(&tree) {
-                // Neither is worth a stop: it runs, whether or not somebody can read where.
-                if let Err(error) = life.write_instance(&lock(&shared)) {
-                    tracing::error!(%error, "others cannot find this instance");
-                }
+                // Not worth a stop: it runs, whether or not somebody reads that.
                 let _ = print_started(site, &lock(&shared), &tree, life.output);
                 life.manager.ready(tree.state.as_str());
             }
             tokio::select! {
                 reason = life.signals.next() => Some(reason),
                 () = life.manager.beats(&handle) => unreachable!("it never ends"),
-                () = reloader.run() => unreachable!("it never ends"),
+                () = &mut reading => unreachable!("it never ends"),
                 () = ended(&handle) => None,
             }
         }
         Err(reason) => Some(reason),
     };
     // Nothing is read any more; whoever asks is told so.
+    drop(reading);
     drop(reloader);
     stop_all(&mut life, supervision, reason, &begun).await
 }
 
-impl Life<'_> {
-    fn write_instance(&mut self, instance: &Instance) -> Result<(), LifecycleError> {
-        let file = InstanceFile::write(&self.site.data_dir, instance)?;
-        self.instance_file.replace(file);
-        Ok(())
-    }
-}
-
 /// Waits until every component is ready or has failed once, but not for ever; brings `instance` and the operator's
 /// credentials up to date.
-async fn begin(site: &Site, handle: &SupervisorHandle, instance: &Mutex<Instance>) -> Arc<TreeSnapshot> {
+async fn begin(
+    site: &Site,
+    handle: &SupervisorHandle,
+    file: &InstanceFile,
+    instance: &Mutex<Instance>,
+) -> Arc<TreeSnapshot> {
+    let listens =
+        |tree: &TreeSnapshot| tree.child("broker").is_some_and(|broker| broker.state == State::Running);
+    let deadline = Instant::now() + REPORT_AFTER_MAX;
+    let _ = handle.wait_until(|tree| is_over(tree) || listens(tree), REPORT_AFTER_MAX).await;
+    tell_endpoints(site, file, instance);
     let settled = |tree: &TreeSnapshot| {
         let nobody_starts = tree.children.iter().all(|child| child.state != State::Starting);
         is_over(tree) || (!tree.children.is_empty() && nobody_starts)
     };
-    let tree = match handle.wait_until(settled, REPORT_AFTER_MAX).await {
+    match handle.wait_until(settled, deadline.saturating_duration_since(Instant::now())).await {
         Ok(tree) | Err(tree) => tree,
-    };
+    }
+}
+
+/// The broker's ports are known once it listens; from then on others can find us.
+fn tell_endpoints(site: &Site, file: &InstanceFile, instance: &Mutex<Instance>) {
     if let Ok(broker) = site.seat.broker() {
         let endpoints = broker.endpoints().to_vec();
         site.listened.set(endpoints.clone());
@@ -238,7 +243,10 @@ async fn begin(site: &Site, handle: &SupervisorHandle, instance: &Mutex<Instance
             }
         }
     }
-    tree
+    // Not worth a stop either.
+    if let Err(error) = file.update(&lock(instance)) {
+        tracing::error!(%error, "others cannot find this instance");
+    }
 }
 
 /// Whether the tree has ended. Before it is started it has no children.

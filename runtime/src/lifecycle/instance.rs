@@ -119,20 +119,23 @@ pub struct InstanceFile {
 }
 
 impl InstanceFile {
-    /// Writes the file, or replaces it whole.
+    /// Writes the file.
     ///
     /// # Errors
     /// [`LifecycleError::Key`] naming the file.
     pub fn write(data_dir: &DataDir, instance: &Instance) -> Result<Self, LifecycleError> {
-        let path = instance_path(data_dir);
-        let text = serde_json::to_string_pretty(instance).expect("text, numbers and lists are always JSON");
-        private_file::replace(&path, text.as_bytes())?;
-        Ok(Self { path })
+        let file = Self { path: instance_path(data_dir) };
+        file.update(instance)?;
+        Ok(file)
     }
 
-    /// Takes over from the file that was written before: it is the same one.
-    pub fn replace(&mut self, file: Self) {
-        std::mem::forget(file);
+    /// Lets the file say something else; replaces it whole.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Key`] naming the file.
+    pub fn update(&self, instance: &Instance) -> Result<(), LifecycleError> {
+        let text = serde_json::to_string_pretty(instance).expect("text, numbers and lists are always JSON");
+        Ok(private_file::replace(&self.path, text.as_bytes())?)
     }
 }
 
