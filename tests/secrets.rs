@@ -107,7 +107,7 @@ fn the_key_of_a_program_is_void_when_the_program_has_been_stopped() {
         told.display()
     );
     let runtime = TestRuntime::start_with(&format!(
-        "[[program]]\nname = \"teller\"\ncommand = \"sh\"\nargs = [\"-c\", \"{script}\"]\nreadiness = \"line:told\"\n"
+        "[[program]]\nname = \"teller\"\ncommand = \"sh\"\nargs = [\"-c\", \"{script}\"]\nreadiness = \"line:told\"\npublish = [\"teller/#\"]\n"
     ));
     let credentials = Credentials::load(&told);
     let options = || ConnectOptions::new(credentials.as_ref().unwrap().clone()).timeout(DEADLINE);
