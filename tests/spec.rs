@@ -74,6 +74,8 @@ mod stock_sockets;
 mod stopping;
 /// Actors that fail: what their senders and requesters see.
 mod supervision;
+/// What the runtime says on standard error: each thing once.
+mod told_once;
 /// What still runs and yet does not do its work: programs cut off from the bus, a supervisor that stands still.
 mod watching;
 /// What a client leaves to be published when it dies.

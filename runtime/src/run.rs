@@ -116,14 +116,23 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     }
 
     // Run, until something asks for a stop; drain; exit code.
-    let watchdog = Slot::default();
+    let (watchdog, told) = (Slot::default(), Slot::default());
     let (levels, console) = (logs.levels, logs.console);
-    let life = Life { site: &site, signals, manager, levels, instance_file, watchdog: &watchdog, output };
+    let life = Life {
+        site: &site,
+        signals,
+        manager,
+        levels,
+        instance_file,
+        watchdog: &watchdog,
+        told: &told,
+        output,
+    };
     let exit = runtime.block_on(live(life, extras, instance));
     let code = exit.as_ref().map_or_else(CliError::exit, |exit| *exit);
     // What still hangs in it is not waited for.
     runtime.shutdown_background();
-    store_rest(&site);
+    store_rest(&site, told.get());
     console.finish(CONSOLE_GRACE);
     note_end(&site.data_dir, code);
     drop(watchdog);
@@ -139,6 +148,8 @@ struct Life<'a> {
     instance_file: InstanceFile,
     /// Armed by the stop; it watches what comes after it as well.
     watchdog: &'a Slot<Watchdog>,
+    /// Why it did not start, once it was said.
+    told: &'a Slot<String>,
     output: &'a mut Output,
 }
 
@@ -188,7 +199,8 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     };
     let reason = match first {
         Ok(tree) => {
-            if !is_over(&tree) {
+            // A start that has failed is told at its end.
+            if !is_over(&tree) && tree.state != State::Stopping {
                 // Not worth a stop: it runs, whether or not somebody reads that.
                 let _ = print_started(site, &lock(&shared), &tree, life.output);
                 life.manager.ready(tree.state.as_str());
@@ -310,6 +322,9 @@ async fn stop_all(
     let outcome =
         outcome.map_err(|error| CliError::new(Exit::Failed, format!("the supervisor failed: {error}")))?;
     report_outcome(&outcome, life.output);
+    if let Why::StartFailed { reason, .. } = &outcome.why {
+        life.told.set(reason.to_string());
+    }
     Ok(exit_of(&outcome, life.site.failure()))
 }
 
@@ -355,8 +370,9 @@ fn note_end(data_dir: &DataDir, exit: Exit) {
     }
 }
 
-/// What was logged after the log path had ended goes into the store directly.
-fn store_rest(site: &Site) {
+/// What was logged after the log path had ended goes into the store directly. `told` is why there was no start: it is not
+/// told again.
+fn store_rest(site: &Site, told: Option<String>) {
     let rest = site.log_buffer.take_rest();
     if rest.is_empty() {
         return;
@@ -368,8 +384,12 @@ fn store_rest(site: &Site) {
         store.close();
         appended
     });
-    if let Err(error) = stored {
-        Output::quick(&format!("the last {count} log records are lost: {error}"));
+    match stored {
+        Ok(_) => {}
+        Err(error) if told.as_ref().is_some_and(|told| told.contains(&error)) => {
+            Output::quick(&format!("the last {count} log records are lost for the same reason"));
+        }
+        Err(error) => Output::quick(&format!("the last {count} log records are lost: {error}")),
     }
 }
 

@@ -32,6 +32,9 @@ const TALKATIVE: &[&str] = &[
     "rustls",
 ];
 
+/// Target of what is told on standard error in another way, and is in the log only: one thing is printed once.
+pub(crate) const TOLD_OTHERWISE: &str = "interlock::told_otherwise";
+
 /// The log path of this process.
 #[derive(Clone, Debug)]
 pub(crate) struct Logs {
@@ -72,16 +75,16 @@ pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<L
     let shown_on = printer.clone();
     let printed = fmt::layer().with_writer(move || shown_on.event()).with_ansi(false).with_target(false);
     // The log path's own warnings and errors go to the sink, which prints them.
-    let not_own = filter_fn(|event| {
+    let not_told = filter_fn(|event| {
         let is_own = log_transport::is_marked() || log_transport::is_own_target(event.target());
-        !(is_own && *event.level() <= Level::WARN)
+        !(is_own && *event.level() <= Level::WARN) && event.target() != TOLD_OTHERWISE
     });
     let (kept, kept_handle) = reload::Layer::new(targets(level));
     let (shown, shown_handle) = reload::Layer::new(targets(console));
     // Fails if the program of somebody who uses this library logs already: then that goes on.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(kept))
-        .with(printed.with_filter(shown).with_filter(not_own))
+        .with(printed.with_filter(shown).with_filter(not_told))
         .try_init();
     let levels = Levels(Arc::new(move |level, console| {
         // Fails only if nothing of it was installed, and then there is nothing to change.

@@ -567,7 +567,11 @@ impl Machine {
             (Stage::Running, false) => ReportContext::StartError,
             (Stage::Stopping { .. } | Stage::Stopped(_), _) => ReportContext::ShutdownError,
         };
+        let ends_start = first_start && self.stage == Stage::Running && when_spent == WhenSpent::Escalate;
         self.report(index, context, failure.clone(), now);
+        if ends_start && !matches!(restart, Restart::Temporary { .. }) {
+            self.pass_on_last_report();
+        }
 
         let child = &mut self.children[index];
         child.first.settled.get_or_insert(now);
@@ -996,9 +1000,17 @@ impl Machine {
             reason,
             offender: child.rules.name.clone(),
             incarnation: child.incarnation,
+            is_passed_on: false,
         };
         child.last_failure = Some((now, report.clone()));
         self.actions.push(Action::Report(report));
+    }
+
+    /// What was reported last is why the start fails: it is told by who asked for the start.
+    fn pass_on_last_report(&mut self) {
+        if let Some(Action::Report(report)) = self.actions.last_mut() {
+            report.is_passed_on = true;
+        }
     }
 }
 

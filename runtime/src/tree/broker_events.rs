@@ -15,6 +15,8 @@ use interlock_bus::{
 use serde_json::Value;
 use tracing::Level;
 
+use crate::telemetry::TOLD_OTHERWISE;
+
 /// Lines a second at most. What is beyond is counted, in one line.
 const LINES_PER_SECOND: u32 = 20;
 /// Peers of the log path.
@@ -37,7 +39,7 @@ pub(super) async fn log(client: Client) -> Result<(), Failure> {
                     );
                 }
                 if admitted {
-                    say(level, &text);
+                    say(level, &text, is_printed_by_broker(message.topic.as_str(), &payload));
                 }
             }
             Event::Gap { count, .. } => {
@@ -52,8 +54,20 @@ pub(super) async fn log(client: Client) -> Result<(), Failure> {
     Ok(())
 }
 
-fn say(level: Level, text: &str) {
+/// Whether the broker says it on standard error itself, at once and also where the log path has ended.
+fn is_printed_by_broker(topic: &str, event: &Value) -> bool {
+    match topic {
+        "$sys/auth/refused" | "$sys/auth/registry" | "$sys/auth/broker_key" | "$sys/denied" => true,
+        "$sys/slow" => event["state"] == "slow",
+        _ => false,
+    }
+}
+
+fn say(level: Level, text: &str, is_printed: bool) {
     match level {
+        Level::ERROR if is_printed => tracing::error!(target: TOLD_OTHERWISE, component = "broker", "{text}"),
+        Level::WARN if is_printed => tracing::warn!(target: TOLD_OTHERWISE, component = "broker", "{text}"),
+        _ if is_printed => tracing::info!(target: TOLD_OTHERWISE, component = "broker", "{text}"),
         Level::ERROR => tracing::error!(component = "broker", "{text}"),
         Level::WARN => tracing::warn!(component = "broker", "{text}"),
         _ => tracing::info!(component = "broker", "{text}"),
