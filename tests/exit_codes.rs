@@ -58,6 +58,25 @@ fn what_needs_no_running_instance_ends_with_the_code_of_its_reason() {
     full.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
     assert!(ends_with(full, 7).contains("standard output"));
 
+    for (program, flag) in [("interlock", "--help"), ("interlock", "--version"), ("bus", "--help")] {
+        let mut help = tool(program);
+        help.arg(flag).stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        let said = ends_with(help, 7);
+        assert!(said.starts_with(&format!("{program}: cannot write")), "{program} {flag}: {said}");
+    }
+
+    // Nobody yet.
+    let nobody = place.path().join("nobody");
+    interlock_bus::KeyStore::open_or_create(&nobody.join("keys")).unwrap();
+    let list = |arguments: &[&str]| {
+        let output = interlock(arguments, &nobody).output().unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = list(&["keys", "list"]);
+    assert!(said.contains("no peer is enrolled") && said.contains("`interlock keys issue NAME "), "{said}");
+    assert_eq!(list(&["keys", "list", "--json"]), "");
+
     // A database that is none.
     std::fs::create_dir(&data).unwrap();
     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();

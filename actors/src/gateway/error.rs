@@ -19,7 +19,7 @@ pub(super) enum ApiError {
          of the data directory"
     )]
     Unauthorized,
-    #[error("no such path `{0}`; see `/v1/status`, `/v1/conversations`, `/v1/chat`, `/health`")]
+    #[error("no such path `{0}`; see `/v1/chat`, `/v1/conversations`, `/v1/models`, `/v1/status`, `/health`")]
     UnknownPath(String),
     #[error("method `{method}` is not allowed on `{path}`; allowed: {allowed}")]
     Method { method: String, path: String, allowed: &'static str },

@@ -275,6 +275,16 @@ fn bad_requests_are_answered_in_one_form() {
 }
 
 #[test]
+fn who_asks_for_an_unknown_path_is_told_those_there_are() {
+    let door = Door::open(|_| {});
+    let (_, body) = door.ask("GET", "/v2", "");
+    for path in ["/v1/chat", "/v1/conversations", "/v1/models", "/v1/status", "/health"] {
+        assert!(body.contains(&format!("`{path}`")), "{path}: {body}");
+        assert_ne!(door.ask("GET", path, "").0, 404, "{path}");
+    }
+}
+
+#[test]
 fn everything_but_liveness_and_the_page_needs_the_token() {
     let door = Door::open(|_| {});
     let without = |path: &str| {

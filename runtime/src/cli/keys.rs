@@ -194,6 +194,14 @@ fn list(json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, Cli
         }
         return Ok(Exit::Done);
     }
+    if peers.is_empty() {
+        let registry = data_dir.keys().join("authorized.toml");
+        output.say(&format!(
+            "no peer is enrolled in `{}`; `interlock keys issue NAME --publish FILTER --subscribe FILTER` enrols one",
+            registry.display()
+        ));
+        return Ok(Exit::Done);
+    }
     let mut rows =
         vec![["NAME", "STATE", "PUBLISH", "SUBSCRIBE", "SERVE", "REQUEST"].map(str::to_owned).to_vec()];
     for (name, peer) in peers {

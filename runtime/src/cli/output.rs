@@ -65,10 +65,7 @@ impl Output {
             .write_all(ascii(text).as_bytes())
             .and_then(|()| out.write_all(b"\n"))
             .and_then(|()| out.flush());
-        written.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => CliError::new(Exit::Done, ""),
-            _ => CliError::new(Exit::of_io(&error), format!("cannot write to standard output: {error}")),
-        })
+        written.map_err(unwritten)
     }
 
     /// Prints several lines of data.
@@ -104,10 +101,22 @@ impl Output {
     }
 }
 
+/// Why something was not written to standard output. That nobody reads it is no failure.
+fn unwritten(error: io::Error) -> CliError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => CliError::new(Exit::Done, ""),
+        _ => CliError::new(Exit::of_io(&error), format!("cannot write to standard output: {error}")),
+    }
+}
+
 /// What clap has to say: help and version on standard output, mistakes on standard error.
 pub(super) fn usage(error: &clap::Error) -> Exit {
-    let _ = error.print();
-    if error.use_stderr() { Exit::Misuse } else { Exit::Done }
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    match printed {
+        _ if error.use_stderr() => Exit::Misuse,
+        Ok(()) => Exit::Done,
+        Err(error) => Output::new().fail(&unwritten(error)),
+    }
 }
 
 /// `text` without a character that a console may not know: others become `\u{..}`. Tabs and our own
