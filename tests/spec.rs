@@ -74,6 +74,8 @@ mod stock_sockets;
 mod stopping;
 /// Actors that fail: what their senders and requesters see.
 mod supervision;
+/// Who is suspended: programs and guardians are replaced, and who asks a suspended runtime is told.
+mod suspended;
 /// What the runtime says on standard error: each thing once.
 mod told_once;
 /// What still runs and yet does not do its work: programs cut off from the bus, a supervisor that stands still.

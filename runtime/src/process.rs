@@ -4,6 +4,7 @@
 //! process group and a socket whose other end is ours. When our end closes, however we die, it stops the whole group,
 //! waits the grace, and kills. So no program outlives the runtime by more than its grace.
 
+mod descendants;
 pub mod guardian;
 pub mod memory;
 mod output;
@@ -359,6 +360,8 @@ impl Line {
 
     /// The guardian is there: it gets the charge, and an order that came too early.
     fn connect(&self, mut socket: UnixStream, guardian: Pid, charge: &Charge) -> Result<(), Failure> {
+        // Known before it is spoken to: one that does not listen can be killed.
+        self.lock().guardian = Some(guardian);
         let mut text = serde_json::to_string(charge)?;
         text.push('\n');
         socket.write_all(text.as_bytes())?;
@@ -366,7 +369,6 @@ impl Line {
         socket.set_write_timeout(Some(Duration::from_millis(10)))?;
         let mut state = self.lock();
         state.socket = Some(socket);
-        state.guardian = Some(guardian);
         if let Some(order) = state.ending {
             state.send(&order);
         }
@@ -393,6 +395,8 @@ impl Line {
             let _ = killpg(program, Signal::SIGKILL);
         }
         if let Some(guardian) = state.guardian {
+            // While it is there: nobody else holds those that have left the group.
+            descendants::kill_those_of(guardian);
             let _ = kill(guardian, Signal::SIGKILL);
         }
     }
@@ -454,8 +458,13 @@ impl Run {
             (state.socket, state.guardian, state.program) = (None, None, None);
             (state.ending, state.directory.take())
         };
-        // Mostly it is gone already.
-        drop(directory.map(std::fs::remove_dir_all));
+        if let Some(directory) = directory {
+            if said.is_err() {
+                descendants::kill_those_left_with(&guardian::notify_socket(&directory));
+            }
+            // Mostly it is gone already.
+            let _ = std::fs::remove_dir_all(directory);
+        }
         self.line.ended.notify_all();
         let last = readers.into_iter().filter_map(|reader| reader.join().ok().flatten()).last();
         waited?;

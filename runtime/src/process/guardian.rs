@@ -21,7 +21,7 @@ use std::{
             process::CommandExt,
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     time::{Duration, Instant},
@@ -40,6 +40,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::descendants::{MARK, children};
 
 /// The hidden subcommand.
 pub const GUARDIAN_ARGUMENT: &str = "__guardian";
@@ -340,7 +342,7 @@ impl Guardian {
 
     /// Signals the group, and those of our children that have left it.
     fn signal_all(&self, signal: Signal) {
-        let children = children();
+        let children = children(Pid::this());
         let in_group = |pid: &Pid| getpgid(Some(*pid)) == Ok(self.program);
         // Only while a member is known to be there: an empty group's number may be given to others.
         // Errors mean that the receiver is gone already.
@@ -353,24 +355,13 @@ impl Guardian {
     }
 }
 
-/// All present children of this process, those of zombies included.
-fn children() -> Vec<Pid> {
-    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
-    lists
-        .flat_map(|list| {
-            list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
 fn spawn(charge: &Charge, directory: &NotifyDirectory, notices: &SyncSender<Event>) -> io::Result<Pid> {
     let mut command = Command::new(&charge.command);
     command.args(&charge.arguments).stdin(Stdio::null()).process_group(0);
     for (name, _) in std::env::vars_os() {
         let ours = name.as_encoded_bytes().starts_with(b"INTERLOCK_");
         // What our own service manager told us is not meant for it.
-        let managers = ["NOTIFY_SOCKET", "NOTIFY_FD", "WATCHDOG_USEC", "WATCHDOG_PID"];
+        let managers = [MARK, "NOTIFY_FD", "WATCHDOG_USEC", "WATCHDOG_PID"];
         if ours || managers.iter().any(|manager| name == *manager) {
             command.env_remove(name);
         }
@@ -397,7 +388,7 @@ fn spawn(charge: &Charge, directory: &NotifyDirectory, notices: &SyncSender<Even
         let notices = notices.clone();
         std::thread::Builder::new().name("notify".to_owned()).spawn(move || hear_newline(read, &notices))?;
     }
-    command.env("NOTIFY_SOCKET", directory.socket());
+    command.env(MARK, directory.socket());
     if let Some(limit) = charge.heartbeat {
         command.env("WATCHDOG_USEC", limit.as_micros().to_string());
     }
@@ -505,6 +496,11 @@ fn tell(mut control: &UnixStream, notice: &Notice) -> io::Result<()> {
     control.write_all(text.as_bytes())
 }
 
+/// The `sd_notify` socket in the directory of a guardian.
+pub(super) fn notify_socket(directory: &Path) -> PathBuf {
+    directory.join("notify")
+}
+
 /// A directory of our own for the `sd_notify` socket: nobody else can reach it. Removed when dropped.
 struct NotifyDirectory(PathBuf);
 
@@ -514,7 +510,7 @@ impl NotifyDirectory {
     }
 
     fn socket(&self) -> PathBuf {
-        self.0.join("notify")
+        notify_socket(&self.0)
     }
 }
 
