@@ -173,7 +173,8 @@ impl Watching {
         let since = Instant::now();
         let (answer, answered) = bounded(1);
         let mut unsent = Some(Order { kind: OrderKind::Answer, answer });
-        // Time in which this thread did not run either does not count: the process was suspended.
+        // Counted in slices that this thread saw end, whatever the clock says: while the process is suspended, however
+        // long, at most one of them ends.
         let mut silent = Duration::ZERO;
         let slice = self.patience.stalled_after / 4;
         let mut is_stalled = false;
@@ -185,7 +186,6 @@ impl Watching {
                     Err(TrySendError::Disconnected(_)) => return Heard::Over,
                 }
             }
-            let begun = Instant::now();
             crossbeam_channel::select! {
                 recv(self.stopped) -> _ => return Heard::Over,
                 recv(answered) -> heard => match heard {
@@ -195,7 +195,7 @@ impl Watching {
                     }
                     Err(_) => return Heard::Over,
                 },
-                default(slice) => if begun.elapsed() < slice * 3 { silent += slice },
+                default(slice) => silent += slice,
             }
             if silent >= self.patience.stalled_after && !is_stalled {
                 is_stalled = true;
@@ -227,9 +227,17 @@ impl Watching {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{
+        io::{BufRead, BufReader, Write},
+        process::{Command, Stdio},
+        sync::mpsc,
+    };
 
     use interlock_actors::host::{Busy, Host, HostReport, Load, Reports, Stop};
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
 
     use super::*;
     use crate::supervisor::{
@@ -316,6 +324,51 @@ mod tests {
         tree.join();
         drop(watch);
         dead.try_recv().unwrap_err();
+    }
+
+    /// Set for the process that [`a_loop_is_not_given_up_for_the_time_in_which_the_whole_process_was_suspended`] suspends.
+    const SUSPENDED: &str = "INTERLOCK_TEST_SUSPENDED";
+
+    /// Not a test: a process whose loop stands still from its first line on, until it can read that it is to go on.
+    #[test]
+    fn entry_of_a_process_that_is_suspended() {
+        if std::env::var_os(SUSPENDED).is_none() {
+            return;
+        }
+        let (tree, go) = tree();
+        tree.handle().stop("rude").unwrap();
+        let (health, (dead_in, dead)) = (Health::default(), mpsc::sync_channel(1));
+        let _watch =
+            Watch::start(tree.handle(), health.clone(), BRISK, move |why| dead_in.send(why).unwrap())
+                .unwrap();
+        std::io::stderr().write_all(b"stands still\n").unwrap();
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        go.send(()).unwrap();
+        // Answered by the loop itself.
+        tree.handle().look().unwrap();
+        std::process::exit(if dead.try_recv().is_ok() { 3 } else { 0 });
+    }
+
+    #[test]
+    fn a_loop_is_not_given_up_for_the_time_in_which_the_whole_process_was_suspended() {
+        let mut process = Command::new("/proc/self/exe")
+            .args(["supervisor::stall_watch::tests::entry_of_a_process_that_is_suspended", "--exact"])
+            .env(SUSPENDED, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(process.stderr.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap() == "stands still"));
+        let pid = Pid::from_raw(process.id().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        // Waits there while it is suspended.
+        process.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+        // How long it is suspended is a time: there is no event to wait for.
+        std::thread::sleep(BRISK.dead_after + Duration::from_millis(500));
+        kill(pid, Signal::SIGCONT).unwrap();
+        assert_eq!(process.wait().unwrap().code(), Some(0), "3: its loop was given up");
     }
 
     #[test]
