@@ -127,9 +127,15 @@ pub(crate) fn what_was_answered_survives_every_blow_and_nothing_is_left_behind()
             }
             Blow::KillChild | Blow::SuspendWalker => {
                 failures.push(Instant::now());
-                until(|| match hit.iter().any(|pid| runtime.processes().contains(pid)) {
-                    false => Ok(()),
-                    true => Err(format!("{hit:?} is still there: {:#?}", children(&runtime))),
+                until(|| {
+                    let Some(pid) = hit.filter(|pid| runtime.processes().contains(pid)) else {
+                        return Ok(());
+                    };
+                    if blow == Blow::SuspendWalker {
+                        // Whoever holds a soak back for a while and lets it go on, resumes the walker as well.
+                        send(pid, Signal::SIGSTOP);
+                    }
+                    Err(format!("{pid} is still there: {:#?}", children(&runtime)))
                 });
                 // The parent of what was hit may notice a little later.
                 eventually("the failure to be noticed", || {

@@ -219,6 +219,25 @@ impl TestRuntime {
     }
 }
 
+impl Drop for TestRuntime {
+    fn drop(&mut self) {
+        self.process.kill();
+        // The grace of its programs is theirs: whoever is left would use it after the test. One more look after each
+        // round, for those who were just being started.
+        for _ in 0..1000 {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            for pid in left {
+                // Errors mean that it is gone already.
+                let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
 /// The events of a stream, to its end.
 pub(crate) fn events(mut answer: reqwest::blocking::Response) -> Vec<(String, Value)> {
     let mut text = String::new();
