@@ -73,6 +73,62 @@ fn a_program_that_runs_and_has_lost_its_session_is_degraded_until_it_is_back_and
     assert_eq!(listener["impaired"], serde_json::Value::Null, "{listener}");
 }
 
+/// Opens and closes stock sockets, each with a session: ten one after the other, then as many again after a pause.
+const OPENS_AND_CLOSES: &str = r#"
+import os, pathlib, time, tomllib, zmq
+from zmq.utils.monitor import recv_monitor_message
+with os.fdopen(int(os.environ["INTERLOCK_CREDENTIALS_FD"]), "rb") as file:
+    creds = tomllib.load(file)
+os.write(int(os.environ["INTERLOCK_READY_FD"]), b"\n")
+context = zmq.Context()
+def session():
+    socket = context.socket(zmq.PUB)
+    keys = (creds[key].encode() for key in ["public_key", "secret_key", "broker_key"])
+    socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = keys
+    monitor = socket.get_monitor_socket()
+    socket.connect(creds["endpoints"][0])
+    while recv_monitor_message(monitor)["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        pass
+    socket.disable_monitor()
+    socket.close(linger=0)
+def sessions(name):
+    for _ in range(10):
+        session()
+    pathlib.Path("FILES", name).touch()
+sessions("first")
+time.sleep(3)
+sessions("second")
+time.sleep(1000)
+"#;
+
+#[test]
+fn a_program_that_opens_and_closes_stock_sockets_stays_running_also_while_it_has_none() {
+    let files = tempfile::tempdir().unwrap();
+    let script = OPENS_AND_CLOSES.replace("FILES", files.path().to_str().unwrap());
+    let runtime = TestRuntime::start_with(&format!(
+        "[[program]]\nname = \"visitor\"\ncommand = \"python3\"\nargs = [\"-c\", '''{script}''']\n\
+         readiness = \"newline\"\npublish = [\"work/#\"]\n"
+    ));
+    let visitor = || {
+        let status = runtime.status();
+        let children = status["tree"]["children"].as_array().unwrap();
+        children.iter().find(|child| child["name"] == "visitor").unwrap().clone()
+    };
+    let is_there = |name: &str| files.path().join(name).exists().then_some(());
+    eventually("the first sessions", || is_there("first"));
+    let before = visitor();
+    eventually("the sessions after the pause", || is_there("second"));
+    let after = visitor();
+    assert_eq!((&before["state"], &after["state"]), (&"running".into(), &"running".into()), "{after}");
+    // The same moment on a clock that is read anew for each answer; the pause is three seconds long.
+    let second = |child: &serde_json::Value| {
+        child["since"].as_str().unwrap()[17..].trim_end_matches('Z').parse::<f64>()
+    };
+    let moved = (second(&before).unwrap() - second(&after).unwrap()).abs();
+    let moved = moved.min(60.0 - moved) > 1.0;
+    assert!(!moved, "it was something else meanwhile: {before}, {after}");
+}
+
 /// A thread of the runtime that was stopped; it goes on when this is dropped.
 struct Frozen {
     debugger: Child,

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use interlock_actors::actor::Failure;
@@ -21,8 +21,17 @@ const PEERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How soon it is looked again when the presence of peers cannot be followed although a broker runs.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long a loss lasts before it is told: who has it back by then comes and goes, or was on its way to another broker.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// What a session that its peer ended in good order ended with.
 const GOODBYE: &str = "closing";
+
+/// How the kinds of stock sockets begin.
+const STOCK: &str = "stock_";
+
+/// What it ends with if its connection just ended. That is all that a stock socket can say when it is closed.
+const CONNECTION_ENDS: [&str; 2] = ["closed", "lost"];
 
 /// Follows who is on the bus, for as long as one clone of it is there.
 #[derive(Clone)]
@@ -35,9 +44,14 @@ struct Owner {
 }
 
 /// What its session on the bus is to a program.
+///
+/// | the last session ended | `Loose` | `Firm`, `Readiness` |
+/// |---|---|---|
+/// | with a goodbye, or as a stock socket ends that is closed | nothing | impaired if it is not back in time |
+/// | in any other way | impaired if it is not back in time | impaired if it is not back in time |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tie {
-    /// It may come and go, if it says goodbye.
+    /// It may come and go.
     Loose,
     /// Without it, it does less than it should.
     Firm,
@@ -51,12 +65,16 @@ struct Watched {
     programs: Mutex<HashMap<PeerName, Program>>,
     /// An incarnation has begun: it is to be asked who is there.
     begun: Notify,
+    /// A session is gone, which is to be told if it lasts.
+    gone: Notify,
 }
 
 struct Program {
     signal: OutsideSignal,
     tie: Tie,
     is_there: bool,
+    /// What is to be told, and when.
+    loss: Option<(Instant, String)>,
 }
 
 impl Presence {
@@ -76,6 +94,7 @@ impl Presence {
                 tokio::select! {
                     () = closed.notified() => {}
                     () = shared.follow(&seat, &watcher) => {}
+                    () = shared.settle() => {}
                 }
             });
         })?;
@@ -86,7 +105,7 @@ impl Presence {
     pub fn of(&self, name: PeerName, tie: Tie) -> Arc<dyn Fn(OutsideSignal) + Send + Sync> {
         let presence = self.clone();
         Arc::new(move |signal| {
-            let program = Program { signal, tie, is_there: false };
+            let program = Program { signal, tie, is_there: false, loss: None };
             presence.0.watched.lock().insert(name.clone(), program);
             presence.0.watched.begun.notify_one();
         })
@@ -160,10 +179,33 @@ impl Watched {
             if names.contains(&name.as_str()) {
                 program.is_seen("its session was in the broker's list of peers");
             } else {
-                program.is_gone(None, "its session was not in the broker's list of peers any more");
+                program.is_gone(false, "its session was not in the broker's list of peers any more");
             }
         }
+        self.gone.notify_one();
         Ok(())
+    }
+
+    /// Tells what lasts, when it has. Never ends.
+    async fn settle(&self) {
+        loop {
+            let due =
+                self.lock().values().filter_map(|program| program.loss.as_ref()).map(|(due, _)| *due).min();
+            let settled = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = settled => self.tell_what_lasts(Instant::now()),
+                () = self.gone.notified() => {}
+            }
+        }
+    }
+
+    fn tell_what_lasts(&self, now: Instant) {
+        self.lock().values_mut().for_each(|program| program.tell_what_lasts(now));
     }
 
     fn hear(&self, event: &serde_json::Value) {
@@ -174,12 +216,17 @@ impl Watched {
         if event["sessions"].as_u64() > Some(0) {
             program.is_seen(&format!("its session was announced on `$peers/{name}`"));
         } else {
-            program.is_gone(event["code"].as_str(), event["text"].as_str().unwrap_or_default());
+            let word = |key: &str| event[key].as_str().unwrap_or_default();
+            let is_stock = word("kind").starts_with(STOCK);
+            let by_itself = word("code") == GOODBYE || is_stock && CONNECTION_ENDS.contains(&word("code"));
+            program.is_gone(by_itself, word("text"));
+            self.gone.notify_one();
         }
     }
 
     fn all_gone(&self, why: &str) {
-        self.lock().values_mut().for_each(|program| program.is_gone(None, why));
+        self.lock().values_mut().for_each(|program| program.is_gone(false, why));
+        self.gone.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PeerName, Program>> {
@@ -190,6 +237,7 @@ impl Watched {
 
 impl Program {
     fn is_seen(&mut self, proof: &str) {
+        self.loss = None;
         if !std::mem::replace(&mut self.is_there, true) {
             if self.tie == Tie::Readiness {
                 self.signal.ready(proof);
@@ -198,11 +246,84 @@ impl Program {
         }
     }
 
-    fn is_gone(&mut self, code: Option<&str>, why: &str) {
-        // One that goes in good order and need not stay has done nothing wrong.
-        let is_lost = self.tie != Tie::Loose || code != Some(GOODBYE);
-        if std::mem::replace(&mut self.is_there, false) && is_lost {
+    /// `by_itself`: it has ended the session, as far as can be seen.
+    fn is_gone(&mut self, by_itself: bool, why: &str) {
+        let was_there = std::mem::replace(&mut self.is_there, false);
+        if by_itself && self.tie == Tie::Loose {
+            // Also if the list of peers has told before how the session ended.
+            self.loss = None;
+        } else if was_there {
+            self.loss = Some((Instant::now() + SETTLED, why.to_owned()));
+        }
+    }
+
+    fn tell_what_lasts(&mut self, now: Instant) {
+        if let Some((_, why)) = self.loss.take_if(|(due, _)| *due <= now) {
             self.signal.impaired(Some(format!("it runs, but its session on the bus is gone: {why}")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use interlock_actors::host::{HostReport, Reports};
+
+    use super::*;
+
+    const CONNECTED: &str =
+        r#"{"peer": "echo", "kind": "stock_requester", "state": "connected", "sessions": 1}"#;
+
+    fn disconnected(kind: &str, code: &str) -> String {
+        format!(
+            r#"{{"peer": "echo", "kind": "{kind}", "state": "disconnected", "sessions": 0, "code": "{code}", "text": "why"}}"#
+        )
+    }
+
+    /// What is told of a program after these events, the loss told as soon as it lasts.
+    fn told(tie: Tie, events: &[&str]) -> Vec<&'static str> {
+        let (sink, reports) = mpsc::channel();
+        let signal = OutsideSignal::new(Reports::new(move |report| drop(sink.send(report))));
+        let watched = Watched::default();
+        let program = Program { signal, tie, is_there: false, loss: None };
+        watched.lock().insert("echo".parse().unwrap(), program);
+        for event in events {
+            match *event {
+                "time passes" => watched.tell_what_lasts(Instant::now() + SETTLED),
+                event => watched.hear(&serde_json::from_str(event).unwrap()),
+            }
+        }
+        let words = |report| match report {
+            HostReport::Ready { .. } => "ready",
+            HostReport::Impaired(None) => "there",
+            HostReport::Impaired(Some(_)) => "lost",
+            other => panic!("{other:?}"),
+        };
+        reports.try_iter().map(words).collect()
+    }
+
+    #[test]
+    fn a_loss_is_told_when_it_lasts_and_what_a_program_ended_by_itself_is_none_unless_it_is_to_be_there() {
+        let stock = disconnected("stock_requester", "closed");
+        let reset = disconnected("stock_requester", "lost");
+        let silent = disconnected("stock_requester", "silent");
+        let native = disconnected("native", "closed");
+        let goodbye = disconnected("native", "closing");
+        for ended in [&stock, &reset, &goodbye] {
+            assert_eq!(told(Tie::Loose, &[CONNECTED, ended, "time passes"]), ["there"], "{ended}");
+            assert_eq!(told(Tie::Firm, &[CONNECTED, ended, "time passes"]), ["there", "lost"], "{ended}");
+            let told = told(Tie::Readiness, &[CONNECTED, ended, "time passes"]);
+            assert_eq!(told, ["ready", "there", "lost"], "{ended}");
+        }
+        for ended in [&silent, &native] {
+            let (back, late) =
+                ([CONNECTED, ended, CONNECTED, "time passes"], [CONNECTED, ended, "time passes"]);
+            assert_eq!(told(Tie::Loose, &back), ["there", "there"], "{ended}: it is back in time");
+            assert_eq!(told(Tie::Loose, &late), ["there", "lost"], "{ended}");
+            assert_eq!(told(Tie::Loose, &late[..2]), ["there"], "{ended}: not yet");
+        }
+        let again = [CONNECTED, &native, "time passes", "time passes", CONNECTED];
+        assert_eq!(told(Tie::Loose, &again), ["there", "lost", "there"], "once");
     }
 }
