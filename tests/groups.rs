@@ -1,23 +1,29 @@
 //! Groups of actors on a real binary, `examples/workshop.rs`: restarted together, given up together, ended together.
 
+use std::{path::Path, process::Command};
+
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::{
-    eventually,
+    TestProcess, eventually,
     runtime::{TestRuntime, tool},
 };
 
-/// The workshop with this tray, when commands are answered.
-fn workshop(tray: &std::path::Path) -> TestRuntime {
-    let runtime = TestRuntime::begin_with("", |command| {
-        let mut workshop = tool("workshop");
-        workshop.args(command.get_args());
-        for (name, value) in command.get_envs() {
-            value.map(|value| workshop.env(name, value));
-        }
-        workshop.env("WORKSHOP_TRAY", tray);
-        *command = workshop;
-    });
+/// The same command with the workshop in the place of `interlock`.
+fn in_the_workshop(command: &mut Command, tray: &Path) {
+    let mut workshop = tool("workshop");
+    workshop.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        value.map(|value| workshop.env(name, value));
+    }
+    workshop.env("WORKSHOP_TRAY", tray);
+    *command = workshop;
+}
+
+/// The workshop with this tray and more settings, when commands are answered.
+fn workshop(tray: &Path, settings: &str) -> TestRuntime {
+    let runtime = TestRuntime::begin_with(settings, |command| in_the_workshop(command, tray));
     eventually("the workshop to answer", || runtime.interlock(&["ps"]).status.success().then_some(()));
     runtime
 }
@@ -48,7 +54,7 @@ fn a_group_is_restarted_as_its_strategy_says_given_up_as_a_whole_and_started_aga
     let directory = tempfile::tempdir().unwrap();
     let tray = directory.path().join("tray");
     std::fs::write(&tray, "").unwrap();
-    let runtime = workshop(&tray);
+    let runtime = workshop(&tray, "");
     await_states(&runtime, &["press", "feeder", "roller"], &["running", "running", "running"]);
 
     // One fails: both begin anew, the group and the others do not.
@@ -86,7 +92,7 @@ fn a_group_ends_with_its_significant_actor_which_is_no_failure_and_comes_back_by
     let directory = tempfile::tempdir().unwrap();
     let tray = directory.path().join("tray");
     std::fs::write(&tray, "").unwrap();
-    let runtime = workshop(&tray);
+    let runtime = workshop(&tray, "");
     await_states(&runtime, &["job", "helper", "printer"], &["running", "running", "running"]);
 
     // A failure of the significant one is not its end.
@@ -108,4 +114,47 @@ fn a_group_ends_with_its_significant_actor_which_is_no_failure_and_comes_back_by
     assert!(runtime.interlock(&["start", "job"]).status.success());
     await_states(&runtime, &["job", "helper", "printer"], &["running", "running", "running"]);
     assert_eq!(ask(&runtime, "printer", "hello").trim(), "3");
+}
+
+/// A program that does not want to end, with a child that has left its process group.
+const STAYS: &str = r#"
+[[program]]
+name = "stays"
+command = "sh"
+args = ["-c", '''
+trap "" TERM
+setsid sh -c 'while :; do sleep 1; done' &
+echo here
+while :; do sleep 1; done
+''']
+readiness = "line:here"
+grace = "500ms"
+"#;
+
+#[test]
+fn a_runtime_with_groups_that_is_killed_leaves_nobody_and_the_next_one_has_all_of_them_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let tray = directory.path().join("tray");
+    std::fs::write(&tray, "").unwrap();
+    let mut runtime = workshop(&tray, STAYS);
+    let all = ["press", "feeder", "roller", "job", "helper", "printer", "stays"];
+    for _ in 0..2 {
+        await_states(&runtime, &all, &["running"; 7]);
+        let before = runtime.processes();
+        assert!(before.len() >= 4, "the runtime, a guardian, a program and its child: {before:?}");
+        runtime.signal(Signal::SIGKILL);
+        assert_eq!(runtime.process.exit_code(), None);
+        // While the next one starts, they go within their grace.
+        let mut command = TestRuntime::command(runtime.directory.path());
+        in_the_workshop(&mut command, &tray);
+        runtime.process = TestProcess::spawn(command);
+        eventually("those of before to go", || runtime.processes().is_disjoint(&before).then_some(()));
+    }
+    await_states(&runtime, &all, &["running"; 7]);
+    let restarts = all.map(|name| child(&runtime, name)["restarts"].as_u64().unwrap());
+    assert_eq!(restarts, [0; 7], "a start of its own");
+    runtime.signal(Signal::SIGTERM);
+    // The one that does not want to end was killed when its grace was over.
+    assert_eq!(runtime.process.exit_code(), Some(10));
+    assert!(runtime.processes().is_empty());
 }

@@ -1,6 +1,7 @@
 //! Programs under their host, with real processes. The guardian is this test binary, run again.
 
 use std::{
+    collections::BTreeSet,
     io::Read,
     path::Path,
     process::ExitCode,
@@ -12,10 +13,12 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use tempfile::TempDir;
 
 use super::*;
+use crate::supervisor::{ChildSpecification, Children, Strategy, Supervisor};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const AS_GUARDIAN: &str = "INTERLOCK_TEST_GUARDIAN";
 const AS_RUNTIME: &str = "INTERLOCK_TEST_RUNTIME";
+const AS_GROUPS: &str = "INTERLOCK_TEST_GROUPS";
 
 /// Not a test: what [`again`] runs as the guardian.
 #[test]
@@ -34,6 +37,29 @@ fn entry_of_a_runtime() {
             stand.report();
         }
     }
+}
+
+/// Not a test: what the test of groups and `kill -9` runs as the runtime. A group with a program and a group with another.
+#[test]
+fn entry_of_a_runtime_with_groups() {
+    let Some(pulse) = std::env::var_os(AS_GROUPS) else { return };
+    let program = |name: &str| {
+        // One that does not want to end, and one that has left its group.
+        let script = format!(
+            "exec 9> {}; trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 1000; sleep 1000' & echo {name} >&9; sleep 1000; sleep 1000",
+            pulse.display()
+        );
+        let name: PeerName = name.parse().unwrap();
+        ChildSpecification::process(name.clone(), ProgramHost::new(name, shell(&script)))
+    };
+    let group = |name: &str, children| {
+        let children = Children::Lasting(children);
+        ChildSpecification::supervisor(name.parse().unwrap(), Strategy::OneForAll, children).unwrap()
+    };
+    let inner = group("inner", vec![program("below")]);
+    let outer = group("outer", vec![program("among"), inner]);
+    let tree = Supervisor::new("root");
+    tree.start(Strategy::OneForOne, Children::Lasting(vec![program("first"), outer])).unwrap().join();
 }
 
 fn again(entry: &str, variable: &str, value: &str) -> GuardianCommand {
@@ -514,6 +540,27 @@ fn no_program_outlives_a_runtime_killed_with_9_by_more_than_its_grace() {
     runtime.kill().unwrap();
     runtime.wait().unwrap();
     assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), "", "all of them are gone");
+    let took = killed.elapsed();
+    assert!(took >= Duration::from_millis(290), "they were given their grace: {took:?}");
+    assert!(took < Duration::from_secs(3), "and not much more: {took:?}");
+}
+
+#[test]
+fn no_program_of_a_group_within_a_group_outlives_a_runtime_killed_with_9_by_more_than_its_grace() {
+    let pulse = Pulse::new();
+    let path = pulse.directory.path().join("pulse");
+    let GuardianCommand { binary, arguments, environment } =
+        again("entry_of_a_runtime_with_groups", AS_GROUPS, path.to_str().unwrap());
+    let mut runtime =
+        Command::new(binary).args(arguments).envs(environment).stdout(Stdio::null()).spawn().unwrap();
+    let mut pipe = BufReader::new(std::fs::File::open(path).unwrap()).lines();
+    let heard: BTreeSet<String> = pipe.by_ref().take(3).map(Result::unwrap).collect();
+    assert_eq!(heard, ["first", "among", "below"].map(str::to_owned).into());
+
+    let killed = Instant::now();
+    runtime.kill().unwrap();
+    runtime.wait().unwrap();
+    assert!(pipe.next().is_none(), "all of them are gone");
     let took = killed.elapsed();
     assert!(took >= Duration::from_millis(290), "they were given their grace: {took:?}");
     assert!(took < Duration::from_secs(3), "and not much more: {took:?}");
