@@ -10,15 +10,16 @@ START    at which of its starts; at earlier ones it fails as soon as it is ready
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 path, who, moment, at_start = sys.argv[1:]
-# Ends with it in one way only: being killed.
-helper = subprocess.Popen(["sleep", "100000"], start_new_session=True)
+helper = os.fork()
+if helper == 0:
+    os.setsid()
+    os.execvp("sleep", ["sleep", "100000"])
 with open(path, "a") as file:
-    file.write(f"{os.getpid()} {helper.pid}\n")
+    file.write(f"{os.getpid()} {helper}\n")
 with open(path) as file:
     start = len(file.readlines())
 is_time = start == int(at_start)
