@@ -1,7 +1,7 @@
 //! What the broker keeps for those who wait for others: who watches the receivers of a topic, which
 //! probes wait for room in a full queue, what gates say of themselves. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -206,7 +206,8 @@ pub(super) struct GateRow {
 /// All of it.
 #[derive(Debug, Default)]
 pub(super) struct Readiness {
-    pub(super) watches: HashMap<RequestKey, Watch>,
+    /// In the order in which they came, so that who has several hears of a change in that order.
+    pub(super) watches: BTreeMap<RequestKey, Watch>,
     /// Probes that found their queue full, in the order in which they came.
     pub(super) waiting: Vec<RequestKey>,
     pub(super) gates: BTreeMap<(SessionId, Uuid), GateRow>,

@@ -58,6 +58,11 @@ impl Requests {
         self.pending.get_mut(&key)
     }
 
+    /// The topic that a probe in flight is about; `None` if it is none.
+    pub fn probed(&self, key: RequestKey) -> Option<&TopicName> {
+        self.pending.get(&key)?.probed.as_ref()
+    }
+
     /// Whether the request is still in flight.
     pub fn contains(&self, key: RequestKey) -> bool {
         self.pending.contains_key(&key)

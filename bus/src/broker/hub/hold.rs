@@ -80,7 +80,13 @@ impl Hub {
         self.session(id).is_some_and(|session| !session.held.is_empty())
     }
 
-    pub(super) fn release_held_by(&mut self, id: SessionId, lane: u32) {
+    /// A queue may have room: for publishers that are held, and for probes that wait.
+    pub(super) fn make_use_of_room(&mut self, id: SessionId, lane: u32) {
+        self.release_held_by(id, lane);
+        self.push_waiting_probes(id, lane);
+    }
+
+    fn release_held_by(&mut self, id: SessionId, lane: u32) {
         if self.held.is_empty() {
             return;
         }

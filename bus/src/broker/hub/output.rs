@@ -68,7 +68,7 @@ impl Hub {
         }
         session.counts.delivered += 1;
         let subscription = lane.id;
-        self.release_held_by(id, subscription);
+        self.make_use_of_room(id, subscription);
         true
     }
 
@@ -88,7 +88,7 @@ impl Hub {
         }
         session.counts.delivered += lane.queue.take_records(out, &mut self.spare_chunks);
         session.next_lane = (at + 1) % session.lanes.len();
-        self.release_held_by(id, subscription);
+        self.make_use_of_room(id, subscription);
         true
     }
 
@@ -105,7 +105,7 @@ impl Hub {
         session.counts.delivered += taken;
         if taken > 0 {
             session.next_lane = (at + 1) % session.lanes.len();
-            self.release_held_by(id, subscription);
+            self.make_use_of_room(id, subscription);
         }
         taken > 0
     }
@@ -129,8 +129,7 @@ impl Hub {
             self.note_drop(row, 1, reason);
         }
         for lane in lanes {
-            self.release_held_by(id, lane);
-            self.push_waiting_probes(id, lane);
+            self.make_use_of_room(id, lane);
         }
     }
 
@@ -140,7 +139,7 @@ impl Hub {
         session.next_lane = (at + 1) % session.lanes.len();
         session.counts.delivered += 1;
         let subscription = session.lanes[at].id;
-        self.release_held_by(id, subscription);
+        self.make_use_of_room(id, subscription);
         Some(match entry.request {
             None => Record::Deliver { subscriptions: entry.subscriptions, block: entry.block },
             // A request that ended meanwhile was withdrawn, or a cancel follows it.

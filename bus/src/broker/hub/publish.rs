@@ -185,6 +185,8 @@ impl Hub {
     ) -> bool {
         let origin = block.origin;
         let topic = self.may_wait(target).then(|| TopicName::from_bytes(block.topic()).ok()).flatten();
+        // Nobody publishes on those of the broker, which probes and events have.
+        let topic = topic.filter(|topic| !topic.is_reserved());
         let entry = Entry { subscriptions: target.subscriptions.clone(), request, block, row: target.row };
         let pushed = self.push_with(target, |lane, spare, dropped| {
             let outcome = lane.queue.push(entry, spare, dropped);

@@ -246,9 +246,9 @@ impl Hub {
             (pending.server, pending.subscription) = (server, receiver.subscription);
             pending.probed = Some(asked.topic.clone());
         }
-        if !self.push_probe(key) {
-            self.readiness.waiting.push(key);
-        }
+        // Behind those that wait already: requests stand in a queue in the order of their keys.
+        self.readiness.waiting.push(key);
+        self.push_waiting_probes(server, receiver.subscription);
     }
 
     /// Puts a probe into its queue; `false` if that is too full now.
@@ -267,7 +267,8 @@ impl Hub {
         self.sequence += 1;
         let mut block = Block::new(&topic, b"", b"");
         (block.sequence, block.origin) = (self.sequence, self.origin_of(requester));
-        let subscriptions = SubscriptionIds::from_slice(&[subscription]);
+        // It is no message of any subscription: if it is lost, there is no gap.
+        let subscriptions = SubscriptionIds::new();
         let target = Target { session: server, lane: subscription, subscriptions, row };
         if !self.push(&target, block, Some(key), requester) {
             self.end_request(key, Status::Busy, "", "the subscriber's queue is full");

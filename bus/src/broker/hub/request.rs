@@ -236,8 +236,9 @@ impl Hub {
         match lane.and_then(|lane| lane.queue.withdraw(key)) {
             Some(row) => {
                 self.ledger.dropped_from_queue(row, 1, DropReason::Expired);
-                // What was lost behind it may be due now.
+                // What was lost behind it may be due now, and somebody may have waited for its place.
                 self.mark_dirty(request.server);
+                self.make_use_of_room(request.server, request.subscription);
             }
             None => self.send_control(request.server, Record::Cancel { id: key.0 }),
         }

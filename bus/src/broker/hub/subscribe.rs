@@ -159,8 +159,12 @@ impl Hub {
         for lane in &mut session.lanes {
             let right = if lane.serve { Right::Serve } else { Right::Subscribe };
             withheld.extend(lane.queue.take_out(&mut self.spare_chunks, |entry| {
-                TopicName::from_bytes(entry.block.topic())
-                    .is_ok_and(|topic| !permissions.permit(right, &topic))
+                // A probe may go where messages of the topic it is about may.
+                match entry.request.and_then(|key| self.requests.probed(key)) {
+                    Some(topic) => !permissions.permit(right, topic),
+                    None => TopicName::from_bytes(entry.block.topic())
+                        .is_ok_and(|topic| !permissions.permit(right, &topic)),
+                }
             }));
             lanes.push((lane.id, lane.queue.overflow() == Overflow::Wait && !permissions.wait));
         }
@@ -177,7 +181,7 @@ impl Hub {
                 self.deny_wait(id, lane);
                 self.on_unsubscribe(id, lane);
             } else {
-                self.release_held_by(id, lane);
+                self.make_use_of_room(id, lane);
             }
         }
     }
@@ -226,8 +230,7 @@ impl Hub {
         if lane.queue.can_pop() {
             self.mark_dirty(id);
         }
-        self.release_held_by(id, subscription);
-        self.push_waiting_probes(id, subscription);
+        self.make_use_of_room(id, subscription);
     }
 
     pub(super) fn on_schema(

@@ -33,9 +33,10 @@ impl Lost {
         }
     }
 
-    /// Counts a message of the queue's own subscription, the first, and of the others.
+    /// Counts a message of the queue's own subscription, the first, and of the others. What is of none, a probe, is
+    /// no message.
     fn message(&mut self, subscriptions: &[u32]) {
-        self.own += 1;
+        self.own += u64::from(!subscriptions.is_empty());
         self.message_beside(subscriptions);
     }
 
