@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use serde_json::Value;
+
 use super::ledger::{Counts, DropReason};
 use crate::{
     keys::{Permissions, Right},
@@ -10,7 +12,16 @@ use crate::{
     topic::{TopicFilter, TopicName},
 };
 
+mod lane;
+mod message;
+mod output;
 mod pair;
+mod readiness;
+mod request;
+
+use lane::{ModelLane, bytes_of};
+use message::{Message, Queued};
+use readiness::ModelWatch;
 
 /// Bytes that may be sent to a subscription and not yet credited: so few that windows close.
 const WINDOW_BYTES: u64 = 100;
@@ -24,194 +35,10 @@ enum Sent {
     Denied { operation: Operation },
     Subscribed { id: u32 },
     Request { number: u8 },
-    Reply { id: u64 },
-    End { id: u64, status: Status },
+    Reply { id: u64, says: Value },
+    End { id: u64, status: Status, says: Value },
+    Grant { key: u64, parts: u64 },
     Cancel,
-}
-
-#[derive(Clone, Debug)]
-struct ModelLane {
-    id: u32,
-    filter: TopicFilter,
-    serve: bool,
-    group: Option<String>,
-    overflow: Overflow,
-    messages_max: usize,
-    queue: VecDeque<Queued>,
-    /// Publisher and topic of what was sent, and what it counts for.
-    sent: Vec<(String, String, u64)>,
-    credited: usize,
-    /// Lost in front of what waits.
-    lost: u64,
-    /// The same for other subscriptions that were to share the message.
-    lost_beside: Vec<(u32, u64)>,
-}
-
-impl ModelLane {
-    /// Counts messages of a subscription that were lost behind the first `waiting` ones in the queue.
-    fn lose(&mut self, waiting: usize, id: u32, count: u64) {
-        match waiting.checked_sub(1) {
-            Some(before) => add(&mut self.queue[before].lost_behind, id, count),
-            None if id == self.id => self.lost += count,
-            None => add(&mut self.lost_beside, id, count),
-        }
-    }
-
-    fn lose_beside(&mut self, waiting: usize, queued: &Queued) {
-        queued.subscriptions[1..].iter().for_each(|other| self.lose(waiting, *other, 1));
-    }
-
-    /// Takes a message out of the queue. What was lost behind it was then lost behind the one before.
-    fn remove(&mut self, at: usize) -> Queued {
-        let mut queued = self.queue.remove(at).unwrap();
-        for (id, count) in std::mem::take(&mut queued.lost_behind) {
-            self.lose(at, id, count);
-        }
-        queued
-    }
-
-    fn remove_all(&mut self, goes: impl Fn(&Queued) -> bool) -> Vec<Queued> {
-        let mut gone = Vec::new();
-        while let Some(at) = self.queue.iter().position(&goes) {
-            gone.push(self.remove(at));
-        }
-        gone
-    }
-
-    /// What others have lost, wherever.
-    fn take_all_beside(&mut self) -> Vec<(u32, u64)> {
-        let mut lost = std::mem::take(&mut self.lost_beside);
-        for (id, count) in self.queue.iter_mut().flat_map(|queued| std::mem::take(&mut queued.lost_behind)) {
-            if id != self.id {
-                add(&mut lost, id, count);
-            }
-        }
-        lost
-    }
-
-    fn take_loss(&mut self) -> Option<Sent> {
-        let own = (self.id, self.lost);
-        let (subscription, count) = self.lost_beside.pop().or_else(|| {
-            self.lost = 0;
-            Some(own).filter(|(_, count)| *count > 0)
-        })?;
-        Some(Sent::Gap { subscription, count })
-    }
-
-    /// Whether a message may be sent: what is not credited has to leave room in the window.
-    fn can_send(&self) -> bool {
-        let in_flight: u64 = self.sent[self.credited..].iter().map(|(.., bytes)| bytes).sum();
-        !self.queue.is_empty() && in_flight < WINDOW_BYTES
-    }
-
-    fn has_output(&self) -> bool {
-        self.can_send() || (self.queue.is_empty() && (self.lost > 0 || !self.lost_beside.is_empty()))
-    }
-
-    /// What a message does that is not queued: whether it is, and what leaves the queue for it.
-    fn take(&mut self, queued: &Queued) -> (bool, Vec<(Queued, DropReason)>) {
-        let mut gone: Vec<(Queued, DropReason)> = Vec::new();
-        if self.overflow == Overflow::LatestOnly && queued.request.is_none() {
-            while let Some(at) = self.queue.iter().position(|old| old.topic == queued.topic) {
-                let old = self.remove(at);
-                self.lose_beside(at, &old);
-                gone.push((old, DropReason::Replaced));
-            }
-        }
-        let is_full = self.is_full();
-        // Publishers are held, and what they have on its way is taken.
-        if is_full && self.overflow != Overflow::Wait {
-            if self.overflow == Overflow::Disconnect {
-                return (false, gone);
-            }
-            if self.overflow != Overflow::DropOldest {
-                let waiting = self.queue.len();
-                queued.subscriptions.iter().for_each(|id| self.lose(waiting, *id, 1));
-                return (false, gone);
-            }
-            let oldest = self.remove(0);
-            self.lost += 1;
-            self.lose_beside(0, &oldest);
-            gone.push((oldest, DropReason::SlowConsumer));
-        }
-        self.queue.push_back(queued.clone());
-        (true, gone)
-    }
-}
-
-/// Bytes of any message on a topic.
-fn bytes_of(topic: &str) -> u64 {
-    Block::new(&topic.parse().unwrap(), b"", &[1]).bytes() as u64
-}
-
-fn add(lost: &mut Vec<(u32, u64)>, id: u32, count: u64) {
-    match lost.iter_mut().find(|(known, _)| *known == id) {
-        Some((_, known)) => *known += count,
-        None => lost.push((id, count)),
-    }
-}
-
-impl ModelLane {
-    fn has_room(&self) -> bool {
-        self.queue.len() <= self.messages_max / 2
-    }
-
-    fn must_hold(&self) -> bool {
-        self.overflow == Overflow::Wait && self.queue.len() >= self.messages_max
-    }
-
-    fn is_full(&self) -> bool {
-        !self.queue.is_empty() && self.queue.len() >= self.messages_max
-    }
-
-    fn depth(&self) -> usize {
-        self.queue.len() + self.sent.len() - self.credited
-    }
-
-    /// The less the sooner it is its turn: whoever has no room comes after all others.
-    fn load(&self) -> (bool, usize) {
-        (self.is_full(), self.depth())
-    }
-}
-
-/// A message as its publisher made it.
-#[derive(Clone, Debug)]
-struct Message {
-    topic: TopicName,
-    number: u8,
-    deadline_ms: u64,
-    retain: bool,
-}
-
-impl Message {
-    fn is_late(&self, now_ms: u64) -> bool {
-        self.deadline_ms != 0 && self.deadline_ms <= now_ms
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Queued {
-    topic: String,
-    publisher: String,
-    subscriptions: Vec<u32>,
-    number: u8,
-    request: Option<u64>,
-    deadline_ms: u64,
-    retained: bool,
-    /// Messages that were lost behind it, by subscription.
-    lost_behind: Vec<(u32, u64)>,
-}
-
-impl Queued {
-    /// What the model keeps of it once it was sent.
-    fn as_sent(&self) -> (String, String, u64) {
-        let beside = 4 * (self.subscriptions.len() as u64 - 1);
-        (self.publisher.clone(), self.topic.clone(), bytes_of(&self.topic) + beside)
-    }
-
-    fn is_late(&self, now_ms: u64) -> bool {
-        self.request.is_none() && self.deadline_ms != 0 && self.deadline_ms <= now_ms
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -236,6 +63,8 @@ struct ModelRequest {
     server: usize,
     lane: u32,
     deadline_ms: u64,
+    /// A probe of a subscription to this topic.
+    probed: Option<TopicName>,
 }
 
 type Rows = BTreeMap<(String, String, Option<String>), Counts>;
@@ -254,6 +83,11 @@ struct Model {
     held: BTreeMap<String, BTreeSet<(usize, u32)>>,
     /// Sessions that must end, because a queue with the policy `disconnect` was full.
     ending: BTreeSet<usize>,
+    watches: Vec<ModelWatch>,
+    /// Probes that wait for room.
+    waiting: Vec<u64>,
+    /// Probes that ever were in a queue: the broker gives each a number.
+    probes: u64,
 }
 
 impl Model {
@@ -271,12 +105,12 @@ impl Model {
             Ok(topic) => rules.permit(&topic),
             Err(_) => rules.allow.iter().any(|allowed| allowed.overlaps(&filter)),
         };
+        let operation = if spec.serve { Operation::Serve } else { Operation::Subscribe };
         if session.lanes.iter().any(|lane| lane.id == spec.id) || !possible {
-            let operation = if spec.serve { Operation::Serve } else { Operation::Subscribe };
             return session.control.push_back(Sent::Denied { operation });
         }
         if spec.overflow == Overflow::Wait && !session.permissions.wait {
-            return session.control.push_back(Sent::Denied { operation: Operation::Subscribe });
+            return session.control.push_back(Sent::Denied { operation });
         }
         session.control.push_back(Sent::Subscribed { id: spec.id });
         session.lanes.push(ModelLane {
@@ -284,6 +118,7 @@ impl Model {
             id: spec.id,
             filter,
             serve: spec.serve,
+            probes: spec.probes,
             overflow: spec.overflow,
             messages_max: spec.queue_messages_max as usize,
             queue: VecDeque::new(),
@@ -295,6 +130,7 @@ impl Model {
         if spec.retained && !spec.serve {
             self.send_retained(at, spec.id);
         }
+        self.receivers_changed(at);
     }
 
     /// The last values of what a new subscription matches, the oldest first.
@@ -424,7 +260,7 @@ impl Model {
         if !accepted && lane.overflow == Overflow::Disconnect {
             self.ending.insert(at);
         }
-        if must_hold {
+        if must_hold && !queued.topic.starts_with('$') {
             self.hold(&queued.topic, (at, id), from);
         }
         for (old, reason) in gone {
@@ -454,6 +290,12 @@ impl Model {
         }
     }
 
+    /// A lane may have room: for publishers that are held, and for probes that wait.
+    fn make_use_of_room(&mut self, at: usize, id: u32) {
+        self.release(at, id);
+        self.push_waiting_probes(at, id);
+    }
+
     /// Nobody waits for a lane any more that has room, or is gone.
     fn release(&mut self, at: usize, id: u32) {
         let lanes = self.sessions[at].iter().flat_map(|session| &session.lanes);
@@ -470,84 +312,6 @@ impl Model {
             {
                 session.held.remove(&topic);
                 session.control.push_back(Sent::Hold { topic: topic.clone(), granted: true });
-            }
-        }
-    }
-
-    fn request(&mut self, at: usize, id: u64, message: &Message) {
-        let (topic, number) = (&message.topic, message.number);
-        let Some(session) = &mut self.sessions[at] else { return };
-        if !session.permissions.permit(Right::Request, topic) {
-            return session.replies.push_back(Sent::End { id, status: Status::Denied });
-        }
-        if self.requests.iter().any(|request| request.requester == at && request.id == id) {
-            return session.replies.push_back(Sent::End { id, status: Status::Failed });
-        }
-        let publisher = session.peer.clone();
-        let serves = |session: &ModelSession| {
-            let lane = session.lanes.iter().find(|lane| lane.serve && lane.filter.matches(topic))?;
-            session.permissions.permit(Right::Serve, topic).then_some(lane.id)
-        };
-        // One server at a time in this model, so that the choice among several is not repeated here.
-        let server =
-            (0..self.sessions.len()).find_map(|other| Some((other, serves(self.sessions[other].as_ref()?)?)));
-        let Some((server, lane)) = server else {
-            let session = self.sessions[at].as_mut().unwrap();
-            return session.replies.push_back(Sent::End { id, status: Status::NoResponders });
-        };
-        self.next_key += 1;
-        let key = self.next_key;
-        let deadline_ms = if message.deadline_ms == 0 { u64::MAX } else { message.deadline_ms };
-        self.requests.push(ModelRequest { key, requester: at, id, server, lane, deadline_ms });
-        let queued = Queued {
-            topic: topic.to_string(),
-            publisher,
-            subscriptions: vec![lane],
-            number,
-            request: Some(key),
-            deadline_ms: message.deadline_ms,
-            retained: false,
-            lost_behind: Vec::new(),
-        };
-        if !self.push(server, lane, queued, Some(at)) {
-            self.end(key, Status::Busy);
-        }
-    }
-
-    fn end(&mut self, key: u64, status: Status) -> Option<ModelRequest> {
-        let position = self.requests.iter().position(|request| request.key == key)?;
-        let request = self.requests.remove(position);
-        if let Some(requester) = &mut self.sessions[request.requester] {
-            requester.replies.push_back(Sent::End { id: request.id, status });
-        }
-        Some(request)
-    }
-
-    /// Time passes: requests end at their deadlines.
-    fn tick(&mut self, ms: u64) {
-        self.now_ms += ms;
-        let mut late: Vec<(u64, u64)> =
-            self.requests.iter().map(|request| (request.deadline_ms, request.key)).collect();
-        late.retain(|(deadline_ms, _)| *deadline_ms <= self.now_ms);
-        late.sort_unstable();
-        late.into_iter().for_each(|(_, key)| self.cancel(key, Status::TimedOut));
-    }
-
-    fn cancel(&mut self, key: u64, status: Status) {
-        let Some(request) = self.end(key, status) else { return };
-        let Some(server) = &mut self.sessions[request.server] else { return };
-        let subscriber = server.peer.clone();
-        let lane = server.lanes.iter_mut().find(|lane| lane.id == request.lane);
-        let waiting = lane.and_then(|lane| {
-            let at = lane.queue.iter().position(|queued| queued.request == Some(key))?;
-            Some(lane.remove(at))
-        });
-        match waiting {
-            None => server.control.push_back(Sent::Cancel),
-            Some(queued) => {
-                let row = self.row(&queued.publisher, &queued.topic, Some(&subscriber));
-                row.queued -= 1;
-                row.dropped[DropReason::Expired as usize] += 1;
             }
         }
     }
@@ -589,6 +353,7 @@ impl Model {
         for key in keys {
             self.end(key, Status::ServerGone);
         }
+        self.receivers_changed(at);
     }
 
     /// A shared message whose first subscription has ended.
@@ -624,9 +389,14 @@ impl Model {
         let (subscriber, mut withheld, mut lanes) = (session.peer.clone(), Vec::new(), Vec::new());
         for lane in &mut session.lanes {
             let right = if lane.serve { Right::Serve } else { Right::Subscribe };
-            let may = |queued: &Queued| permissions.permit(right, &queued.topic.parse().unwrap());
+            let may = |queued: &Queued| {
+                let probe = self.requests.iter().find(|request| Some(request.key) == queued.request);
+                let probed = probe.and_then(|request| request.probed.clone());
+                permissions.permit(right, &probed.unwrap_or_else(|| queued.topic.parse().unwrap()))
+            };
             withheld.extend(lane.remove_all(|queued| !may(queued)));
-            lanes.push((lane.id, lane.overflow == Overflow::Wait && !permissions.wait));
+            let operation = if lane.serve { Operation::Serve } else { Operation::Subscribe };
+            lanes.push((lane.id, operation, lane.overflow == Overflow::Wait && !permissions.wait));
         }
         session.permissions = permissions;
         for old in withheld {
@@ -637,15 +407,16 @@ impl Model {
                 self.end(key, Status::ServerGone);
             }
         }
-        for (id, may_not_wait) in lanes {
+        for (id, operation, may_not_wait) in lanes {
             if may_not_wait {
                 let session = self.sessions[at].as_mut().unwrap();
-                session.control.push_back(Sent::Denied { operation: Operation::Subscribe });
+                session.control.push_back(Sent::Denied { operation });
                 self.unsubscribe(at, id);
             } else {
-                self.release(at, id);
+                self.make_use_of_room(at, id);
             }
         }
+        self.reauthorise_watches();
     }
 
     /// Judged now, and again when it is published.
@@ -661,6 +432,7 @@ impl Model {
     fn close(&mut self, at: usize, farewell: bool, sequence: u64) {
         self.ending.remove(&at);
         let Some(session) = self.sessions[at].clone() else { return };
+        let probes = self.probes;
         for lane in &session.lanes {
             self.settle(&session.peer, lane, DropReason::Disconnected);
         }
@@ -679,9 +451,11 @@ impl Model {
         }
         // Its subscriptions and requests are gone; nothing else is.
         if let Some(will) = session.will.filter(|_| !farewell) {
-            self.publish(at, &will, sequence);
+            self.publish(at, &will, sequence + self.probes - probes);
         }
         self.sessions[at] = None;
+        self.receivers_changed(at);
+        self.presence_changed(at);
     }
 
     fn credit(&mut self, at: usize, id: u32, total: u64) {
@@ -696,131 +470,6 @@ impl Model {
             row.queued -= 1;
             row.delivered += 1;
         }
-        self.release(at, id);
-    }
-
-    /// Drops what is next in a queue and nobody wants any more.
-    fn drop_late(&mut self, at: usize) {
-        let now_ms = self.now_ms;
-        let Some(session) = self.sessions[at].as_mut() else { return };
-        let (mut late, mut lanes) = (Vec::new(), Vec::new());
-        for lane in &mut session.lanes {
-            let before = late.len();
-            while lane.queue.front().is_some_and(|queued| queued.is_late(now_ms)) {
-                late.push(lane.remove(0));
-            }
-            if late.len() > before {
-                lanes.push(lane.id);
-            }
-        }
-        let subscriber = session.peer.clone();
-        for old in late {
-            let row = self.row(&old.publisher, &old.topic, Some(&subscriber));
-            row.queued -= 1;
-            row.dropped[DropReason::Expired as usize] += 1;
-        }
-        lanes.into_iter().for_each(|lane| self.release(at, lane));
-    }
-
-    /// The next `count` deliveries of the lane whose turn it is, in one batch: what they cause comes after it.
-    fn next_batch(&mut self, at: usize, count: usize) -> Vec<Sent> {
-        let session = self.sessions[at].as_mut().unwrap();
-        assert!(session.control.is_empty() && session.replies.is_empty(), "answers go first");
-        let lanes = session.lanes.len();
-        let turn = (0..lanes).map(|step| (session.next_lane + step) % lanes);
-        let position = turn.into_iter().find(|at| session.lanes[*at].has_output()).unwrap();
-        session.next_lane = (position + 1) % lanes;
-        let lane = &mut session.lanes[position];
-        let mut sent: Vec<Sent> = std::iter::from_fn(|| lane.take_loss()).collect();
-        for _ in 0..count {
-            assert_eq!(lane.take_loss(), None, "a loss was passed over");
-            assert!(lane.can_send(), "the window was closed");
-            let queued = lane.remove(0);
-            lane.sent.push(queued.as_sent());
-            sent.push(queued.sent());
-        }
-        let id = lane.id;
-        self.release(at, id);
-        sent
-    }
-
-    /// Whether what goes out next goes out together with what is behind it.
-    fn is_batch_next(&self, at: usize) -> bool {
-        let Some(session) = &self.sessions[at] else { return false };
-        let lanes = session.lanes.len();
-        let mut turn = (0..lanes).map(|step| &session.lanes[(session.next_lane + step) % lanes]);
-        let lane = turn.find(|lane| lane.has_output());
-        let is_plain = |queued: &Queued| queued.request.is_none() && queued.deadline_ms == 0;
-        session.control.is_empty()
-            && session.replies.is_empty()
-            && lane.is_some_and(|lane| {
-                lane.overflow != Overflow::LatestOnly && lane.queue.front().is_some_and(is_plain)
-            })
-    }
-
-    fn next(&mut self, at: usize) -> Option<Sent> {
-        let session = self.sessions[at].as_mut()?;
-        if let Some(sent) = session.control.pop_front().or_else(|| session.replies.pop_front()) {
-            return Some(sent);
-        }
-        self.drop_late(at);
-        let session = self.sessions[at].as_mut()?;
-        let lanes = session.lanes.len();
-        for step in 0..lanes {
-            let position = (session.next_lane + step) % lanes;
-            let lane = &mut session.lanes[position];
-            if !lane.has_output() {
-                continue;
-            }
-            // A gap stands where the messages are missing.
-            if let Some(gap) = lane.take_loss() {
-                return Some(gap);
-            }
-            let queued = lane.remove(0);
-            session.next_lane = (position + 1) % lanes;
-            lane.sent.push(queued.as_sent());
-            let id = lane.id;
-            self.release(at, id);
-            return Some(queued.sent());
-        }
-        None
-    }
-}
-
-impl Message {
-    fn queued(&self, publisher: &str, subscriptions: Vec<u32>) -> Queued {
-        Queued {
-            topic: self.topic.to_string(),
-            publisher: publisher.to_owned(),
-            subscriptions,
-            number: self.number,
-            request: None,
-            deadline_ms: self.deadline_ms,
-            retained: false,
-            lost_behind: Vec::new(),
-        }
-    }
-
-    fn block(&self) -> Block {
-        let payload: &[u8] = if self.number == 0 { b"" } else { &[self.number] };
-        // Each has the same size: of neighbours in one row credit settles the average.
-        let header: &[u8] = if self.number == 0 { b"-" } else { b"" };
-        let mut block = Block::new(&self.topic, header, payload);
-        block.deadline_ms = self.deadline_ms;
-        block.flags = if self.retain { Block::RETAIN } else { 0 };
-        block
-    }
-}
-
-impl Queued {
-    fn sent(self) -> Sent {
-        match self.request {
-            None => Sent::Deliver {
-                subscriptions: self.subscriptions,
-                number: self.number,
-                retained: self.retained,
-            },
-            Some(_) => Sent::Request { number: self.number },
-        }
+        self.make_use_of_room(at, id);
     }
 }

@@ -3,127 +3,18 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use serde_json::json;
 
-use super::*;
+use super::{readiness::WATCH_PARTS, *};
 use crate::{
     broker::hub::{Hub, SessionId, SessionInfo, SessionKind},
     native::{BatchReader, BatchWriter, CreditScope, Record},
 };
 
-/// One random operation; sessions, ids and topics are small numbers so that they meet.
-#[derive(Clone, Debug)]
-enum Op {
-    Subscribe {
-        at: usize,
-        id: u32,
-        filter: usize,
-        serve: bool,
-        overflow: usize,
-        max: u32,
-        group: bool,
-        retained: bool,
-    },
-    Unsubscribe {
-        at: usize,
-        id: u32,
-    },
-    Publish {
-        at: usize,
-        topic: usize,
-        deadline: Option<u64>,
-        retain: Option<bool>,
-    },
-    Tick {
-        ms: u64,
-    },
-    PublishBatch {
-        at: usize,
-        topics: Vec<usize>,
-    },
-    Request {
-        at: usize,
-        id: u64,
-        topic: usize,
-        deadline: Option<u64>,
-    },
-    Cancel {
-        at: usize,
-        id: u64,
-    },
-    Reply {
-        at: usize,
-        last: bool,
-    },
-    Take {
-        at: usize,
-        count: usize,
-    },
-    TakeBatch {
-        at: usize,
-    },
-    Credit {
-        at: usize,
-        id: u32,
-        total: u64,
-    },
-    Reopen {
-        at: usize,
-        farewell: bool,
-    },
-    Edit {
-        at: usize,
-        rights: usize,
-    },
-    Will {
-        at: usize,
-        topic: usize,
-        clear: bool,
-    },
-}
+mod cases;
+mod op;
 
-const SESSIONS: usize = 4;
-const TOPICS: [&str; 4] = ["a", "a/b", "c", "secret"];
-const FILTERS: [&str; 6] = ["a", "a/#", "+", "#", "c", "secret"];
-const OVERFLOWS: [Overflow; 5] =
-    [Overflow::DropNewest, Overflow::DropOldest, Overflow::LatestOnly, Overflow::Disconnect, Overflow::Wait];
-
-fn op() -> impl Strategy<Value = Op> {
-    let (at, id) = (0..SESSIONS, 1..4u32);
-    prop_oneof![
-        3 => (at.clone(), id.clone(), 0..FILTERS.len(), 0..OVERFLOWS.len(), 1..4u32, prop::bool::weighted(0.3), any::<bool>())
-            .prop_map(|(at, id, filter, overflow, max, group, retained)| {
-                Op::Subscribe { at, id, filter, serve: false, overflow, max, group, retained }
-            }),
-        // Only session 0 serves, see `Model::request`; with one lane, whose order of choice is plain.
-        1 => (2..4u32, 0..FILTERS.len(), 1..4u32)
-            .prop_map(|(id, filter, max)| {
-                let (group, retained) = (false, false);
-                Op::Subscribe { at: 0, id, filter, serve: true, overflow: 0, max, group, retained }
-            }),
-        1 => (at.clone(), id.clone()).prop_map(|(at, id)| Op::Unsubscribe { at, id }),
-        5 => (at.clone(), 0..TOPICS.len(), deadline(), prop::option::weighted(0.3, prop::bool::weighted(0.8)))
-            .prop_map(|(at, topic, deadline, retain)| Op::Publish { at, topic, deadline, retain }),
-        2 => (1..4u64).prop_map(|ms| Op::Tick { ms }),
-        4 => (at.clone(), prop::collection::vec(0..TOPICS.len(), 1..6))
-            .prop_map(|(at, topics)| Op::PublishBatch { at, topics }),
-        4 => (at.clone(), 1..4u64, 0..TOPICS.len(), deadline())
-            .prop_map(|(at, id, topic, deadline)| Op::Request { at, id, topic, deadline }),
-        1 => (at.clone(), 1..4u64).prop_map(|(at, id)| Op::Cancel { at, id }),
-        3 => (at.clone(), any::<bool>()).prop_map(|(at, last)| Op::Reply { at, last }),
-        3 => (at.clone(), 1..6usize).prop_map(|(at, count)| Op::Take { at, count }),
-        3 => at.clone().prop_map(|at| Op::TakeBatch { at }),
-        2 => (at.clone(), id, 0..8u64).prop_map(|(at, id, total)| Op::Credit { at, id, total }),
-        1 => (at.clone(), any::<bool>()).prop_map(|(at, farewell)| Op::Reopen { at, farewell }),
-        2 => (at.clone(), 0..TOPICS.len(), prop::bool::weighted(0.2))
-            .prop_map(|(at, topic, clear)| Op::Will { at, topic, clear }),
-        1 => (at, 0..SESSIONS).prop_map(|(at, rights)| Op::Edit { at, rights }),
-    ]
-}
-
-/// From now on; zero is late already.
-fn deadline() -> impl Strategy<Value = Option<u64>> {
-    prop::option::weighted(0.3, 0..4u64)
-}
+use op::{FILTERS, OVERFLOWS, Op, SESSIONS, TOPICS, op};
 
 /// Session 0 may do everything but with `secret`; 1 only publish; 2 only below `a`; 3 everything.
 fn permissions(at: usize) -> Permissions {
@@ -155,11 +46,29 @@ fn sent(record: Record) -> Option<Sent> {
         Record::Denied { operation, .. } => Sent::Denied { operation },
         Record::Subscribed { id, .. } => Sent::Subscribed { id },
         Record::Request { block, .. } => Sent::Request { number: number(&block) },
-        Record::Reply { id, .. } => Sent::Reply { id },
-        Record::ReplyEnd { id, status, .. } => Sent::End { id, status },
+        Record::Credit { scope: CreditScope::Request { id, parts } } => Sent::Grant { key: id, parts },
+        Record::Reply { id, payload, .. } => Sent::Reply { id, says: says(&payload) },
+        Record::ReplyEnd { id, status, payload, .. } => Sent::End { id, status, says: says(&payload) },
         Record::Cancel { .. } => Sent::Cancel,
         other => panic!("the model knows no {other:?}"),
     })
+}
+
+/// What the broker says in a part, but for words that name its own sessions. `Null` if it says nothing.
+fn says(payload: &[u8]) -> Value {
+    fn forget_sessions(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|name, _| name != "session" && name != "kind");
+                fields.values_mut().for_each(forget_sessions);
+            }
+            Value::Array(values) => values.iter_mut().for_each(forget_sessions),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::from_slice(payload).unwrap_or_default();
+    forget_sessions(&mut value);
+    value
 }
 
 fn number(block: &Block) -> u8 {
@@ -220,6 +129,7 @@ impl Pair {
             next_lane: 0,
             held: BTreeSet::new(),
         });
+        self.model.presence_changed(at);
     }
 
     fn apply(&mut self, op: &Op) {
@@ -263,12 +173,12 @@ impl Pair {
 
     fn apply_one(&mut self, op: &Op) {
         match *op {
-            Op::Subscribe { at, id, filter, serve, overflow, max, group, retained } => {
+            Op::Subscribe { at, id, filter, serve, overflow, max, group, retained, probes } => {
                 let spec = SubscribeSpec {
                     id,
                     serve,
                     retained,
-                    probes: false,
+                    probes,
                     overflow: OVERFLOWS[overflow],
                     queue_messages_max: max,
                     queue_bytes_max: 0,
@@ -334,6 +244,25 @@ impl Pair {
                 let scope = CreditScope::Subscription { id, messages: total };
                 self.hub.record(self.ids[at], Record::Credit { scope });
             }
+            Op::Watch { at, id, topic, at_least, ref peers, deadline } => {
+                let message = self.message(topic, deadline);
+                self.model.watch(at, id, (&message.topic, message.deadline_ms), at_least, peers);
+                let peers: Vec<String> = peers.iter().map(|peer| format!("peer{peer}")).collect();
+                let question = json!({ "topic": message.topic, "at_least": at_least, "peers": peers });
+                self.question(at, id, "receivers", &question, message.deadline_ms);
+            }
+            Op::Probe { at, id, topic, peer, deadline } => {
+                let message = self.message(topic, deadline);
+                self.model.probe(at, id, (&message.topic, message.deadline_ms), peer);
+                let peer = peer.map(|peer| format!("peer{peer}"));
+                let question = json!({ "topic": message.topic, "peer": peer });
+                self.question(at, id, "probe", &question, message.deadline_ms);
+            }
+            Op::Grant { at, id, parts } => {
+                self.model.grant(at, id, parts);
+                let scope = CreditScope::Request { id, parts };
+                self.hub.record(self.ids[at], Record::Credit { scope });
+            }
             Op::Reopen { at, farewell } => self.reopen(at, farewell),
             Op::Edit { at, rights } => {
                 self.model.edit(at, permissions(rights));
@@ -344,6 +273,14 @@ impl Pair {
                 });
             }
         }
+    }
+
+    fn question(&mut self, at: usize, id: u64, word: &str, question: &Value, deadline_ms: u64) {
+        let topic = format!("$sys/broker/{word}").parse().unwrap();
+        let mut block = Block::new(&topic, b"", question.to_string().as_bytes());
+        block.deadline_ms = deadline_ms;
+        let window = WATCH_PARTS as u32;
+        self.hub.record(self.ids[at], Record::Request { id, subscription: 0, window, block });
     }
 
     fn message(&mut self, topic: usize, deadline: Option<u64>) -> Message {
@@ -359,13 +296,15 @@ impl Pair {
         };
         let (header, payload) = (bytes::Bytes::new(), bytes::Bytes::new());
         if last {
-            self.model.end(request.key, Status::Done);
+            let proof = |topic| self.model.proof(request.requester, topic, at, "proven");
+            let says = request.probed.as_ref().map_or(Value::Null, proof);
+            self.model.end_saying(request.key, Status::Done, says);
             let (code, text) = (String::new(), String::new());
             let end = Record::ReplyEnd { id: request.key, status: Status::Done, code, text, header, payload };
             return self.hub.record(self.ids[at], end);
         }
         let requester = self.model.sessions[request.requester].as_mut().unwrap();
-        requester.replies.push_back(Sent::Reply { id: request.id });
+        requester.replies.push_back(Sent::Reply { id: request.id, says: Value::Null });
         self.hub.record(self.ids[at], Record::Reply { id: request.key, header, payload });
     }
 
@@ -408,100 +347,6 @@ impl Pair {
             }
         }
         assert_eq!(theirs, self.model.ledger);
-    }
-}
-
-#[test]
-fn losses_behind_a_request_that_was_withdrawn_are_told_at_once() {
-    let mut pair = Pair::new();
-    pair.apply(&Op::Subscribe {
-        at: 0,
-        id: 2,
-        filter: 0,
-        serve: true,
-        overflow: 0,
-        max: 1,
-        group: false,
-        retained: false,
-    });
-    pair.apply(&Op::Request { at: 2, id: 2, topic: 0, deadline: None });
-    pair.apply(&Op::Request { at: 0, id: 1, topic: 0, deadline: None });
-    pair.apply(&Op::Cancel { at: 2, id: 2 });
-    pair.apply(&Op::Edit { at: 0, rights: 0 });
-    let told: Vec<Sent> = std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent).collect();
-    assert!(told.contains(&Sent::Gap { subscription: 2, count: 1 }), "{told:?}");
-}
-
-#[test]
-fn a_gap_stands_where_the_messages_are_missing_in_a_batch_and_alone() {
-    let subscribe = |id, filter| {
-        let (serve, overflow, group, retained) = (false, 0, false, false);
-        Op::Subscribe { at: 0, id, filter, serve, overflow, max: 2, group, retained }
-    };
-    let publish = || Op::PublishBatch { at: 1, topics: vec![0] };
-    let numbers = |sent: Vec<Sent>| -> String {
-        let word = |sent| match sent {
-            Sent::Deliver { number, .. } => Some(number.to_string()),
-            Sent::Gap { subscription, count } => Some(format!("gap {count} of {subscription}")),
-            _ => None,
-        };
-        sent.into_iter().filter_map(word).collect::<Vec<_>>().join(", ")
-    };
-    for in_batches in [false, true] {
-        let mut pair = Pair::new();
-        [subscribe(1, 0), subscribe(2, 1)].iter().for_each(|op| pair.apply(op));
-        pair.apply(&Op::Take { at: 0, count: 9 });
-        (0..4).for_each(|_| pair.apply(&publish()));
-        let first = pair.hub.next_record(pair.ids[0]).and_then(sent);
-        let first = first.into_iter().chain(pair.hub.next_record(pair.ids[0]).and_then(sent)).collect();
-        assert_eq!(numbers(first), "1");
-        (0..2).for_each(|_| pair.apply(&publish()));
-        let mut rest = Vec::new();
-        if in_batches {
-            let (mut reader, mut batch) = (BatchReader::default(), Vec::new());
-            while pair.hub.put_next(pair.ids[0], &mut BatchWriter::default(), &mut batch) {}
-            reader.begin(batch.into());
-            rest.extend(std::iter::from_fn(|| reader.next_record().unwrap()).filter_map(sent));
-        } else {
-            rest.extend(std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent));
-        }
-        assert_eq!(numbers(rest), "2, gap 2 of 2, gap 2 of 1, 5, gap 1 of 2, gap 1 of 1");
-    }
-}
-
-/// `Pair::apply` sees to it that the session is written to.
-#[test]
-fn a_loss_behind_a_closed_window_is_told_when_what_stood_in_front_of_it_goes() {
-    let subscribe = |id, filter, serve| {
-        let (overflow, group, retained) = (0, false, false);
-        Op::Subscribe { at: 0, id, filter, serve, overflow, max: 1, group, retained }
-    };
-    let publish = || Op::PublishBatch { at: 3, topics: vec![0] };
-    let request = |id| Op::Request { at: 2, id, topic: 0, deadline: None };
-    let take = || Op::Take { at: 0, count: 9 };
-    let window = WINDOW_BYTES.div_ceil(bytes_of(TOPICS[0]));
-    let close_window = || (0..window).flat_map(|_| [publish(), take()]);
-    // A request is withdrawn, a right is taken away, and a subscription ends whose loss was another's, too.
-    let withdrawn = [subscribe(2, 0, true), take()].into_iter();
-    let withdrawn = withdrawn.chain((0..window).flat_map(|id| [request(100 + id), take()]));
-    let withdrawn = withdrawn.chain([request(4), request(5), Op::Cancel { at: 2, id: 4 }]);
-    let withheld = [subscribe(2, 0, false), take()].into_iter().chain(close_window());
-    let withheld = withheld.chain([publish(), publish(), Op::Edit { at: 0, rights: 1 }]);
-    let inherited = [subscribe(1, 0, false), take()].into_iter().chain(close_window());
-    let inherited = inherited.chain([
-        publish(),
-        subscribe(2, 1, false),
-        take(),
-        publish(),
-        Op::Unsubscribe { at: 0, id: 1 },
-    ]);
-    let cases: [Vec<Op>; 3] = [withdrawn.collect(), withheld.collect(), inherited.collect()];
-    for ops in cases {
-        let mut pair = Pair::new();
-        ops.iter().for_each(|op| pair.apply(op));
-        let told: Vec<Sent> =
-            std::iter::from_fn(|| pair.hub.next_record(pair.ids[0])).filter_map(sent).collect();
-        assert_eq!(told.last(), Some(&Sent::Gap { subscription: 2, count: 1 }), "{told:?} after {ops:?}");
     }
 }
 
