@@ -94,7 +94,8 @@ fn each_refusal_is_an_event_of_its_own_name_within_a_second() {
     let knock = |credentials: Credentials| {
         move || assert!(Client::connect_blocking(ConnectOptions::new(credentials.clone())).is_err())
     };
-    let ways: [(&str, Option<&str>, Box<dyn Fn()>); 6] = [
+    type Attempt<'a> = Box<dyn Fn() + 'a>;
+    let ways: [(&str, Option<&str>, Attempt<'_>); 6] = [
         ("wrong_server_key", None, Box::new(knock(elsewhere))),
         ("unknown_key", None, Box::new(knock(unknown))),
         ("revoked_key", Some("revoked"), Box::new(knock(revoked))),
