@@ -154,6 +154,15 @@ pub const HISTORY_ROWS_ANSWERED_MAX: usize = 20_000;
 /// for all others. A value that does not fit is delivered and not retained; its publisher is told, and `$sys/retained_full` says so.
 pub const RETAINED_BYTES_MAX: usize = 2 * PAYLOAD_BYTES_MAX;
 
+/// What a retained value counts for beside its own bytes: its place in the table, so that many small values are bounded too.
+pub const RETAINED_VALUE_BYTES: usize = 256;
+
+/// Routes a session keeps to save looking up a topic for each message. The next one empties the cache.
+pub const ROUTES_CACHED_MAX: usize = 4096;
+
+/// Subscribers those routes lead to, counted for each topic: some 4 MiB.
+pub const ROUTE_TARGETS_CACHED_MAX: usize = 65_536;
+
 /// Refusals the broker remembers for `bus auth`. The oldest is forgotten first.
 pub const REFUSALS_KEPT: usize = 1000;
 

@@ -58,7 +58,7 @@ mod stock_input;
 mod subscribe;
 mod will;
 
-use route::{Route, Target};
+use route::{Route, RouteCache, Target};
 pub(super) use session::{Lane, Matcher, Session};
 pub use session::{SessionCounts, SessionId, SessionInfo, SessionKind};
 use slow::Slow;
@@ -206,7 +206,7 @@ impl Hub {
             ends_waiting: 0,
             announced: HashSet::new(),
             last_origin: None,
-            routes: HashMap::new(),
+            routes: RouteCache::default(),
             last_route: None,
             requests_in_flight: 0,
             held: HashSet::new(),

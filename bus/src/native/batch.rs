@@ -69,7 +69,7 @@ impl BatchWriter {
 /// Appends a publish; see [`PublishParts::put`].
 ///
 /// # Errors
-/// The bytes of its header, if they are above [`limits::HEADER_BYTES_MAX`](crate::limits::HEADER_BYTES_MAX); `out` is as it was.
+/// The bytes of its header, if they are above [`limits::HEADER_BYTES_MAX`]; `out` is as it was.
 pub fn put_publish(parts: &PublishParts<'_>, sequence: u64, out: &mut Vec<u8>) -> Result<(), usize> {
     if let Some((head, header)) = parts.plain_head(sequence) {
         let topic = parts.topic.as_str().as_bytes();

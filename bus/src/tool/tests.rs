@@ -104,11 +104,11 @@ fn pub_says_how_many_subscribers_got_it() {
 
 #[test]
 fn pub_fails_when_there_is_no_room_for_the_value_it_was_to_retain() {
-    let fixture = fixture_with(Bounds { retained_bytes_max: 1000, ..Bounds::default() });
-    let large = "x".repeat(1000);
+    let fixture = fixture_with(Bounds { retained_bytes_max: 8000, ..Bounds::default() });
+    let large = "x".repeat(8000);
     let (exit, data, messages) = fixture.bus(&["pub", "a/b", &large, "--retain"]);
     assert_eq!((exit, data.as_str()), (Exit::Full, "0 subscribers\n"));
-    for part in ["`a/b`", "not retained", "1000 bytes", "`retained_bytes_max`"] {
+    for part in ["`a/b`", "not retained", "8000 bytes", "`retained_bytes_max`"] {
         assert!(messages.contains(part), "{messages}");
     }
     let (exit, data, _) = fixture.bus(&["pub", "a/b", &large, "--retain", "--json"]);
@@ -119,6 +119,11 @@ fn pub_fails_when_there_is_no_room_for_the_value_it_was_to_retain() {
         "{data}{messages}"
     );
     assert_eq!(fixture.bus(&["pub", "a/b", &large]).0, Exit::Done, "it was not to be retained");
+    // Small values have their bound, too.
+    let full = (0..8000 / crate::limits::RETAINED_VALUE_BYTES)
+        .map(|number| fixture.bus(&["pub", &format!("a/c/{number}"), "x", "--retain"]).0)
+        .find(|exit| *exit != Exit::Done);
+    assert_eq!(full, Some(Exit::Full));
 }
 
 #[test]

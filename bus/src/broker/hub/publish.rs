@@ -137,7 +137,7 @@ impl Hub {
         if !is_last
             && let Some(old) = topic.parse::<TopicName>().ok().and_then(|topic| self.retained.remove(&topic))
         {
-            self.retained_bytes -= old.bytes();
+            self.retained_bytes -= retained_bytes(&old);
         }
     }
 
@@ -157,13 +157,13 @@ impl Hub {
 
     /// Makes a message its topic's last value; `false` if there is no room for it.
     fn retain(&mut self, topic: &TopicName, block: &Block, payload_bytes: usize) -> bool {
-        let old_bytes = self.retained.get(topic).map_or(0, Block::bytes);
+        let (old_bytes, bytes) = (self.retained.get(topic).map_or(0, retained_bytes), retained_bytes(block));
         if payload_bytes == 0 {
             self.retained.remove(topic);
             self.retained_bytes -= old_bytes;
-        } else if self.retained_bytes - old_bytes + block.bytes() <= self.bounds.retained_bytes_max {
+        } else if self.retained_bytes - old_bytes + bytes <= self.bounds.retained_bytes_max {
             self.retained.insert(topic.clone(), block.clone());
-            self.retained_bytes = self.retained_bytes - old_bytes + block.bytes();
+            self.retained_bytes = self.retained_bytes - old_bytes + bytes;
         } else {
             // No last value is better than one that is not the last.
             self.retained.remove(topic);
@@ -286,6 +286,11 @@ impl Hub {
             self.send_control(id, Record::Origin { origin, peer });
         }
     }
+}
+
+/// What a retained value counts for.
+fn retained_bytes(block: &Block) -> usize {
+    block.bytes() + limits::RETAINED_VALUE_BYTES
 }
 
 #[cfg(test)]

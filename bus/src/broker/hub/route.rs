@@ -37,13 +37,46 @@ pub(in crate::broker) fn may_publish(permissions: &Permissions, topic: &TopicNam
     !is_brokers_own(topic) && permissions.permit(Right::Publish, topic)
 }
 
+/// Where a session's messages went, for the next ones on the same topics. Emptied when it is full: a route is quickly
+/// found again, and whoever uses more topics in turn than fit would gain nothing from keeping some.
+#[derive(Debug, Default)]
+pub(super) struct RouteCache {
+    routes: HashMap<Bytes, Rc<Route>>,
+    /// What the routes lead to, in all.
+    targets: usize,
+}
+
+impl RouteCache {
+    fn get(&self, topic: &[u8]) -> Option<&Rc<Route>> {
+        self.routes.get(topic)
+    }
+
+    fn put(&mut self, route: &Rc<Route>) {
+        if self.routes.len() >= limits::ROUTES_CACHED_MAX || self.targets >= limits::ROUTE_TARGETS_CACHED_MAX
+        {
+            *self = Self::default();
+        }
+        self.targets += route.leads_to();
+        let topic = Bytes::copy_from_slice(route.topic.as_str().as_bytes());
+        if let Some(old) = self.routes.insert(topic, Rc::clone(route)) {
+            self.targets -= old.leads_to();
+        }
+    }
+}
+
+impl Route {
+    /// Rows and targets, which are what it is large by.
+    fn leads_to(&self) -> usize {
+        self.targets.len() + self.denied.len() + self.groups.iter().map(Vec::len).sum::<usize>()
+    }
+}
+
 impl Hub {
     pub(super) fn route(
         &mut self,
         id: SessionId,
         topic: &[u8],
     ) -> Result<Rc<Route>, crate::topic::TopicError> {
-        const ROUTES_CACHED_MAX: usize = 4096;
         let generation = self.route_generation + self.ledger.evictions() + self.statistics.evictions();
         if let Some(session) = self.session_mut(id) {
             // Most messages go where the one before them went.
@@ -60,10 +93,7 @@ impl Hub {
         }
         let route = Rc::new(self.build_route(Some(id), TopicName::from_bytes(topic)?));
         if let Some(session) = self.session_mut(id) {
-            if session.routes.len() >= ROUTES_CACHED_MAX {
-                session.routes.clear();
-            }
-            session.routes.insert(Bytes::copy_from_slice(topic), Rc::clone(&route));
+            session.routes.put(&route);
             session.last_route = Some(Rc::clone(&route));
         }
         Ok(route)
@@ -176,5 +206,32 @@ impl Hub {
         let origin = self.origins.len() as u32 - 1;
         self.origin_index.insert(peer.clone(), origin);
         origin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_of_routes_is_bounded_by_topics_and_by_what_they_lead_to() {
+        let mut hub = Hub::new("broker".parse().unwrap(), 1);
+        let mut route = |name: String, targets| {
+            let mut route = hub.build_route(None, name.parse().unwrap());
+            let (session, row) = (SessionId::nobody(), route.nobody);
+            route.targets =
+                vec![Target { session, lane: 1, subscriptions: SubscriptionIds::default(), row }; targets];
+            Rc::new(route)
+        };
+        let mut cache = RouteCache::default();
+        (0..limits::ROUTES_CACHED_MAX).for_each(|number| cache.put(&route(format!("a/{number}"), 1)));
+        (0..9).for_each(|_| cache.put(&route("a/0".to_owned(), 1)));
+        assert!(cache.get(b"a/0").is_some());
+        assert!(cache.routes.len() <= limits::ROUTES_CACHED_MAX && cache.targets == cache.routes.len());
+
+        let many = limits::ROUTE_TARGETS_CACHED_MAX / 2 + 1;
+        (0..3).for_each(|number| cache.put(&route(format!("b/{number}"), many)));
+        assert_eq!((cache.routes.len(), cache.targets), (1, many), "the third began anew");
+        assert!(cache.get(b"b/2").is_some());
     }
 }

@@ -154,7 +154,7 @@ pub(in crate::broker) struct Session {
     pub(super) announced: HashSet<u32>,
     /// The origin of the last delivery, which is among those announced.
     pub(super) last_origin: Option<u32>,
-    pub(super) routes: HashMap<Bytes, Rc<Route>>,
+    pub(super) routes: RouteCache,
     /// One of `routes`, that of the last publish.
     pub(super) last_route: Option<Rc<Route>>,
     pub(super) requests_in_flight: usize,
