@@ -84,7 +84,7 @@ pub struct BusSection {
     pub send_queue_bytes: u32,
     /// Sessions of the broker.
     pub sessions_max: usize,
-    /// Bytes of retained values.
+    /// Bytes of retained values, 256 for each included.
     pub retained_bytes_max: usize,
 }
 

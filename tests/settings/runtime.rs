@@ -88,7 +88,7 @@ pub(crate) fn the_bus_keeps_to_its_bounds() {
     assert!(lost(&with("send_queue_messages = 4")) > 0);
     assert!(lost(&with("send_queue_bytes = 200000")) > 0);
 
-    let runtime = with("sessions_max = 16\nretained_bytes_max = 2000");
+    let runtime = with("sessions_max = 16\nretained_bytes_max = 20000");
     assert_eq!(lost(&runtime), 0, "the default bounds take it all");
 
     // What fits is retained, what does not is delivered only.
@@ -99,7 +99,7 @@ pub(crate) fn the_bus_keeps_to_its_bounds() {
         wait(client.publish_acknowledged(&topic.parse().unwrap(), payload, options)).unwrap();
     };
     keep("kept/small", 100);
-    keep("kept/large", 5000);
+    keep("kept/large", 20000);
     let filter = "kept/#".parse().unwrap();
     let mut kept = wait(client.subscribe(&filter, SubscribeOptions::default().retained())).unwrap();
     keep("kept/last", 1);

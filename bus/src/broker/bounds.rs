@@ -11,7 +11,7 @@ pub struct Bounds {
     pub send_queue_bytes: u32,
     /// Sessions, half-open ones included; see [`limits::SESSIONS_MAX`].
     pub sessions_max: usize,
-    /// Bytes of retained values; see [`limits::RETAINED_BYTES_MAX`].
+    /// Bytes of retained values, [`limits::RETAINED_VALUE_BYTES`] for each included; see [`limits::RETAINED_BYTES_MAX`].
     pub retained_bytes_max: usize,
 }
 
