@@ -3,12 +3,14 @@
 
 use std::{
     process::Output,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::{
+    clock::Clock,
     eventually,
     runtime::{CONFIG, TestRuntime, final_text, tool},
 };
@@ -162,6 +164,81 @@ fn a_program_gets_other_rights_without_a_new_start() {
     assert_eq!(report["next_start"], serde_json::json!(["program `idler`"]), "{report}");
     eventually("the broker to follow", || (may("second/a") && !may("first/a")).then_some(()));
     assert!(restarts(&runtime).is_empty());
+}
+
+/// Leaves more log records at each start than the store takes between two looks at what is too old.
+const CHATTY: &str = r#"
+[[program]]
+name = "chatty"
+command = "sh"
+args = ["-c", "seq 600; exec sleep 1000"]
+"#;
+
+#[test]
+fn records_that_are_kept_too_long_go_without_a_new_start() {
+    let clock = Clock::new();
+    clock.jump(-2 * 86_400);
+    let mut runtime = TestRuntime::begin_with(CHATTY, |command| {
+        command.envs(clock.environment());
+    });
+    // The same clock for whoever asks: a machine has one.
+    runtime.environment = clock.environment().into();
+    runtime.wait_until_ready();
+    runtime.signal(Signal::SIGTERM);
+    assert_eq!(runtime.process.exit_code(), Some(0));
+    runtime.environment.clear();
+    runtime.restart();
+    let day_ago = (SystemTime::now() - Duration::from_secs(86_400)).duration_since(UNIX_EPOCH).unwrap();
+    let old = || {
+        // Of few: what is not among the newest thousand is not shown.
+        let logs = runtime.interlock(&["logs", "--text", "ready", "--json"]);
+        let records: Vec<Value> = logs
+            .stdout
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        records
+            .iter()
+            .filter(|record| u128::from(record["time_ns"].as_u64().unwrap()) < day_ago.as_nanos())
+            .count()
+    };
+    assert!(old() > 0, "two days are within the default");
+    edit(&runtime, &format!("[logs]\nretention = \"1d\"\n{CHATTY}"));
+    reload(&runtime);
+    assert!(restarts(&runtime).is_empty());
+    assert!(runtime.interlock(&["restart", "chatty"]).status.success());
+    eventually("the old records to go", || (old() == 0).then_some(()));
+}
+
+#[test]
+fn a_reload_that_cannot_set_the_rights_of_a_program_changes_nothing() {
+    let program = |name: &str, filter: &str| {
+        format!(
+            "[[program]]\nname = \"{name}\"\ncommand = \"sleep\"\nargs = [\"1000\"]\npublish = [\"{filter}\"]\n"
+        )
+    };
+    let runtime = TestRuntime::start_with(&(program("first", "a/#") + &program("second", "a/#")));
+    let registry = runtime.data().join("keys/authorized.toml");
+    let whole = std::fs::read_to_string(&registry).unwrap();
+    // The rights of one of them can be set, those of the other cannot.
+    let renamed =
+        whole.replace("[peers.second]", "[peers.another]").replace("[peers.second.", "[peers.another.");
+    assert_ne!(renamed, whole, "{whole}");
+    std::fs::write(&registry, &renamed).unwrap();
+    let changed =
+        "[logs]\nretention = \"3d\"\n".to_owned() + &program("first", "b/#") + &program("second", "b/#");
+    edit(&runtime, &changed);
+    let refused = runtime.interlock(&["reload"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(said(&refused).contains("second"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&registry).unwrap(), renamed, "no right of the first has changed");
+
+    std::fs::write(&registry, &whole).unwrap();
+    let report = reload(&runtime).to_string();
+    for part in ["logs.retention", "rights of program `first`", "rights of program `second`"] {
+        assert!(report.contains(part), "`{part}` was in force already: {report}");
+    }
 }
 
 #[test]

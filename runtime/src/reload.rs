@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     component,
-    config::{BackEnd, Config, ModelSection, Sources, live::ReloadReport},
+    config::{BackEnd, Config, ModelSection, Program, Sources, live::ReloadReport},
     peers::with_letters,
     site::Site,
     supervisor::{State, SupervisorHandle},
@@ -165,15 +165,15 @@ impl Reloader {
         component::model_config(&new.config.model).map_err(|error| error.to_string())?;
         let (adopted, mut report) = old.adopt(&new).map_err(|error| error.to_string())?;
         let config = adopted.config.clone();
+        // First, because it can fail, and then nothing has changed.
+        let rights =
+            |program: &Program| (program.name.clone(), with_letters(&program.name, &program.permissions()));
+        let rights: Vec<_> = config.programs.iter().map(rights).collect();
+        site.keys.set_all_permissions(&rights).map_err(|error| error.to_string())?;
         site.live.replace(adopted);
         self.levels.set(&config.logs.level, &config.logs.console);
         if let Ok(store) = site.store.store() {
             store.keep_logs_for(config.logs.retention);
-        }
-        for program in &config.programs {
-            site.keys
-                .set_permissions(&program.name, &with_letters(&program.name, &program.permissions()))
-                .map_err(|error| error.to_string())?;
         }
         for change in &report.changed {
             tracing::info!(key = %change.key, from = %change.from, to = %change.to, "configuration changed");

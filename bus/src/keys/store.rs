@@ -257,13 +257,25 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError::UnknownPeer`].
     pub fn set_permissions(&self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
+        self.set_all_permissions(&[(name.clone(), permissions.clone())])
+    }
+
+    /// [`KeyStore::set_permissions`] of several peers: of all of them, or, after an error, of none.
+    ///
+    /// # Errors
+    /// [`KeyError::UnknownPeer`].
+    pub fn set_all_permissions(&self, wanted: &[(PeerName, Permissions)]) -> Result<(), KeyError> {
         let _lock = lock(&self.directory)?;
         let mut file = self.registry_file()?;
-        if file.registry()?.peer(name).is_some_and(|peer| *peer.permissions == *permissions) {
-            return Ok(());
+        let registry = file.registry()?;
+        let is_new = |(name, permissions): &&(PeerName, Permissions)| {
+            registry.peer(name).is_none_or(|peer| *peer.permissions != *permissions)
+        };
+        let new: Vec<_> = wanted.iter().filter(is_new).collect();
+        for (name, permissions) in &new {
+            file.set_permissions(name, permissions)?;
         }
-        file.set_permissions(name, permissions)?;
-        file.save()
+        if new.is_empty() { Ok(()) } else { file.save() }
     }
 
     /// Gives a built-in peer what `permissions` have more than when this was last called, and takes what
