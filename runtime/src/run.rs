@@ -158,7 +158,7 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let shared = Arc::new(Mutex::new(instance));
     life.instance_file.update(&lock(&shared))?;
 
-    let supervisor = Supervisor::new(ROOT);
+    let supervisor = Supervisor::new(ROOT).within(site.config().shutdown.phases());
     let handle = supervisor.handle();
     let (stop, tree, shutdown) = (life.signals.requester(), handle.clone(), Shutdown::default());
     let mut reloader = Reloader::new(site, handle.clone(), life.levels.clone());
@@ -282,8 +282,7 @@ async fn stop_all(
 ) -> Result<Exit, CliError> {
     // First of all: however long the rest takes, nobody's work is taken to be lost.
     life.site.intake.close();
-    let section = life.site.config().shutdown;
-    let phases = ShutdownPhases { drain: section.drain, forced: section.forced };
+    let phases = life.site.config().shutdown.phases();
     let begin = Instant::now();
     let handle = supervision.handle().clone();
     let place = life.site.data_dir.clone();

@@ -27,7 +27,7 @@ use crate::{
     lifecycle::DataDir,
     peers::{RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
-    supervisor::{ChildKind, ChildSpecification, Children, No, Restart},
+    supervisor::{ChildKind, ChildSpecification, Children, No, Restart, ShutdownPhases},
     tree::{self, BrokerActor, BrokerSeat, BuiltIn, Presence, Tie},
 };
 
@@ -158,6 +158,13 @@ impl config::Program {
     }
 }
 
+impl config::ShutdownSection {
+    /// How long a stop may take.
+    pub(crate) fn phases(&self) -> ShutdownPhases {
+        ShutdownPhases { drain: self.drain, forced: self.forced }
+    }
+}
+
 /// Makes the runtime's own actor.
 pub(crate) type MakeAdmin = Arc<dyn Fn() -> Admin + Send + Sync>;
 
@@ -224,7 +231,8 @@ fn group(site: &Site, rules: &GroupRules, actors: Vec<Extra>) -> Result<ChildSpe
             Children::Finite { until, children: actors.into_iter().map(significant).collect() }
         }
     };
-    let group = ChildSpecification::supervisor(name.clone(), *strategy, children)?;
+    let phases = site.config().shutdown.phases();
+    let group = ChildSpecification::supervisor(name.clone(), *strategy, children, phases)?;
     // One that ends has done what it was for.
     let restart = if until.is_some() { Restart::Transient { significant: No } } else { Restart::Permanent };
     Ok(group.restarts(restart))

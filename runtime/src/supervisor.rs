@@ -80,6 +80,7 @@ pub struct Supervisor {
     orders: Receiver<Order>,
     view: watch::Sender<Arc<TreeSnapshot>>,
     handle: SupervisorHandle,
+    phases: ShutdownPhases,
 }
 
 /// A supervisor at work.
@@ -224,7 +225,13 @@ impl Supervisor {
             orders,
             view,
             handle: SupervisorHandle { orders: orders_in, view: seen, below: Arc::default() },
+            phases: ShutdownPhases::default(),
         }
+    }
+
+    /// Other phases for a shutdown that nobody gives phases to: one by itself, or by the supervisor above.
+    pub fn within(self, phases: ShutdownPhases) -> Self {
+        Self { phases, ..self }
     }
 
     /// Its handle. Orders fail with [`OrderError::NotRunning`] until it is started.
@@ -269,7 +276,7 @@ impl Supervisor {
         let _ = self.handle.below.set(below);
         let now = Instant::now();
         Ok(Running {
-            machine: Machine::new(self.name.clone(), strategy, until, rules, draws, now),
+            machine: Machine::new(self.name.clone(), strategy, until, rules, draws, now).within(self.phases),
             name: self.name,
             members,
             places,
@@ -464,7 +471,7 @@ impl Running {
                 Err(_) => {
                     // All handles are gone: nobody can ask it to stop any more, so it does, once.
                     self.orders = crossbeam_channel::never();
-                    let kind = OrderKind::Shutdown(ShutdownPhases::default());
+                    let kind = OrderKind::Shutdown(self.machine.phases);
                     Event::Order(Order { kind, answer: bounded(1).0 })
                 }
             },

@@ -13,7 +13,7 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 use tempfile::TempDir;
 
 use super::*;
-use crate::supervisor::{ChildSpecification, Children, Strategy, Supervisor};
+use crate::supervisor::{ChildSpecification, Children, ShutdownPhases, Strategy, Supervisor};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const AS_GUARDIAN: &str = "INTERLOCK_TEST_GUARDIAN";
@@ -54,7 +54,13 @@ fn entry_of_a_runtime_with_groups() {
     };
     let group = |name: &str, children| {
         let children = Children::Lasting(children);
-        ChildSpecification::supervisor(name.parse().unwrap(), Strategy::OneForAll, children).unwrap()
+        ChildSpecification::supervisor(
+            name.parse().unwrap(),
+            Strategy::OneForAll,
+            children,
+            ShutdownPhases::default(),
+        )
+        .unwrap()
     };
     let inner = group("inner", vec![program("below")]);
     let outer = group("outer", vec![program("among"), inner]);

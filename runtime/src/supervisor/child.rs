@@ -11,7 +11,7 @@ use interlock_bus::PeerName;
 
 use super::{
     SupervisorHandle,
-    machine::Rules,
+    machine::{Rules, ShutdownPhases},
     nested::Nested,
     strategy::{AutoShutdown, No, Restart, Strategy, WhenSpent},
 };
@@ -132,6 +132,9 @@ impl fmt::Display for Condition {
     }
 }
 
+/// How much longer than the phases of its own stop a supervisor may take to stop.
+const SUPERVISOR_SLACK: Duration = Duration::from_secs(5);
+
 /// How long a child may take for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clocks {
@@ -163,8 +166,8 @@ impl Clocks {
     /// The clocks of a program.
     pub const PROCESS: Self = Self { stop_grace: Duration::from_secs(10), ..Self::ACTOR };
 
-    /// The clocks of a supervisor, longer than the phases of its own stop. Each child that gets ready moves its start
-    /// deadline.
+    /// The clocks of a supervisor with the usual phases; to stop it has a little longer than they last. Each child that
+    /// gets ready moves its start deadline.
     pub const SUPERVISOR: Self =
         Self { start_deadline: Duration::from_secs(40), stop_grace: Duration::from_secs(125), ..Self::ACTOR };
 }
@@ -202,12 +205,21 @@ impl<S> ChildSpecification<S> {
     /// | another child spends its budget | it is degraded |
     /// | its significant children have ended | it ends normally |
     ///
+    /// Each of its stops has these phases; a shutdown of the one above that has less time is over earlier.
+    ///
     /// # Errors
     /// The list of children contradicts itself.
-    pub fn supervisor(name: PeerName, strategy: Strategy, children: Children) -> Result<Self, TreeError> {
-        let nested = Nested::new(SupervisorSpecification { name: name.to_string(), strategy, children })?;
+    pub fn supervisor(
+        name: PeerName,
+        strategy: Strategy,
+        children: Children,
+        phases: ShutdownPhases,
+    ) -> Result<Self, TreeError> {
+        let specification = SupervisorSpecification { name: name.to_string(), strategy, children };
+        let nested = Nested::new(specification, phases)?;
         let below = Some(nested.handle());
-        let (clocks, kind) = (Clocks::SUPERVISOR, ChildKind::Supervisor);
+        let clocks = Clocks { stop_grace: phases.forced + SUPERVISOR_SLACK, ..Clocks::SUPERVISOR };
+        let kind = ChildKind::Supervisor;
         Ok(Self { clocks, kind, below, ..Self::actor(name, nested) })
     }
 

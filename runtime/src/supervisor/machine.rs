@@ -120,6 +120,8 @@ pub(crate) struct Machine {
     pub(crate) begun: Instant,
     actions: Vec<Action>,
     questions: u64,
+    /// Of a shutdown that nobody asked for.
+    pub(crate) phases: ShutdownPhases,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,7 +288,13 @@ impl Machine {
             begun: now,
             actions: Vec::new(),
             questions: 0,
+            phases: ShutdownPhases::default(),
         }
+    }
+
+    /// Other phases for a shutdown that nobody asked for.
+    pub(crate) fn within(self, phases: ShutdownPhases) -> Self {
+        Self { phases, ..self }
     }
 
     /// What is to be done now.
@@ -585,7 +593,7 @@ impl Machine {
                 self.stop_all(
                     Why::StartFailed { child: name, reason: failure },
                     Stop::Restart,
-                    ShutdownPhases::default(),
+                    self.phases,
                     now,
                 );
             }
@@ -593,7 +601,7 @@ impl Machine {
                 self.stop_all(
                     Why::Escalated { child: name, reason: failure },
                     Stop::Restart,
-                    ShutdownPhases::default(),
+                    self.phases,
                     now,
                 );
             }
@@ -688,7 +696,7 @@ impl Machine {
             }
         };
         if ends {
-            self.stop_all(Why::AutoShutdown, Stop::Final, ShutdownPhases::default(), now);
+            self.stop_all(Why::AutoShutdown, Stop::Final, self.phases, now);
         }
     }
 

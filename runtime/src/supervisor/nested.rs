@@ -29,17 +29,22 @@ pub(crate) struct Nested {
     /// Empty while it runs: its thread has it.
     rest: Arc<Mutex<Option<Running>>>,
     killed: Arc<AtomicBool>,
+    /// Of each stop. The one above may have less time, and then kills it.
+    phases: ShutdownPhases,
 }
 
 impl Nested {
-    pub(crate) fn new(specification: SupervisorSpecification) -> Result<Self, TreeError> {
-        let supervisor = Supervisor::new(specification.name);
+    pub(crate) fn new(
+        specification: SupervisorSpecification,
+        phases: ShutdownPhases,
+    ) -> Result<Self, TreeError> {
+        let supervisor = Supervisor::new(specification.name).within(phases);
         let handle = supervisor.handle();
         let draws = Draws::Seeded(seed());
         let mut running = supervisor.running(specification.strategy, specification.children, draws)?;
         // From here on the names below are known.
         running.publish();
-        Ok(Self { handle, rest: Arc::new(Mutex::new(Some(running))), killed: Arc::default() })
+        Ok(Self { handle, rest: Arc::new(Mutex::new(Some(running))), killed: Arc::default(), phases })
     }
 
     pub(crate) fn handle(&self) -> SupervisorHandle {
@@ -84,7 +89,7 @@ impl Host for Nested {
     }
 
     fn stop(&mut self, stop: Stop) {
-        self.order(OrderKind::End(stop, ShutdownPhases::default()));
+        self.order(OrderKind::End(stop, self.phases));
     }
 
     fn kill(&mut self, _: bool) {

@@ -8,13 +8,16 @@ use std::sync::{
 use interlock_actors::{
     actor::{Actor, Failure, Input},
     context::Context,
-    host::{ActorHost, Bus, Mailroom},
+    host::{ActorHost, Bus, Busy, Exit, Host, Load, Mailroom},
 };
 
 use super::*;
 use crate::process::{Program, ProgramHost};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Far less than any clock of a supervisor, and enough for a busy machine.
+const AT_ONCE: Duration = Duration::from_millis(700);
 
 /// Fails in the place named, `failures` times in all; then lives.
 struct Clumsy {
@@ -211,7 +214,9 @@ fn a_program_is_a_child_like_any_other() {
 }
 
 fn group(name: &str, strategy: Strategy, children: Vec<ChildSpecification>) -> ChildSpecification {
-    ChildSpecification::supervisor(name.parse().unwrap(), strategy, Children::Lasting(children)).unwrap()
+    let children = Children::Lasting(children);
+    ChildSpecification::supervisor(name.parse().unwrap(), strategy, children, ShutdownPhases::default())
+        .unwrap()
 }
 
 #[test]
@@ -269,6 +274,99 @@ fn a_child_that_escalates_fails_its_supervisor_which_the_one_above_restarts() {
     assert!(reason.starts_with("`vital` did not start: panicked in `started`"), "{reason}");
     assert_eq!(tree.child("calm").unwrap().incarnation, 3);
     assert_eq!(stop(supervision).to_string(), "stopped as asked");
+}
+
+/// Is ready at once, and once it is asked to stop says so and asks for an hour.
+struct Lingering {
+    asked: Sender<()>,
+    /// Where what it reports with is to be found.
+    given: Sender<Reports>,
+    reports: Option<Reports>,
+}
+
+impl Host for Lingering {
+    fn start(&mut self, _: u64, reports: Reports) {
+        reports.send(HostReport::Ready { proof: "it says so".to_owned() });
+        self.given.send(reports.clone()).unwrap();
+        self.reports = Some(reports);
+    }
+
+    fn stop(&mut self, _: Stop) {
+        self.asked.send(()).unwrap();
+        self.reports.as_ref().unwrap().send(HostReport::Extend(Duration::from_secs(3600)));
+    }
+
+    fn kill(&mut self, _: bool) {
+        self.reports.as_ref().unwrap().send(HostReport::Exited(Exit::Killed));
+    }
+
+    fn abandon(&mut self, _: bool) {}
+
+    fn ask(&mut self, _: u64) {}
+
+    fn busy(&self) -> Option<Busy> {
+        None
+    }
+
+    fn load(&self) -> Load {
+        Load::default()
+    }
+}
+
+#[test]
+fn a_supervisor_below_stops_within_the_phases_that_it_was_given() {
+    let ((asked, was_asked), (given, _reports)) = (bounded(4), bounded(4));
+    let name: PeerName = "lingering".parse().unwrap();
+    let children =
+        Children::Lasting(vec![ChildSpecification::actor(name, Lingering { asked, given, reports: None })]);
+    let phases = ShutdownPhases { drain: Duration::from_millis(200), forced: Duration::from_secs(600) };
+    let name: PeerName = "group".parse().unwrap();
+    let group = ChildSpecification::supervisor(name, Strategy::OneForOne, children, phases).unwrap();
+    assert!(group.clocks.stop_grace > phases.forced, "the one above waits for it");
+    let supervision = supervise(vec![group]);
+    wait(&supervision, |tree| tree.state == State::Running);
+    let begin = Instant::now();
+    supervision.handle().stop("group").unwrap();
+    was_asked.recv_timeout(DEADLINE).unwrap();
+    let tree =
+        wait(&supervision, |tree| tree.child("group").is_some_and(|group| group.state == State::Stopped));
+    assert!(begin.elapsed() >= phases.drain, "it had its time: {:?}", begin.elapsed());
+    let failure = tree.child("group").unwrap().last_failure.as_ref().unwrap();
+    assert_eq!(failure.reason, "stopped as asked; killed: `lingering`");
+    stop(supervision);
+}
+
+#[test]
+fn a_stop_goes_on_as_soon_as_the_last_job_has_ended_and_looks_at_no_clock() {
+    let (asked, was_asked) = bounded(4);
+    let (given, reports) = bounded(4);
+    let lingering = |name: &str| {
+        let host = Lingering { asked: asked.clone(), given: given.clone(), reports: None };
+        ChildSpecification::actor(name.parse().unwrap(), host)
+    };
+    let mailroom = Mailroom::open().unwrap();
+    // In three levels, below a supervisor of its own, and with a sibling that ends at once.
+    let inner = group("inner", Strategy::OneForOne, vec![lingering("third")]);
+    let supervision = supervise(vec![
+        lingering("first"),
+        clumsy("calm", &mailroom, "nowhere", 0),
+        lingering("second"),
+        inner,
+    ]);
+    wait(&supervision, |tree| tree.state == State::Running);
+    let mut reports: Vec<Reports> = reports.try_iter().collect();
+    assert_eq!(reports.len(), 3);
+    supervision.handle().shutdown(ShutdownPhases::default()).unwrap();
+    let mut ended = Instant::now();
+    // In reverse order, each as soon as the one after it has ended.
+    while let Some(last) = reports.pop() {
+        was_asked.recv_timeout(DEADLINE).unwrap();
+        assert!(ended.elapsed() < AT_ONCE, "{} are left: {:?}", reports.len() + 1, ended.elapsed());
+        ended = Instant::now();
+        last.send(HostReport::Exited(Exit::Normal));
+    }
+    assert_eq!(supervision.join().to_string(), "stopped as asked");
+    assert!(ended.elapsed() < AT_ONCE, "{:?}", ended.elapsed());
 }
 
 #[test]
