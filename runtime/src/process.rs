@@ -345,6 +345,8 @@ struct LineState {
     directory: Option<PathBuf>,
     /// Valid as long as they are here.
     credentials: Option<IssuedCredentials>,
+    /// Whether its status is that its URL did not answer as it should.
+    probe_failed: bool,
 }
 
 impl Line {
@@ -595,12 +597,8 @@ impl Run {
         let (line, reports) = (Arc::clone(&self.line), self.reports.clone());
         self.beside("readiness", move || {
             while line.is_up() {
-                match probe.ask() {
-                    Ok(status) => {
-                        let proof = format!("{probe} answered {status}");
-                        return reports.send(HostReport::Ready { proof });
-                    }
-                    Err(error) => reports.send(HostReport::Status(error.to_string())),
+                if let Some(proof) = ask_and_say(&probe, &line, &reports) {
+                    return reports.send(HostReport::Ready { proof });
                 }
                 line.wait_for_end(PROBE_PAUSE);
             }
@@ -611,11 +609,12 @@ impl Run {
     fn on_alive(&self, nonce: u64) {
         let alive = HostReport::Alive { nonce };
         let Some(probe) = self.program.liveness.clone() else { return self.reports.send(alive) };
-        let reports = self.reports.clone();
+        let (line, reports) = (Arc::clone(&self.line), self.reports.clone());
         // One question at a time, each bounded, so at most one of these threads is there.
-        self.beside("liveness", move || match probe.ask() {
-            Ok(_) => reports.send(alive),
-            Err(error) => reports.send(HostReport::Status(error.to_string())),
+        self.beside("liveness", move || {
+            if ask_and_say(&probe, &line, &reports).is_some() {
+                reports.send(alive);
+            }
         });
     }
 
@@ -645,6 +644,26 @@ impl Run {
                     None => failure,
                 })
             }
+        }
+    }
+}
+
+/// Asks once. A failure becomes the program's status, and the first success after it as well; what it answered, if
+/// that was a success.
+fn ask_and_say(probe: &Probe, line: &Line, reports: &Reports) -> Option<String> {
+    let asked = probe.ask();
+    let had_failed = std::mem::replace(&mut line.lock().probe_failed, asked.is_err());
+    match asked {
+        Ok(status) => {
+            let answered = format!("{probe} answered {status}");
+            if had_failed {
+                reports.send(HostReport::Status(answered.clone()));
+            }
+            Some(answered)
+        }
+        Err(error) => {
+            reports.send(HostReport::Status(error.to_string()));
+            None
         }
     }
 }

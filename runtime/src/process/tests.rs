@@ -323,19 +323,20 @@ fn a_url_that_answers_with_a_success_is_readiness_and_liveness() {
         ..shell("exec sleep 1000")
     };
     let mut stand = Stand::start(program);
-    let mut refused = Vec::new();
+    let mut said = Vec::new();
     let proof = loop {
         match stand.report() {
-            HostReport::Status(status) => refused.push(status),
+            HostReport::Status(status) => said.push(status),
             HostReport::Ready { proof } => break proof,
             other => panic!("{other:?}"),
         }
     };
     assert_eq!(proof, format!("{ready} answered 204"));
-    assert_eq!(refused.len(), 3, "{refused:?}");
-    assert!(refused[0].contains(&ready) && refused[0].contains("503"), "{refused:?}");
+    assert_eq!(said.len(), 4, "{said:?}");
+    assert!(said[0].contains(&ready) && said[0].contains("503"), "{said:?}");
+    assert_eq!(said[3], proof, "what it says is not that it does not answer");
     stand.host.ask(1);
-    assert_eq!(stand.report(), HostReport::Alive { nonce: 1 });
+    assert_eq!(stand.report(), HostReport::Alive { nonce: 1 }, "and it is said only after a failure");
     stand.host.ask(2);
     assert!(matches!(stand.report(), HostReport::Status(status) if status.contains("500")));
     stand.host.ask(3);
@@ -380,6 +381,7 @@ fn credentials_are_void_before_the_end_of_their_incarnation_is_told_however_it_e
     // As it is, and made afresh for each incarnation, as the model service is.
     for remake in [false, true] {
         let name = "scripted".parse().unwrap();
+    assert_eq!(stand.report(), HostReport::Status(format!("{alive} answered 200")));
         let host = match remake {
             true => ProgramHost::remade(name, program.clone()),
             false => ProgramHost::new(name, program()),
