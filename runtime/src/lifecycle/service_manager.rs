@@ -61,7 +61,11 @@ impl ServiceManager {
     /// # Errors
     /// [`ServiceManagerError`]; then it is better not to run than to be killed for silence.
     pub fn from_environment() -> Result<Self, ServiceManagerError> {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self::from_variables(|name| std::env::var_os(name))
+    }
+
+    fn from_variables(value_of: impl Fn(&str) -> Option<OsString>) -> Result<Self, ServiceManagerError> {
+        let variable = |name: &str| value_of(name).filter(|value| !value.is_empty());
         let number = |name: &str| variable(name)?.to_str()?.parse::<u64>().ok();
         let Some(address) = variable("NOTIFY_SOCKET") else { return Ok(Self::default()) };
         // The variables may have been meant for whoever started us.
@@ -179,6 +183,31 @@ mod tests {
             assert_eq!(heard(), "WATCHDOG=1");
             assert_eq!(heard(), "STOPPING=1\nSTATUS=SIGTERM");
         }
+    }
+
+    #[test]
+    fn signs_of_life_are_owed_only_to_a_manager_that_means_this_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let own = std::process::id();
+        let beat = |limit: &str, process: Option<u32>| {
+            let told = ServiceManager::from_variables(|name| match name {
+                "NOTIFY_SOCKET" => Some(path.clone().into()),
+                "WATCHDOG_USEC" => Some(limit.into()),
+                "WATCHDOG_PID" => process.map(|process| process.to_string().into()),
+                _ => None,
+            });
+            let told = told.unwrap();
+            assert!(told.socket.is_some(), "it is told of the steps all the same");
+            told.beat
+        };
+        let second = Some(Duration::from_secs(1));
+        assert_eq!((beat("2000000", None), beat("2000000", Some(own))), (second, second));
+        assert_eq!(beat("2000000", Some(own + 1)), None, "whoever started us owes them");
+        assert_eq!((beat("0", Some(own)), beat("", None), beat("soon", None)), (None, None, None));
+        let nobody = ServiceManager::from_variables(|_| None).unwrap();
+        assert!(nobody.socket.is_none() && nobody.beat.is_none());
     }
 
     #[test]

@@ -16,6 +16,8 @@ use super::*;
 use crate::supervisor::{ChildSpecification, Children, ShutdownPhases, Strategy, Supervisor};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Far less than any clock of ours, and enough for a busy machine.
+const AT_ONCE: Duration = Duration::from_millis(700);
 const AS_GUARDIAN: &str = "INTERLOCK_TEST_GUARDIAN";
 const AS_RUNTIME: &str = "INTERLOCK_TEST_RUNTIME";
 const AS_GROUPS: &str = "INTERLOCK_TEST_GROUPS";
@@ -269,6 +271,45 @@ fn more_time_is_asked_for_on_the_notify_socket_whatever_readiness_is() {
 }
 
 #[test]
+fn a_program_that_asks_for_more_time_while_it_stops_is_not_killed_at_the_end_of_its_grace() {
+    let script = |by: &str| {
+        format!(
+            "
+import os, signal, socket, sys, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ['NOTIFY_SOCKET'])
+def stop(*_):
+    notify.send(b'EXTEND_TIMEOUT_USEC={by}')
+    # Works on for longer than the grace.
+    time.sleep(0.6)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print('up', flush=True)
+while True:
+    signal.pause()"
+        )
+    };
+    let program = |by| Program {
+        command: "python3".into(),
+        arguments: vec!["-c".into(), script(by).into()],
+        readiness: line("^up$"),
+        ..shell("")
+    };
+    let mut stand = Stand::start(program("60000000"));
+    stand.ready();
+    stand.host.stop(Stop::Final);
+    assert_eq!(stand.report(), HostReport::Extend(Duration::from_secs(60)), "the supervisor grants it too");
+    assert_eq!(stand.exit(), Exit::Normal);
+
+    // Less than it has anyway takes nothing away, and gives nothing.
+    let mut stand = Stand::start(program("1"));
+    stand.ready();
+    stand.host.stop(Stop::Final);
+    assert_eq!(stand.report(), HostReport::Extend(Duration::from_micros(1)));
+    assert!(matches!(stand.exit(), Exit::Forced(_)));
+}
+
+#[test]
 fn a_program_that_owes_a_heartbeat_is_alive_only_while_it_sends_it() {
     let silent = Program {
         heartbeat: Some(Duration::from_millis(300)),
@@ -340,6 +381,7 @@ fn a_url_that_answers_with_a_success_is_readiness_and_liveness() {
     stand.host.ask(2);
     assert!(matches!(stand.report(), HostReport::Status(status) if status.contains("500")));
     stand.host.ask(3);
+    assert_eq!(stand.report(), HostReport::Status(format!("{alive} answered 200")));
     assert_eq!(stand.report(), HostReport::Alive { nonce: 3 });
 }
 
@@ -381,7 +423,6 @@ fn credentials_are_void_before_the_end_of_their_incarnation_is_told_however_it_e
     // As it is, and made afresh for each incarnation, as the model service is.
     for remake in [false, true] {
         let name = "scripted".parse().unwrap();
-    assert_eq!(stand.report(), HostReport::Status(format!("{alive} answered 200")));
         let host = match remake {
             true => ProgramHost::remade(name, program.clone()),
             false => ProgramHost::new(name, program()),
@@ -529,6 +570,40 @@ fn a_suspended_program_does_not_count_as_alive() {
     let answer = stand.report();
     // The first question may have been read only after the program went on; then both are answered.
     assert!(matches!(answer, HostReport::Alive { nonce: 1 | 2 }), "{answer:?}");
+}
+
+#[test]
+fn a_suspended_program_that_is_stopped_goes_on_so_that_it_can_end_by_itself() {
+    let mut stand = Stand::start(Program {
+        readiness: line("up"),
+        grace: Duration::from_secs(10),
+        ..shell("trap 'exit 0' TERM; echo up; kill -STOP $$; while :; do sleep 1000 & wait; done")
+    });
+    stand.ready();
+    let program = stand.program();
+    while !std::fs::read_to_string(format!("/proc/{program}/stat")).unwrap().contains(") T ") {
+        std::thread::yield_now();
+    }
+    stand.host.stop(Stop::Final);
+    assert_eq!(stand.exit(), Exit::Normal, "it need not be killed after its grace");
+}
+
+#[test]
+fn the_end_of_a_program_is_told_at_once_and_not_at_the_end_of_its_grace() {
+    let gate = tempfile::tempdir().unwrap();
+    let gate = gate.path().join("gate");
+    mkfifo(&gate, Mode::S_IRWXU).unwrap();
+    // Its last work ends when the gate opens.
+    let script = format!("trap 'read last < {}; exit 0' TERM; echo up; sleep 1000 & wait", gate.display());
+    let mut stand = Stand::start(Program { readiness: line("up"), grace: DEADLINE * 2, ..shell(&script) });
+    stand.ready();
+    stand.host.stop(Stop::Final);
+    // Opens when the program is there to read.
+    let mut opened = std::fs::OpenOptions::new().write(true).open(&gate).unwrap();
+    writeln!(opened).unwrap();
+    let last = Instant::now();
+    assert_eq!(stand.exit(), Exit::Normal);
+    assert!(last.elapsed() < AT_ONCE, "{:?}", last.elapsed());
 }
 
 #[test]
