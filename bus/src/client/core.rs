@@ -35,7 +35,7 @@ use crate::{
     limits,
     native::{
         self, BatchReader, Block, CreditScope, DeliverRun, Operation, PublishParts, Received, Record,
-        RecordError, Status, SubscribeSpec,
+        RecordError, SubscribeSpec,
     },
     peer::PeerName,
     topic::{TopicFilter, TopicName},
@@ -500,14 +500,8 @@ impl Core {
                     }
                 }
             }
-            Operation::Request => {
-                let Denial { code, text, .. } = denial.clone();
-                let request = state.requests.remove(&reference);
-                self.gate.deny(denial, request.is_none());
-                if let Some(request) = request {
-                    request.queue.end(ReplyEnd::Record { status: Status::Denied, code, text });
-                }
-            }
+            // Its id is in use: the request that has it goes on.
+            Operation::Request => self.gate.deny(denial, true),
         }
     }
 

@@ -454,6 +454,26 @@ fn each_end_of_a_request_is_its_own_error() {
 }
 
 #[test]
+fn a_request_that_is_denied_because_its_id_is_in_use_leaves_the_one_that_has_it_alone() {
+    let fixture = ready();
+    let name = topic("q");
+    let mut asking = pin!(fixture.client.request(&name, Payload::text("?"), DEADLINE));
+    assert!(is_pending(asking.as_mut()));
+    let [Record::Request { id, .. }] = fixture.sent()[..] else { panic!("one request") };
+    fixture.receive([Record::Denied {
+        operation: Operation::Request,
+        reference: id,
+        code: "invalid_id".into(),
+        topic: "q".into(),
+        text: "in use".into(),
+    }]);
+    assert!(is_pending(asking.as_mut()));
+    assert_eq!(fixture.client.denials().len(), 1);
+    fixture.receive([end(id, Status::Done)]);
+    now(asking).unwrap();
+}
+
+#[test]
 fn a_dropped_stream_cancels_and_a_lost_link_ends_the_others() {
     let fixture = ready();
     let name = topic("q");

@@ -83,7 +83,8 @@ pub(super) fn age(value: &Value) -> String {
 pub(super) fn time(value: &Value) -> String {
     let timestamp =
         value.as_i64().and_then(|milliseconds| jiff::Timestamp::from_millisecond(milliseconds).ok());
-    timestamp.map_or_else(|| "-".to_owned(), |timestamp| timestamp.to_string())
+    // Always milliseconds, so that columns stand under each other.
+    timestamp.map_or_else(|| "-".to_owned(), |timestamp| format!("{timestamp:.3}"))
 }
 
 /// The rows of an answer, sorted by a field.
@@ -111,7 +112,8 @@ mod tests {
         assert_eq!(names(&json!(["a", "b"])), "a,b");
         assert_eq!(names(&json!([])), "-");
         assert_eq!(age(&json!(0)), "-");
-        assert_eq!(time(&json!(1_000)), "1970-01-01T00:00:01Z");
+        assert_eq!(time(&json!(1_000)), "1970-01-01T00:00:01.000Z");
+        assert_eq!(time(&json!(1_234)), "1970-01-01T00:00:01.234Z");
         assert_eq!(text(&json!(null)), "-");
     }
 }

@@ -94,21 +94,71 @@ fn a_subscription_beyond_the_limit_is_denied_and_an_id_is_taken_once() {
 }
 
 #[test]
-fn a_request_beyond_the_limit_is_busy_at_once_and_one_whose_id_is_in_use_fails_alone() {
+fn a_request_beyond_the_limit_is_busy_at_once() {
     let mut hub = hub();
     let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
     hub.record(server, subscription(1, true, "q"));
     let limit = limits::REQUESTS_PER_SESSION_MAX as u64;
     (1..=limit).for_each(|number| hub.record(id, request(number)));
-    hub.record(id, request(limit));
     hub.record(id, request(limit + 1));
     let records = sent(&mut hub, id);
-    assert_eq!(status_of(&records, limit), Some((Status::Failed, "invalid_id")));
     assert_eq!(status_of(&records, limit + 1), Some((Status::Busy, "")));
     assert_eq!(hub.requests_in_flight(), limit as usize);
     hub.record(id, Record::Cancel { id: 1 });
     hub.record(id, request(limit + 1));
     assert_eq!(status_of(&sent(&mut hub, id), limit + 1), None, "there is room again");
+}
+
+#[test]
+fn a_request_whose_id_is_in_use_is_denied_and_the_one_that_has_it_goes_on() {
+    let mut hub = hub();
+    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    hub.record(server, subscription(1, true, "q"));
+    hub.record(id, request(7));
+    sent(&mut hub, id);
+    // Whatever else would be wrong with it.
+    for topic in ["q", "nobody/serves/this", "$sys/broker/info", "$sys/broker/receivers"] {
+        let block = Block::new(&topic.parse().unwrap(), b"", b"?");
+        hub.record(id, Record::Request { id: 7, subscription: 0, window: 1, block });
+        let records = sent(&mut hub, id);
+        let [Record::Denied { operation, reference, code, .. }] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((*operation, *reference, &code[..]), (Operation::Request, 7, "invalid_id"));
+    }
+    let asked: Vec<u64> = keys_asked(&mut hub, server);
+    let [key] = asked[..] else { panic!("{asked:?}") };
+    let (code, text, header) = (String::new(), String::new(), Bytes::new());
+    let payload = Bytes::from_static(b"answer");
+    hub.record(server, Record::ReplyEnd { id: key, status: Status::Done, code, text, header, payload });
+    assert_eq!(status_of(&sent(&mut hub, id), 7), Some((Status::Done, "")));
+    hub.record(id, request(7));
+    assert_eq!(keys_asked(&mut hub, server).len(), 1, "the id is free again");
+}
+
+fn keys_asked(hub: &mut Hub, server: SessionId) -> Vec<u64> {
+    let key = |record| match record {
+        Record::Request { id, .. } => Some(id),
+        _ => None,
+    };
+    sent(hub, server).into_iter().filter_map(key).collect()
+}
+
+#[test]
+fn a_request_that_comes_after_its_deadline_is_answered_at_once_counted_and_never_served() {
+    let mut hub = hub();
+    hub.tick(1000);
+    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    hub.record(server, subscription(1, true, "q"));
+    sent(&mut hub, server);
+    for (number, deadline_ms) in (1..).zip([1, 999, 1000]) {
+        let Record::Request { mut block, .. } = request(number) else { unreachable!("it is one") };
+        block.deadline_ms = deadline_ms;
+        hub.record(id, Record::Request { id: number, subscription: 0, window: 1, block });
+        assert_eq!(status_of(&sent(&mut hub, id), number), Some((Status::TimedOut, "expired")));
+        let row = hub.ledger_rows().find(|(key, _)| key.topic == "q".parse().ok()).unwrap().1;
+        assert_eq!((row.published, row.dropped[DropReason::Expired as usize]), (number, number));
+    }
+    hub.tick(2000);
+    assert_eq!(sent(&mut hub, server), [], "neither a request nor a cancel");
 }
 
 #[test]

@@ -7,6 +7,11 @@ impl Hub {
     /// Takes a request whose requester takes `window` parts before its first credit.
     pub(super) fn on_request(&mut self, id: SessionId, request: u64, window: u32, mut block: Block) {
         let text = String::from_utf8_lossy(block.topic()).into_owned();
+        if self.requests.key_of(id, request).is_some() {
+            // No `reply-end`, which would end the one that has the id.
+            let explanation = format!("request id {request} is in use");
+            return self.deny(id, Operation::Request, request, "invalid_id", &text, &explanation);
+        }
         let topic = match TopicName::from_bytes(block.topic()) {
             Ok(topic) => topic,
             Err(error) => {
@@ -15,8 +20,8 @@ impl Hub {
         };
         let Some(session) = self.session(id) else { return };
         let (requester, permissions) = (session.info.peer.clone(), Arc::clone(&session.info.permissions));
-        let (in_flight, is_known) = (session.requests_in_flight, self.requests.key_of(id, request).is_some());
-        let (payload_bytes, unread_bytes) = (block.payload_bytes(), session.reply_bytes);
+        let (in_flight, unread_bytes) = (session.requests_in_flight, session.reply_bytes);
+        let payload_bytes = block.payload_bytes();
         let statistics = self.statistics.topic(&topic, self.now_ms);
         let question = Question::of(&topic);
         if question.is_none() && !permissions.permit(Right::Request, &topic) {
@@ -30,10 +35,6 @@ impl Hub {
                 limits::PAYLOAD_BYTES_MAX
             );
             return self.refuse_request(id, request, "too_large", &text, &explanation);
-        }
-        if is_known {
-            let explanation = format!("request id {request} is in use");
-            return self.end_for(id, request, Status::Failed, "invalid_id", &explanation, None);
         }
         self.statistics.count(statistics, [payload_bytes], self.now_ms);
         self.statistics.count_request(statistics);
@@ -59,6 +60,14 @@ impl Hub {
         }
         if let Some(question) = question {
             return self.on_question(id, request, window, question, &block);
+        }
+        if block.deadline_ms != 0 && block.deadline_ms <= self.now_ms {
+            let row = RowKey { publisher: Some(requester), topic: Some(topic.clone()), subscriber: None };
+            let row = self.ledger.row(row);
+            self.ledger.dropped(row, 1, DropReason::Expired);
+            self.note_drop(row, 1, DropReason::Expired);
+            let explanation = format!("the deadline of this request for `{topic}` had passed when it came");
+            return self.end_for(id, request, Status::TimedOut, "expired", &explanation, None);
         }
         let servers = self.servers(&topic, &requester);
         if servers.is_empty() {

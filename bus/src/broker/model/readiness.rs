@@ -62,13 +62,15 @@ impl Model {
     fn takes_question(&mut self, at: usize, id: u64, topic: &TopicName) -> bool {
         let is_known = self.requests.iter().any(|request| request.requester == at && request.id == id);
         let session = self.sessions[at].as_mut().unwrap();
-        let status = match session.permissions.permit(Right::Publish, topic) {
-            _ if is_known => Status::Failed,
-            false => Status::Denied,
-            true => return true,
-        };
-        session.replies.push_back(Sent::End { id, status, says: Value::Null });
-        false
+        if is_known {
+            session.control.push_back(Sent::Denied { operation: Operation::Request });
+            return false;
+        }
+        let may = session.permissions.permit(Right::Publish, topic);
+        if !may {
+            session.replies.push_back(Sent::End { id, status: Status::Denied, says: Value::Null });
+        }
+        may
     }
 
     fn hold_question(&mut self, at: usize, id: u64, deadline_ms: u64) -> u64 {

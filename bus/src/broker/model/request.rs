@@ -6,13 +6,20 @@ impl Model {
     pub(super) fn request(&mut self, at: usize, id: u64, message: &Message) {
         let (topic, number) = (&message.topic, message.number);
         let Some(session) = &mut self.sessions[at] else { return };
+        if self.requests.iter().any(|request| request.requester == at && request.id == id) {
+            return session.control.push_back(Sent::Denied { operation: Operation::Request });
+        }
         if !session.permissions.permit(Right::Request, topic) {
             return session.replies.push_back(Sent::End { id, status: Status::Denied, says: Value::Null });
         }
-        if self.requests.iter().any(|request| request.requester == at && request.id == id) {
-            return session.replies.push_back(Sent::End { id, status: Status::Failed, says: Value::Null });
-        }
         let publisher = session.peer.clone();
+        if message.is_late(self.now_ms) {
+            session.replies.push_back(Sent::End { id, status: Status::TimedOut, says: Value::Null });
+            let row = self.row(&publisher, topic.as_str(), None);
+            row.published += 1;
+            row.dropped[DropReason::Expired as usize] += 1;
+            return;
+        }
         let serves = |session: &ModelSession| {
             let lane = session.lanes.iter().find(|lane| lane.serve && lane.filter.matches(topic))?;
             session.permissions.permit(Right::Serve, topic).then_some(lane.id)
