@@ -2,18 +2,22 @@
 //!
 //! The kernel says at once that something happened in their directory (inotify); a look at both files
 //! every tick finds what it could not say, as on a network file system. What is read is always the
-//! whole file: one that somebody has begun to write is read when it is closed, and one that was not
-//! understood changes nothing and is read again when it changes again.
+//! whole file: one that somebody has begun to write is read when it is closed, what was read while somebody
+//! touched it is forgotten, and one that was not understood changes nothing and is read again when it changes again.
 
 use std::{
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use mio::{Interest, Registry as Sockets, Token, unix::SourceFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::keys::{BrokerKeys, KeyError, Registry};
+
+/// How long an empty file must stay so, with nothing said of it, until it is believed.
+const EMPTY_DOUBTED: Duration = Duration::from_secs(1);
 
 /// The files of one broker.
 #[derive(Debug)]
@@ -56,6 +60,7 @@ impl KeyStoreWatch {
                     if event.name.is_none() || event.name.as_deref() == file.path.file_name() {
                         let has_begun = event.name.is_some() && event.mask.contains(AddWatchFlags::IN_MODIFY);
                         file.writing = has_begun.then(|| file.writing.unwrap_or_default());
+                        file.touched += 1;
                     }
                 }
             }
@@ -77,14 +82,34 @@ impl KeyStoreWatch {
 
     /// The edited registry, or why it cannot be read; `None` if nothing has changed, or not to its end.
     pub(super) fn registry(&mut self) -> Option<Result<Registry, KeyError>> {
-        self.listen();
-        self.registry.as_mut()?.changed().map(Registry::load)
+        self.read(|watch| watch.registry.as_mut(), Registry::load)
     }
 
     /// The broker's keys, likewise.
     pub(super) fn broker_keys(&mut self) -> Option<Result<BrokerKeys, KeyError>> {
+        self.read(|watch| watch.broker_keys.as_mut(), BrokerKeys::load)
+    }
+
+    /// What is in a file that has changed, if nobody touched it while it was read.
+    fn read<T>(
+        &mut self,
+        file: impl Fn(&mut Self) -> Option<&mut WatchedFile>,
+        load: impl Fn(&Path) -> Result<T, KeyError>,
+    ) -> Option<Result<T, KeyError>> {
+        /// Somebody who touches it more often than this is left for the next tick.
+        const READS_MAX: usize = 8;
         self.listen();
-        self.broker_keys.as_mut()?.changed().map(BrokerKeys::load)
+        for _ in 0..READS_MAX {
+            let file_read = file(self)?;
+            let (touched, read) = (file_read.touched, load(file_read.changed()?));
+            self.listen();
+            let file_read = file(self)?;
+            if file_read.touched == touched && stamp(&file_read.path) == file_read.seen {
+                return Some(read);
+            }
+            file_read.seen = None;
+        }
+        None
     }
 }
 
@@ -117,16 +142,20 @@ fn inotify_fd(inotify: &Inotify) -> std::os::fd::RawFd {
 #[derive(Debug)]
 struct WatchedFile {
     path: PathBuf,
-    seen: Option<(u64, i64, i64, u64)>,
+    seen: Option<Stamp>,
+    /// What the kernel had said when it was first seen empty, and when that was.
+    doubted: Option<(u64, Instant)>,
     /// Ticks since somebody began to write it; `None` if it is whole.
     writing: Option<u32>,
+    /// How often the kernel has said something of it.
+    touched: u64,
 }
 
 impl WatchedFile {
     /// The first look always reads: an edit made between the broker's own reading and this moment would
     /// never be noticed otherwise.
     fn new(path: PathBuf) -> Self {
-        Self { path, seen: None, writing: None }
+        Self { path, seen: None, doubted: None, writing: None, touched: 0 }
     }
 
     /// Its path, if it has changed since this was last asked and nobody is writing it.
@@ -138,21 +167,44 @@ impl WatchedFile {
         if now == self.seen {
             return None;
         }
-        self.seen = now;
+        if now.is_some_and(|now| now.bytes == 0) && self.is_doubtful(Instant::now()) {
+            return None;
+        }
+        (self.seen, self.doubted) = (now, None);
         Some(&self.path)
     }
 }
 
-/// What changes when a file is written or replaced; `None` if there is none.
-fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
+impl WatchedFile {
+    /// Whether it may be empty only because somebody has begun to write it: the kernel empties a file first and says so
+    /// then. It is meant to be empty if nothing more is said for a while.
+    fn is_doubtful(&mut self, now: Instant) -> bool {
+        let (touched, since) = *self.doubted.get_or_insert((self.touched, now));
+        if touched != self.touched {
+            self.doubted = Some((self.touched, now));
+            return true;
+        }
+        now - since < EMPTY_DOUBTED
+    }
+}
+
+/// What changes when a file is written or replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    modified: (i64, i64),
+    bytes: u64,
+}
+
+/// `None` if there is none.
+fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+    let modified = (metadata.mtime(), metadata.mtime_nsec());
+    Some(Stamp { inode: metadata.ino(), modified, bytes: metadata.len() })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::keys::KeyStore;
 
@@ -218,5 +270,48 @@ mod tests {
         std::io::Write::write_all(&mut file, &whole.as_bytes()[half..]).unwrap();
         drop(file);
         assert_eq!(watch.registry().unwrap().unwrap().peers().count(), 2);
+    }
+
+    #[test]
+    fn a_file_that_another_process_truncates_and_writes_again_and_again_is_whole_whenever_it_is_read() {
+        let (_directory, store) = store();
+        issue(&store, "one");
+        issue(&store, "two");
+        let poll = mio::Poll::new().unwrap();
+        let mut watch = KeyStoreWatch::new(Some(store.registry_path()), None, poll.registry(), TOKEN);
+        watch.registry().unwrap().unwrap();
+        // In two writes, so that a part may be read as well as nothing at all.
+        let script = r#"whole=$(cat "$0"); half=${whole%%\[peers.two]*}; rest=${whole#"$half"}
+            i=0; while [ $i -lt 2000 ]; do { printf '%s' "$half"; printf '%s\n' "$rest"; } > "$0"; i=$((i+1)); done"#;
+        let mut writer = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .arg(store.registry_path())
+            .spawn()
+            .unwrap();
+        let mut read = 0;
+        loop {
+            let has_ended = writer.try_wait().unwrap().is_some();
+            if let Some(registry) = watch.registry() {
+                assert_eq!(registry.unwrap().peers().count(), 2);
+                read += 1;
+            }
+            if has_ended {
+                break;
+            }
+        }
+        assert!(read > 0, "what it wrote last was never read");
+    }
+
+    #[test]
+    fn an_empty_file_is_believed_when_nothing_is_said_of_it_for_a_while() {
+        let mut file = WatchedFile::new("authorized.toml".into());
+        let begun = Instant::now();
+        assert!(file.is_doubtful(begun) && file.is_doubtful(begun + EMPTY_DOUBTED / 2));
+        // Written again meanwhile, and perhaps begun to be written once more.
+        file.touched += 2;
+        let seen_again = begun + EMPTY_DOUBTED * 2;
+        assert!(file.is_doubtful(seen_again) && file.is_doubtful(seen_again + EMPTY_DOUBTED / 2));
+        assert!(!file.is_doubtful(seen_again + EMPTY_DOUBTED));
     }
 }
