@@ -168,6 +168,31 @@ fn of_a_batch_nothing_counts_after_a_goodbye_or_before_a_hello_that_fits() {
 }
 
 #[test]
+fn what_an_incarnation_had_sent_is_taken_although_its_key_is_void() {
+    const MESSAGES: usize = 200;
+    let broker = TestBroker::start();
+    let watcher = connect(&broker, "watcher", &[], &["a"]);
+    let mut heard = subscribe(&watcher, "a", SubscribeOptions::default());
+    broker.enrol("worker", &["a"], &[], &[], &[]);
+    let payload = vec![1; 16 << 10];
+    for _ in 0..3 {
+        for endpoint in broker.handle.endpoints() {
+            let incarnation = broker.handle.issue_incarnation(&"worker".parse().unwrap());
+            let mut worker = RawPeer::native(endpoint, &incarnation);
+            let mut batch = Vec::new();
+            let block = interlock_bus::native::Block::new(&topic("a"), b"", &payload);
+            interlock_bus::native::BatchWriter::default().put(&Record::Publish(block), &mut batch);
+            (0..MESSAGES).for_each(|_| worker.engine.send(&[&batch], FrameFlags::LAST).unwrap());
+            // All at once, so that the kernel still has some of it when the key ends.
+            worker.flush().unwrap();
+            drop(worker);
+            broker.handle.end_incarnation(&incarnation.keys.public);
+            (0..MESSAGES).for_each(|_| assert_eq!(next(&mut heard).payload.len(), payload.len()));
+        }
+    }
+}
+
+#[test]
 fn nobody_speaks_in_the_name_or_with_the_number_of_another() {
     let broker = TestBroker::start();
     let watcher = connect(&broker, "watcher", &[], &["a"]);

@@ -344,6 +344,13 @@ fn what_was_lost_behind_a_replaced_message_is_told_behind_the_one_before_it() {
     let expected = [("t/0", Some(1)), ("t/2", Some(1)), ("t/1", None)];
     assert_eq!(seen, expected.map(|(topic, lost)| (topic.to_owned(), lost)));
 
+    // t/0 t/1 (lost) t/2
+    let mut queue = latest_of(3);
+    refuse(&mut queue);
+    push(&mut queue, entry_of("t/2", b"new"));
+    let losses = std::iter::from_fn(|| pop(&mut queue).map(|_| queue.take_loss(1).is_some()));
+    assert_eq!(losses.collect::<Vec<_>>(), [false, true, false]);
+
     // Where all are taken out it is due at once.
     let mut queue = latest_of(3);
     refuse(&mut queue);
@@ -365,7 +372,8 @@ fn a_request_that_is_withdrawn_is_found_by_halves_and_the_others_stay_in_order()
             assert!(queue.withdraw(RequestKey(number)).is_none());
         }
         let each = (requests_looked_at() - looked_at) / REQUESTS;
-        assert!(each <= 2 * 13, "{each} looked at for each");
+        // Of the other one only the order is checked here: it keeps its requests in a table of their own.
+        assert!(overflow == Overflow::LatestOnly || each <= 2 * 13, "{each} looked at for each");
         let left = std::iter::from_fn(|| pop(&mut queue)).map(|entry| entry.request);
         assert!(left.eq((0..REQUESTS).step_by(4).map(|number| Some(RequestKey(number)))), "{overflow:?}");
         assert_eq!((queue.is_empty(), queue.requests), (true, 0));
