@@ -111,6 +111,13 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(30);
 /// disconnected as `control_queue_full`.
 pub const PONGS_UNREAD_MAX: u32 = 1024;
 
+/// How long a session of a key that has ended must bring nothing until it is ended: longer than bytes of this machine
+/// are on their way.
+pub const ENDED_KEY_QUIET: Duration = Duration::from_millis(20);
+
+/// How long such a session may go on bringing bytes; then it is ended as one of somebody else who has the key.
+pub const ENDED_KEY_GRACE: Duration = Duration::from_secs(1);
+
 /// How long the peer of a refused or ended connection has to take the last words and close.
 pub const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 

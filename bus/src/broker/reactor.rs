@@ -130,8 +130,8 @@ pub(super) struct Reactor {
     /// How many connections keep one.
     lent_buffers: usize,
     spare_outputs: Vec<Vec<u8>>,
-    /// Keys whose holders have ended. Their sockets tell so at the next look.
-    ended_keys: Vec<PublicKey>,
+    /// Keys whose holders have ended, and since when. Their sockets tell so at the next look, or when they are read.
+    ended_keys: Vec<(PublicKey, Instant)>,
     stop_at: Option<Instant>,
     /// Set when goodbye has been said: how long peers are given to read it.
     farewell_until: Option<Instant>,
@@ -225,7 +225,10 @@ impl Reactor {
             self.stop_at.is_some() || !self.half_open.is_empty() || self.hub.requests_in_flight() > 0;
         let mut timeout = if has_clocks { TICK } else { IDLE_TICK };
         let may_accept = self.accept_ready && !self.accept_blocked && self.stop_at.is_none();
-        let is_busy = !self.readable.is_empty() || !self.ended_keys.is_empty();
+        if !self.ended_keys.is_empty() {
+            timeout = timeout.min(limits::ENDED_KEY_QUIET / 4);
+        }
+        let is_busy = !self.readable.is_empty();
         if may_accept || is_busy || !self.commands.about_to_sleep() {
             timeout = Duration::ZERO;
         }
@@ -289,7 +292,7 @@ impl Reactor {
                     let _ = answer.send(self.attach(peer, sink));
                 }
                 Some(Command::CloseKey(key)) => self.close_key(&key, now),
-                Some(Command::EndKey(key)) => self.ended_keys.push(key),
+                Some(Command::EndKey(key)) => self.ended_keys.push((key, now)),
                 Some(Command::Stop { grace }) => {
                     self.stop_at.get_or_insert(now + grace);
                 }
@@ -347,19 +350,32 @@ impl Reactor {
     }
 
     /// Ends the sessions of keys whose holders have ended. Those that they closed themselves end when what they had sent
-    /// is read; any other belongs to somebody who has the key and should not.
+    /// is read; any other belongs to somebody who has the key and should not. While bytes come nobody knows: a TCP
+    /// connection is closed for us when its last bytes are here, and more may be on their way than its buffer takes.
     fn end_keys(&mut self, now: Instant) {
-        for key in std::mem::take(&mut self.ended_keys) {
+        for (key, since) in std::mem::take(&mut self.ended_keys) {
+            let is_over = now - since > limits::ENDED_KEY_GRACE;
+            let mut is_open = false;
             for session in self.hub.sessions_of_key(&key) {
-                let is_closed = match self.ends.get(&session) {
-                    Some(End::Socket(slot)) => self.connections[*slot]
-                        .as_ref()
-                        .is_some_and(|connection| connection.is_closed_by_peer),
-                    Some(End::Sink(_)) | None => false,
+                let connection = match self.ends.get(&session) {
+                    Some(End::Socket(slot)) => self.connections[*slot].as_ref(),
+                    Some(End::Sink(_)) | None => None,
                 };
-                if !is_closed {
+                if connection.is_some_and(|connection| connection.is_closed_by_peer) {
+                    continue;
+                }
+                let brings_bytes = |connection: &Connection| {
+                    connection.is_readable
+                        || now.saturating_duration_since(connection.last_read) < limits::ENDED_KEY_QUIET
+                };
+                if !is_over && connection.is_some_and(brings_bytes) {
+                    is_open = true;
+                } else {
                     self.close_session(session, "revoked", "the incarnation of this key has ended", now);
                 }
+            }
+            if is_open {
+                self.ended_keys.push((key, since));
             }
         }
     }
