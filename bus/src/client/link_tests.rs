@@ -2,6 +2,9 @@
 
 use std::{
     future::Future,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -28,7 +31,7 @@ struct Fixture {
 }
 
 fn everything() -> Permissions {
-    let all = || Rules::allowing(["#", "$sys/#"].map(|filter| filter.parse().unwrap()));
+    let all = || Rules::allowing(["#", "$sys/#", "$peers/#"].map(|filter| filter.parse().unwrap()));
     Permissions { publish: all(), subscribe: all(), serve: all(), request: all(), wait: true }
 }
 
@@ -341,12 +344,12 @@ fn whoever_waits_for_the_broker_outlives_one_that_dies_in_the_handshake() {
 }
 
 /// A listener that sends `greeting` to the first who comes and then stays silent.
-fn impostor(greeting: &'static [u8]) -> (Endpoint, std::thread::JoinHandle<std::net::TcpStream>) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+fn impostor(greeting: &'static [u8]) -> (Endpoint, std::thread::JoinHandle<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
     let accepting = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        std::io::Write::write_all(&mut stream, greeting).unwrap();
+        stream.write_all(greeting).unwrap();
         stream
     });
     (endpoint, accepting)
@@ -400,6 +403,75 @@ fn whoever_else_has_the_key_of_an_incarnation_is_ended_with_it_and_gets_no_sessi
         fixture.broker.end_incarnation(&credentials.keys.public);
         assert!(soon(of_the_thief.next()).is_none());
         assert!(matches!(connect(credentials).unwrap_err(), ConnectError::KeyRefused { .. }));
+    }
+}
+
+/// The way of one client to the broker, which ends like a process that is killed: first nothing is read any more, then
+/// both sockets close although the broker has sent something that was not read.
+struct Mortal {
+    endpoint: Endpoint,
+    stop_reading: mpsc::SyncSender<()>,
+    has_stopped: mpsc::Receiver<()>,
+    life: std::thread::JoinHandle<()>,
+}
+
+impl Mortal {
+    fn before(broker: &Endpoint) -> Self {
+        let Endpoint::Tcp { host, port } = broker else { panic!("{broker}") };
+        let upstream = TcpStream::connect((host.as_str(), *port)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (stop_reading, stop) = mpsc::sync_channel(1);
+        let (stopped, has_stopped) = mpsc::sync_channel(1);
+        let life = std::thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| std::io::copy(&mut &client, &mut &upstream));
+                upstream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+                while stop.try_recv().is_err() {
+                    let mut bytes = [0; 4096];
+                    if let Ok(read) = (&upstream).read(&mut bytes) {
+                        (&client).write_all(&bytes[..read]).unwrap();
+                    }
+                }
+                upstream.set_read_timeout(Some(TIMEOUT)).unwrap();
+                stopped.send(()).unwrap();
+                assert_eq!(upstream.peek(&mut [0]).unwrap(), 1, "the broker has sent something");
+                // Ends the thread above, so that this is the last holder of both.
+                client.shutdown(Shutdown::Both).unwrap();
+            });
+        });
+        Self { endpoint, stop_reading, has_stopped, life }
+    }
+}
+
+#[test]
+fn the_key_of_an_incarnation_that_died_with_bytes_unread_is_void_and_no_session_with_it_stays() {
+    let fixture = fixture();
+    let watcher = fixture.connect("alice");
+    for _ in 0..10 {
+        let credentials = fixture.credentials("bob");
+        let mut presence = subscribe(&watcher, "$peers/bob");
+        let mortal = Mortal::before(&credentials.endpoints[1]);
+        let own = connect(Credentials { endpoints: vec![mortal.endpoint], ..credentials.clone() }).unwrap();
+        let _unread = subscribe(&own, "a");
+        let stolen = connect(credentials.clone()).unwrap();
+        let mut of_the_thief = subscribe(&stolen, "b");
+
+        mortal.stop_reading.send(()).unwrap();
+        mortal.has_stopped.recv_timeout(TIMEOUT).unwrap();
+        watcher.publish(&topic("a"), Payload::text("never read")).unwrap();
+        mortal.life.join().unwrap();
+        fixture.broker.end_incarnation(&credentials.keys.public);
+        assert!(soon(of_the_thief.next()).is_none());
+        assert!(matches!(connect(credentials).unwrap_err(), ConnectError::KeyRefused { .. }));
+        loop {
+            let Some(Event::Message(message)) = soon(presence.next()) else { panic!("nothing more came") };
+            let event: serde_json::Value = message.decode().unwrap();
+            if event["sessions"] == 0 {
+                break;
+            }
+        }
     }
 }
 
