@@ -8,7 +8,7 @@
 //!   when asked), `frozen` (nor when killed), `mute` (answers no question),
 //!   `brisk` (is asked twice a second, more often than an answer may take).
 //! - `fail NAME REASON`, `exit NAME`, `ready NAME`, `progress NAME`, `extend NAME 5s`, `line NAME TEXT`, `busy NAME SECONDS`: an incarnation does that.
-//! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown`, `now` (a second signal).
+//! - `after 5s` lets time pass, timer by timer. `start|stop|restart NAME`, `shutdown` or, with other phases, `shutdown 10s 20s`, `now` (a second signal).
 //! - `budget NAME` shows what it used of it, `unmet NAME` what it waits for. `status` shows the states, `plan NAME 5s` what is done if each start fails after 5 s, `starts` how each came up first.
 
 use std::{
@@ -252,7 +252,11 @@ impl Player {
             "start" => self.machine.order_start(child(), now),
             "stop" => self.machine.order_stop(child(), now),
             "restart" => self.machine.order_restart(child(), now),
-            "shutdown" => self.machine.shutdown(ShutdownPhases::default(), now),
+            "shutdown" if name.is_empty() => self.machine.shutdown(ShutdownPhases::default(), now),
+            "shutdown" => {
+                let phases = ShutdownPhases { drain: parse_duration(name), forced: parse_duration(rest) };
+                self.machine.shutdown(phases, now);
+            }
             "now" => {
                 self.machine.shutdown(ShutdownPhases { drain: Duration::ZERO, ..Default::default() }, now)
             }
