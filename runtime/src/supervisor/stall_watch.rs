@@ -383,4 +383,25 @@ mod tests {
         assert!(why.contains("stood still for 2 s"), "{why}");
         go.send(()).unwrap();
     }
+
+    #[test]
+    fn a_loop_that_cannot_even_be_asked_because_nobody_takes_orders_ends_the_process_too() {
+        let (tree, go) = tree();
+        tree.handle().stop("rude").unwrap();
+        let mut unheard = Vec::new();
+        loop {
+            let (answer, answered) = bounded(1);
+            unheard.push(answered);
+            if tree.handle().orders.try_send(Order { kind: OrderKind::Answer, answer }).is_err() {
+                break;
+            }
+        }
+        let (health, (dead_in, dead)) = (Health::default(), mpsc::sync_channel(1));
+        let _watch =
+            Watch::start(tree.handle(), health.clone(), BRISK, move |why| dead_in.send(why).unwrap())
+                .unwrap();
+        dead.recv_timeout(DEADLINE).unwrap();
+        assert_eq!(health.snapshot().stalls, 1);
+        go.send(()).unwrap();
+    }
 }
