@@ -42,6 +42,8 @@ use crate::{
 };
 
 mod drops;
+#[cfg(test)]
+pub(super) mod fixture;
 mod hold;
 #[cfg(test)]
 mod limit_tests;

@@ -67,29 +67,13 @@ mod tests {
     #[test]
     fn events_that_a_slow_subscriber_lost_are_counted_beside_the_events() {
         let mut hub = Hub::new("broker".parse().unwrap(), 1);
-        let session = hub.open(SessionInfo {
-            peer: "peer".parse().unwrap(),
-            key: None,
-            kind: SessionKind::Native,
-            address: String::new(),
-            server_key: None,
-            permissions: Permissions::from_lists(&["#"], &["#", "$sys/#"], &[], &[]).unwrap().into(),
-        });
-        let (program, peer) = (String::new(), String::new());
-        hub.record(session, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
+        let session = hub.greeted("peer");
         for (id, filter) in [(1, "$sys/#"), (2, "a")] {
             hub.record(
                 session,
                 Record::Subscribe(SubscribeSpec {
-                    id,
-                    serve: false,
-                    retained: false,
-                    probes: false,
-                    overflow: Overflow::DropNewest,
                     queue_messages_max: 1,
-                    queue_bytes_max: 0,
-                    filter: filter.to_owned(),
-                    group: String::new(),
+                    ..fixture::subscription(id, false, filter)
                 }),
             );
         }

@@ -6,33 +6,8 @@ fn hub() -> Hub {
     Hub::new("broker".parse().unwrap(), 1)
 }
 
-fn opened(hub: &mut Hub, peer: &str) -> SessionId {
-    let permissions = Permissions::from_lists(&["#"], &["#"], &["#"], &["#"]).unwrap();
-    let id = hub.open(SessionInfo {
-        peer: peer.parse().unwrap(),
-        key: None,
-        kind: SessionKind::Native,
-        address: String::new(),
-        server_key: None,
-        permissions: permissions.into(),
-    });
-    let (program, peer) = (String::new(), String::new());
-    hub.record(id, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
-    id
-}
-
 fn subscription(id: u32, serve: bool, filter: &str) -> Record {
-    Record::Subscribe(SubscribeSpec {
-        id,
-        serve,
-        retained: false,
-        probes: false,
-        overflow: Overflow::DropNewest,
-        queue_messages_max: 0,
-        queue_bytes_max: 0,
-        filter: filter.to_owned(),
-        group: String::new(),
-    })
+    Record::Subscribe(fixture::subscription(id, serve, filter))
 }
 
 fn request(id: u64) -> Record {
@@ -43,7 +18,7 @@ fn request(id: u64) -> Record {
 #[test]
 fn a_server_hears_how_many_parts_its_requester_takes_and_never_more_than_the_limit() {
     let mut hub = hub();
-    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    let (server, id) = (hub.greeted("server"), hub.greeted("requester"));
     hub.record(server, subscription(1, true, "q"));
     let limit = limits::REPLY_WINDOW;
     for (number, (asked, told)) in (1..).zip([(1, 1), (7, 7), (0, limit), (u32::MAX, limit)]) {
@@ -75,7 +50,7 @@ fn status_of(records: &[Record], request: u64) -> Option<(Status, &str)> {
 #[test]
 fn a_subscription_beyond_the_limit_is_denied_and_an_id_is_taken_once() {
     let mut hub = hub();
-    let id = opened(&mut hub, "peer");
+    let id = hub.greeted("peer");
     let limit = limits::SUBSCRIPTIONS_PER_SESSION_MAX as u32;
     (1..=limit).for_each(|number| hub.record(id, subscription(number, false, "a")));
     assert!(!sent(&mut hub, id).iter().any(|record| matches!(record, Record::Denied { .. })));
@@ -96,7 +71,7 @@ fn a_subscription_beyond_the_limit_is_denied_and_an_id_is_taken_once() {
 #[test]
 fn a_request_beyond_the_limit_is_busy_at_once() {
     let mut hub = hub();
-    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    let (server, id) = (hub.greeted("server"), hub.greeted("requester"));
     hub.record(server, subscription(1, true, "q"));
     let limit = limits::REQUESTS_PER_SESSION_MAX as u64;
     (1..=limit).for_each(|number| hub.record(id, request(number)));
@@ -112,7 +87,7 @@ fn a_request_beyond_the_limit_is_busy_at_once() {
 #[test]
 fn a_request_whose_id_is_in_use_is_denied_and_the_one_that_has_it_goes_on() {
     let mut hub = hub();
-    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    let (server, id) = (hub.greeted("server"), hub.greeted("requester"));
     hub.record(server, subscription(1, true, "q"));
     hub.record(id, request(7));
     sent(&mut hub, id);
@@ -146,7 +121,7 @@ fn keys_asked(hub: &mut Hub, server: SessionId) -> Vec<u64> {
 fn a_request_that_comes_after_its_deadline_is_answered_at_once_counted_and_never_served() {
     let mut hub = hub();
     hub.tick(1000);
-    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    let (server, id) = (hub.greeted("server"), hub.greeted("requester"));
     hub.record(server, subscription(1, true, "q"));
     sent(&mut hub, server);
     for (number, deadline_ms) in (1..).zip([1, 999, 1000]) {
@@ -164,7 +139,7 @@ fn a_request_that_comes_after_its_deadline_is_answered_at_once_counted_and_never
 #[test]
 fn whoever_makes_the_broker_answer_and_does_not_read_is_ended() {
     let mut hub = hub();
-    let (asking, pinging) = (opened(&mut hub, "asking"), opened(&mut hub, "pinging"));
+    let (asking, pinging) = (hub.greeted("asking"), hub.greeted("pinging"));
     let limit = limits::ENDS_WAITING_MAX as u64;
     (1..=limit).for_each(|number| hub.record(asking, request(number)));
     assert_eq!(ended(&mut hub, asking), None);
@@ -182,7 +157,7 @@ fn whoever_makes_the_broker_answer_and_does_not_read_is_ended() {
 #[test]
 fn a_requester_that_does_not_read_its_replies_loses_the_request_and_the_server_is_told() {
     let mut hub = hub();
-    let (server, id) = (opened(&mut hub, "server"), opened(&mut hub, "requester"));
+    let (server, id) = (hub.greeted("server"), hub.greeted("requester"));
     hub.record(server, subscription(1, true, "q"));
     hub.record(id, request(1));
     let asked = sent(&mut hub, server);

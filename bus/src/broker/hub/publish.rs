@@ -300,17 +300,8 @@ mod tests {
     #[test]
     fn a_member_without_room_is_passed_over_as_long_as_another_one_has_some() {
         let mut hub = Hub::new("broker".parse().unwrap(), 1);
-        let permissions = Permissions::from_lists(&["#"], &["#"], &["#"], &["#"]).unwrap();
-        let mut opened = |peer: &str| {
-            let (key, kind, address) = (None, SessionKind::Native, String::new());
-            let permissions = permissions.clone().into();
-            let peer = peer.parse().unwrap();
-            let id = hub.open(SessionInfo { peer, key, kind, address, server_key: None, permissions });
-            let (program, peer) = (String::new(), String::new());
-            hub.record(id, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
-            id
-        };
-        let (publisher, members) = (opened("publisher"), ["tiny", "roomy"].map(&mut opened));
+        let (publisher, members) =
+            (hub.greeted("publisher"), ["tiny", "roomy"].map(|peer| hub.greeted(peer)));
         for (serve, (member, messages)) in [false, true].into_iter().flat_map(|serve| {
             let bounds = members.into_iter().zip([1, 9]);
             bounds.map(move |bounds| (serve, bounds))
@@ -318,15 +309,9 @@ mod tests {
             hub.record(
                 member,
                 Record::Subscribe(SubscribeSpec {
-                    id: 1 + u32::from(serve),
-                    serve,
-                    retained: false,
-                    probes: false,
-                    overflow: Overflow::DropNewest,
                     queue_messages_max: messages,
-                    queue_bytes_max: 0,
-                    filter: if serve { "q" } else { "a" }.to_owned(),
                     group: "workers".to_owned(),
+                    ..fixture::subscription(1 + u32::from(serve), serve, if serve { "q" } else { "a" })
                 }),
             );
         }
@@ -343,14 +328,7 @@ mod tests {
     #[test]
     fn the_default_bounds_retain_a_payload_of_the_largest_size_and_its_publisher_learns_when_they_do_not() {
         let mut hub = Hub::new("broker".parse().unwrap(), 1);
-        let session = hub.open(SessionInfo {
-            peer: "peer".parse().unwrap(),
-            key: None,
-            kind: SessionKind::Native,
-            address: String::new(),
-            server_key: None,
-            permissions: Permissions::from_lists(&["#"], &["#"], &[], &[]).unwrap().into(),
-        });
+        let session = hub.greeted("peer");
         let mut not_retained = |topic: &str| {
             let payload = vec![0; limits::PAYLOAD_BYTES_MAX];
             let mut block = Block::new(&topic.parse().unwrap(), &[0; 1000], &payload);

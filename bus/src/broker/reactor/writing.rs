@@ -187,35 +187,16 @@ fn deliver_locally(hub: &mut Hub, session: SessionId, sink: &Arc<dyn RecordSink>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::{BatchReader, Block, Overflow, Record, SubscribeSpec};
+    use crate::{
+        broker::hub::fixture::subscription,
+        native::{BatchReader, Block, Record},
+    };
 
     #[test]
     fn answers_in_front_of_a_fragment_never_make_a_batch_too_large_and_lose_nothing() {
         let mut hub = Hub::new("broker".parse().unwrap(), 1);
-        let session = hub.open(SessionInfo {
-            peer: "peer".parse().unwrap(),
-            key: None,
-            kind: SessionKind::Native,
-            address: String::new(),
-            server_key: None,
-            permissions: crate::keys::Permissions::from_lists(&["#"], &["#"], &[], &[]).unwrap().into(),
-        });
-        let (program, peer) = (String::new(), String::new());
-        hub.record(session, Record::Hello { major: 1, minor: 0, program, peer, epoch: [0; 16] });
-        hub.record(
-            session,
-            Record::Subscribe(SubscribeSpec {
-                id: 1,
-                serve: false,
-                retained: false,
-                probes: false,
-                overflow: Overflow::DropNewest,
-                queue_messages_max: 0,
-                queue_bytes_max: 0,
-                filter: "large".to_owned(),
-                group: String::new(),
-            }),
-        );
+        let session = hub.greeted("peer");
+        hub.record(session, Record::Subscribe(subscription(1, false, "large")));
         let payload = vec![7; 3 * limits::RECORD_BYTES_MAX];
         hub.record(session, Record::Publish(Block::new(&"large".parse().unwrap(), b"", &payload)));
         let (mut writer, mut reader, mut out) = (BatchWriter::default(), BatchReader::default(), Vec::new());
