@@ -130,12 +130,17 @@ impl Watched {
         let mut seatings = seat.seatings();
         loop {
             seatings.borrow_and_update();
-            let client = seat.broker().and_then(|broker| Ok(broker.attach(watcher)?));
-            let is_seated = client.is_ok();
-            if let Ok(client) = client
-                && let Err(failure) = self.follow_one(&client).await
-            {
-                tracing::error!(%failure, "it cannot be seen which programs are on the bus");
+            let broker = seat.broker();
+            let is_seated = broker.is_ok();
+            // Without one there is nothing to say: the next one is waited for.
+            if let Ok(broker) = broker {
+                let followed = match broker.attach(watcher) {
+                    Ok(client) => self.follow_one(&client).await,
+                    Err(error) => Err(error.into()),
+                };
+                if let Err(failure) = followed {
+                    tracing::error!(%failure, "it cannot be seen which programs are on the bus");
+                }
             }
             self.all_gone("the broker has ended");
             let again = async {
