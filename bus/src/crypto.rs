@@ -1,11 +1,12 @@
-//! Keys, boxes and random bytes: the only file that names the crypto library (`dryoc`).
+//! Keys, boxes and random bytes: the only module that names the crypto library (`dryoc`).
 //!
 //! Everything here is NaCl's `crypto_box` and `crypto_secretbox` (X25519, XSalsa20, Poly1305), which
 //! is what CURVE is made of (ZMTP RFC 26). No primitive is written here, only typed and guarded.
 //!
 //! - [`PublicKey`], [`SecretKey`], [`KeyPair`]: long-term and transient keys, text form Z85 (RFC 32).
 //! - [`BoxKey`]: a precomputed shared key, or a key of our own; seals and opens in place.
-//! - [`seal_secret`], [`open_secret`]: small secrets at rest.
+//! - [`seal_secret`], [`open_secret`]: small secrets at rest; in `at_rest` those that are bound to a
+//!   header ([`seal_beside`]), and keys from keys ([`derive_key`]) and passphrases ([`key_from_passphrase`]).
 //! - [`self_test`]: known answers, run once whenever a broker or a client starts.
 
 use std::fmt;
@@ -14,6 +15,11 @@ use std::str::FromStr;
 use dryoc::classic::{crypto_box, crypto_core};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+mod at_rest;
+mod known;
+
+pub use at_rest::{PassphraseCost, SALT_BYTES, derive_key, key_from_passphrase, open_beside, seal_beside};
 
 /// Bytes of a public, secret or shared key.
 pub const KEY_BYTES: usize = 32;
@@ -58,6 +64,12 @@ pub enum CryptoError {
         bytes: usize,
         /// Bytes of a box with empty content.
         least: usize,
+    },
+    /// A passphrase that would cost more time or memory than a file may ask for.
+    #[error("a passphrase with {} passes over {} KiB is outside the bounds (1 to {} passes, 8 to {} KiB)", cost.passes, cost.memory_kib, PassphraseCost::MOST.passes, PassphraseCost::MOST.memory_kib)]
+    PassphraseCost {
+        /// What was asked for.
+        cost: PassphraseCost,
     },
     /// A known answer came out differently: the program was built wrongly, or the machine is broken.
     #[error("the known-answer test `{name}` failed; do not use this build on this machine")]
@@ -358,8 +370,6 @@ pub fn self_test() -> Result<(), CryptoError> {
     let (first, second) = (random::<KEY_BYTES>(), random::<KEY_BYTES>());
     check("random bytes differ", first != second)
 }
-
-mod known;
 
 #[cfg(test)]
 mod tests {

@@ -85,6 +85,12 @@ impl DataKey {
         &self.origin
     }
 
+    /// A key of its own for something beside the database that is encrypted too, such as a journal. `purpose` is a
+    /// constant of that something: the same one always gives the same key.
+    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; KEY_BYTES]> {
+        interlock_bus::crypto::derive_key(&self.bytes, purpose)
+    }
+
     /// A short value that tells two keys apart and says nothing about either.
     pub(super) fn check(&self) -> String {
         let digest = Sha256::new()
@@ -244,6 +250,8 @@ mod tests {
         let made = DataKey::load_or_create(&keys, &database).unwrap();
         let read = DataKey::load_or_create(&keys, &database).unwrap();
         assert_eq!(*made.bytes, *read.bytes);
+        assert_eq!(made.derive("journal"), read.derive("journal"));
+        assert!(made.derive("journal") != made.derive("backup") && *made.derive("") != *made.bytes);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&keys), mode(&keys.join(KEY_FILE))), (0o700, 0o600));
         assert_eq!(fs::read_dir(&keys).unwrap().count(), 1, "something was left beside the key");
