@@ -18,6 +18,7 @@ mod stop;
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use interlock_actors::store::DataKey;
 
 pub use output::{CliError, Output, ascii};
 
@@ -170,6 +171,11 @@ impl Global {
         }
         let actors = self.actors.clone();
         Ok(Config::load(&Sources { file, environment: environment(), flags, actors })?)
+    }
+
+    /// The data key, for a verb that reads the database. Every verb gets it here, whatever it is sealed under.
+    fn data_key(&self, data_dir: &DataDir) -> Result<DataKey, CliError> {
+        Ok(DataKey::load(&data_dir.keys(), &data_dir.database())?)
     }
 
     /// The data directory of the configuration.

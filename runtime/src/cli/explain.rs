@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     output.lines(&text)?;
     if let Some(failure) = &child.last_failure {
         // The store may be what has failed: then what was said above must do.
-        match logs::tail(&data_dir, name, failure.at, LOG_TAIL) {
+        match logs::tail(global, &data_dir, name, failure.at, LOG_TAIL) {
             Ok(records) if records.is_empty() => {}
             Ok(records) => {
                 output.line("last logged before that failure:")?;

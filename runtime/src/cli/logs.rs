@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use clap::Args;
 use interlock_actors::{
     log_record::{Level, LogRecord},
-    store::{DataKey, LogQuery, Reader, StoreError, limits},
+    store::{LogQuery, Reader, StoreError, limits},
 };
 use interlock_bus::envelope::now_ns;
 use jiff::{Timestamp, tz::TimeZone};
@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         );
         return Err(CliError::new(Exit::Failed, text));
     }
-    let key = DataKey::load(&data_dir.keys(), &database)?;
+    let key = global.data_key(&data_dir)?;
     let mut reader = Reader::open(&database, &key)?;
     let mut query = LogQuery {
         min_level: arguments.level,
@@ -100,13 +100,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
 
 /// The last records of a component up to `until`, oldest first.
 pub(super) fn tail(
+    global: &Global,
     data_dir: &DataDir,
     component: &str,
     until: Timestamp,
     limit: usize,
 ) -> Result<Vec<LogRecord>, CliError> {
-    let database = data_dir.database();
-    let reader = Reader::open(&database, &DataKey::load(&data_dir.keys(), &database)?)?;
+    let reader = Reader::open(&data_dir.database(), &global.data_key(data_dir)?)?;
     // What the supervisor saw it saw a little after it had been logged.
     let until_ns = u64::try_from(until.as_nanosecond()).ok();
     let query = LogQuery { component: Some(component.to_owned()), until_ns, limit, ..LogQuery::default() };
