@@ -40,8 +40,6 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const CONFIRMS_WAITING_MAX: usize = 256;
 /// Ids remembered as stored, to answer without a look into the store.
 const RECENT_IDS_MAX: usize = 16_384;
-/// Pause before a store is tried again that another process holds, or whose disk takes nothing: nobody tells of either's end.
-const STORE_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a consumer cannot go on. Nobody was told of anything that is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +98,7 @@ enum Event {
     Link(LinkState),
     Confirm(Option<Request>),
     Probe(Option<Request>),
-    /// The store may take what is held.
+    /// The store can write again, so it may take what is held.
     StoreAgain,
     Log(Option<BusEvent>),
 }
@@ -203,7 +201,7 @@ impl Consumer {
                 },
                 request = self.probes.next() => Event::Probe(request),
                 request = self.confirms.next() => Event::Confirm(request),
-                () = tokio::time::sleep(STORE_RETRY_PAUSE), if self.held.is_some() => Event::StoreAgain,
+                () = self.store.writable(), if self.held.is_some() => Event::StoreAgain,
                 event = self.logs.next(), if self.held.is_none() => Event::Log(event),
             };
             match event {

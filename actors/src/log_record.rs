@@ -1,6 +1,6 @@
 //! What one log line is: the payload that log transport and log consumer share, and what the store keeps.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -123,10 +123,23 @@ pub struct LogRecord {
     /// The peer that published it, as authenticated by the broker.
     #[serde(default)]
     pub origin: Option<String>,
+    /// Which run of its process raised it: a random number, never the same for two processes; zero if unknown.
+    #[serde(default)]
+    pub run: u64,
+    /// Its place in what that run has raised, counted from one, without holes; zero if unknown. Tells the order where
+    /// clocks step back, and what a killed process took with it.
+    #[serde(default)]
+    pub number: u64,
+}
+
+/// The [`LogRecord::run`] of this process. SQLite's integers are signed, so it has 63 bits.
+pub fn this_run() -> u64 {
+    static RUN: OnceLock<u64> = OnceLock::new();
+    *RUN.get_or_init(|| (u64::from_le_bytes(interlock_bus::crypto::random()) >> 1).max(1))
 }
 
 impl LogRecord {
-    /// A record with a fresh id and the present time.
+    /// A record with a fresh id and the present time. The buffer that takes it gives it run and number.
     pub fn new(level: Level, component: &str, message: impl Into<String>) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -144,6 +157,8 @@ impl LogRecord {
             trace_id: None,
             conversation: None,
             origin: None,
+            run: 0,
+            number: 0,
         }
     }
 

@@ -267,9 +267,10 @@ impl Store {
         }
     }
 
-    /// Tries to write, so that [`Statistics::failed_in_a_row`] tells whether that is possible when nobody else writes.
-    pub(crate) fn probe(&self) {
-        self.shared.jobs.submit_unheard(writer::Probe);
+    /// Waits while the store cannot write ([`Statistics::failed_in_a_row`]): until it has written again, which it tries
+    /// each [`limits::PROBE_EVERY`] by itself, or until it is closed.
+    pub async fn writable(&self) {
+        self.shared.counts.writable().await;
     }
 
     /// Whether the writing thread still takes work.

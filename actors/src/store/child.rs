@@ -104,9 +104,6 @@ impl Actor for StoreActor {
             return Err(Failure::new("the writing thread of the store has ended"));
         }
         let now = store.statistics();
-        if now.failed_in_a_row > 0 {
-            store.probe();
-        }
         if self.told != Some(now) {
             let Statistics { waiting, jobs, commits, failures, failed_in_a_row } = now;
             if self.told.map_or(0, |told| told.failed_in_a_row) != failed_in_a_row {

@@ -4,14 +4,14 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     connection::{self, Role},
@@ -182,21 +182,10 @@ impl Queue {
         }
         answer.await.unwrap_or(Err(Refused { error: StoreError::Closed, work: None }))
     }
-
-    /// Gives `work` to the writer if it has a place; what becomes of it shows in its counts alone.
-    pub(super) fn submit_unheard<W: Work>(&self, work: W) {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            let (reply, _nobody) = oneshot::channel();
-            // An error says that the writer has ended.
-            let _ = self
-                .jobs
-                .try_send(Command::Write(BoxedJob(Box::new(Waiting { work, output: None, reply }), place)));
-        }
-    }
 }
 
 /// A write that changes nothing, to see whether the disk takes one.
-pub(super) struct Probe;
+struct Probe;
 
 impl Work for Probe {
     type Output = ();
@@ -236,6 +225,32 @@ pub(super) struct Counts {
     pub(super) failures: AtomicU64,
     /// Failures, not of a job's own making, since something was written. A commit that had nothing to write proves nothing.
     pub(super) failed_in_a_row: AtomicU64,
+    /// Woken when something was written after a failure, and when the writer has ended.
+    recovered: Notify,
+    ended: AtomicBool,
+}
+
+impl Counts {
+    /// Waits while the store cannot write. A store that is closed is not waited for.
+    pub(super) async fn writable(&self) {
+        loop {
+            let recovered = self.recovered.notified();
+            // Registered before the look: a recovery in between is not missed.
+            let mut recovered = std::pin::pin!(recovered);
+            recovered.as_mut().enable();
+            if self.failed_in_a_row.load(Ordering::Relaxed) == 0 || self.ended.load(Ordering::Relaxed) {
+                return;
+            }
+            recovered.await;
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.counts.ended.store(true, Ordering::Relaxed);
+        self.counts.recovered.notify_waiters();
+    }
 }
 
 impl Writer {
@@ -252,14 +267,19 @@ impl Writer {
     }
 
     /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
+    /// While nothing can be written it tries again by itself, so that those who wait are told of the end of it.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         crate::log_transport::mark_thread();
         loop {
             let mut batch = Vec::new();
             let mut closing = false;
-            match commands.recv() {
+            match self.next(commands) {
                 Ok(Command::Write(BoxedJob(job, _place))) => batch.push(job),
-                Ok(Command::Close) | Err(_) => return,
+                Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    let (reply, _nobody) = oneshot::channel();
+                    batch.push(Box::new(Waiting { work: Probe, output: None, reply }));
+                }
             }
             while batch.len() < limits::GROUP_JOBS_MAX {
                 match commands.try_recv() {
@@ -281,6 +301,13 @@ impl Writer {
                 self.rows_since_trim = 0;
                 self.trim();
             }
+        }
+    }
+
+    fn next(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
+        match self.counts.failed_in_a_row.load(Ordering::Relaxed) {
+            0 => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            _ => commands.recv_timeout(limits::PROBE_EVERY),
         }
     }
 
@@ -311,6 +338,7 @@ impl Writer {
             if matches!(outcome, Ok(Wrote(true))) { failed.swap(0, Ordering::Relaxed) } else { 0 };
         if had_failed > 0 {
             tracing::warn!(failed = had_failed, "the store can write again");
+            self.counts.recovered.notify_waiters();
         }
         // A conversation that is not there is an answer to the caller, who knows what to do.
         if let Err(error) = outcome
@@ -398,15 +426,8 @@ mod tests {
 
     #[test]
     fn only_what_was_written_proves_that_the_store_can_write_again() {
-        let place = tempfile::tempdir().unwrap();
-        let path = place.path().join("a.db");
-        let key = DataKey::load_or_create(&place.path().join("keys"), &path).unwrap();
-        connection::create_private_file(&path).unwrap();
-        let mut connection = connection::open(&path, &key, Role::Writer).unwrap();
-        migrate::migrate(&mut connection, &path, migrate::MIGRATIONS).unwrap();
-        let retention = Retention { log_rows_max: 10, log_age_max_ms: Arc::new(AtomicU64::new(u64::MAX)) };
-        let counts = Arc::new(Counts::default());
-        let mut writer = Writer::new(path, Arc::new(key), connection, retention, Arc::clone(&counts));
+        let (_place, mut writer) = writer();
+        let counts = Arc::clone(&writer.counts);
         let mut failed_after = |job: Box<dyn Job>| {
             writer.commit(vec![job]);
             counts.failed_in_a_row.load(Ordering::Relaxed)
@@ -416,8 +437,47 @@ mod tests {
         assert_eq!(failed_after(unheard(append())), 0);
 
         counts.failed_in_a_row.store(3, Ordering::Relaxed);
+        let mut writable = std::pin::pin!(counts.writable());
+        let mut is_told = || futures_util::FutureExt::now_or_never(writable.as_mut()).is_some();
+        assert!(!is_told());
         assert_eq!(failed_after(unheard(append())), 3, "it was there already");
+        assert!(!is_told(), "nothing was written");
         assert_eq!(failed_after(unheard(Probe)), 0);
+        assert!(is_told(), "whoever waits for the store is not told that it can write again");
+    }
+
+    #[test]
+    fn whoever_waits_for_a_store_that_ends_is_told() {
+        let (_place, writer) = writer();
+        let counts = Arc::clone(&writer.counts);
+        counts.failed_in_a_row.store(1, Ordering::Relaxed);
+        let waiting = std::thread::spawn(move || interlock_bus::blocking::wait(counts.writable()));
+        drop(writer);
+        waiting.join().unwrap();
+    }
+
+    #[test]
+    fn a_store_that_could_not_write_tries_again_unasked() {
+        let (_place, writer) = writer();
+        let counts = Arc::clone(&writer.counts);
+        counts.failed_in_a_row.store(1, Ordering::Relaxed);
+        let (queue, commands) = Queue::new(1);
+        let thread = std::thread::spawn(move || writer.run(&commands));
+        interlock_bus::blocking::wait(counts.writable());
+        assert_eq!(counts.failed_in_a_row.load(Ordering::Relaxed), 0);
+        queue.close();
+        thread.join().unwrap();
+    }
+
+    fn writer() -> (tempfile::TempDir, Writer) {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.db");
+        let key = DataKey::load_or_create(&place.path().join("keys"), &path).unwrap();
+        connection::create_private_file(&path).unwrap();
+        let mut connection = connection::open(&path, &key, Role::Writer).unwrap();
+        migrate::migrate(&mut connection, &path, migrate::MIGRATIONS).unwrap();
+        let retention = Retention { log_rows_max: 10, log_age_max_ms: Arc::new(AtomicU64::new(u64::MAX)) };
+        (place, Writer::new(path, Arc::new(key), connection, retention, Arc::default()))
     }
 
     fn unheard<W: Work>(work: W) -> Box<dyn Job> {
