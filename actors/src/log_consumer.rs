@@ -388,7 +388,7 @@ impl Consumer {
             matches!(message.header.content_type, ContentType::Json | ContentType::Text | ContentType::Bytes);
         let decoded = match message.payload.len() <= MESSAGE_BYTES_MAX {
             true if is_json => codec::from_json::<LogRecord>(&message.payload).ok(),
-            true => message.decode().ok(),
+            true => message.decode().ok().or_else(|| earlier_record(&message.payload)),
             false => None,
         };
         let mut levels = message.topic.as_str().split('/').skip(1);
@@ -456,6 +456,12 @@ impl Actor for LogConsumer {
         }
         Ok(())
     }
+}
+
+/// A record in bincode's format from before [`LogRecord::run`] and [`LogRecord::number`], which end it.
+fn earlier_record(payload: &[u8]) -> Option<LogRecord> {
+    let unknown = codec::to_bytes(&(0_u64, 0_u64)).ok()?;
+    codec::from_bytes(&[payload, &unknown].concat()).ok()
 }
 
 /// Whether the store may take the same records later: another process lets go, the disk has space again.

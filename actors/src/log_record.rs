@@ -1,6 +1,6 @@
 //! What one log line is: the payload that log transport and log consumer share, and what the store keeps.
 
-use std::{fmt, str::FromStr, sync::OnceLock};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -126,16 +126,10 @@ pub struct LogRecord {
     /// Which run of its process raised it: a random number, never the same for two processes; zero if unknown.
     #[serde(default)]
     pub run: u64,
-    /// Its place in what that run has raised, counted from one, without holes; zero if unknown. Tells the order where
-    /// clocks step back, and what a killed process took with it.
+    /// Its place in what that run has raised, counted from one; zero if unknown. Tells the order where clocks step back.
+    /// A hole is what was dropped (a record says how much) or what a killed process took with it.
     #[serde(default)]
     pub number: u64,
-}
-
-/// The [`LogRecord::run`] of this process. SQLite's integers are signed, so it has 63 bits.
-pub fn this_run() -> u64 {
-    static RUN: OnceLock<u64> = OnceLock::new();
-    *RUN.get_or_init(|| (u64::from_le_bytes(interlock_bus::crypto::random()) >> 1).max(1))
 }
 
 impl LogRecord {

@@ -33,6 +33,8 @@ pub struct LogBuffer {
 
 struct Shared {
     state: Mutex<State>,
+    /// Becomes [`LogRecord::run`].
+    run: u64,
     /// Woken when something may be taken.
     added: Notify,
     records_max: usize,
@@ -41,9 +43,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// One queue for each level; the number is the order over all of them.
-    queues: [VecDeque<(u64, Arc<LogRecord>)>; LEVELS],
-    next_number: u64,
+    /// One queue for each level; [`LogRecord::number`] is the order over all of them.
+    queues: [VecDeque<Arc<LogRecord>>; LEVELS],
+    last_number: u64,
     /// Under way, in order.
     window: Vec<Arc<LogRecord>>,
     /// In the queues and under way.
@@ -99,17 +101,21 @@ impl fmt::Debug for LogBuffer {
 impl LogBuffer {
     /// A buffer for so many records and bytes.
     pub fn new(records_max: usize, bytes_max: usize) -> Self {
-        let shared = Shared { state: Mutex::default(), added: Notify::new(), records_max, bytes_max };
+        // SQLite's integers are signed; zero means unknown.
+        let run = (u64::from_le_bytes(interlock_bus::crypto::random()) >> 1).max(1);
+        let shared = Shared { state: Mutex::default(), run, added: Notify::new(), records_max, bytes_max };
         Self { shared: Arc::new(shared) }
     }
 
     /// Adds a record, or counts it as dropped.
-    pub fn add(&self, record: LogRecord) {
+    pub fn add(&self, mut record: LogRecord) {
         let (records_max, bytes_max) = (self.shared.records_max, self.shared.bytes_max);
         let (level, bytes) = (record.level, record.memory_bytes());
         let mut evicted = Vec::new();
+        record.run = self.shared.run;
         let mut state = self.state();
         state.accepted += 1;
+        record.number = state.number();
         let fits = |state: &State| state.records < records_max && state.bytes + bytes <= bytes_max;
         while !fits(&state) {
             match state.evict_below(level) {
@@ -118,11 +124,9 @@ impl LogBuffer {
             }
         }
         if fits(&state) {
-            let number = state.next_number;
-            state.next_number += 1;
             state.records += 1;
             state.bytes += bytes;
-            state.queues[index(level)].push_back((number, Arc::new(record)));
+            state.queues[index(level)].push_back(Arc::new(record));
         } else {
             state.count_drop(&record);
         }
@@ -138,17 +142,18 @@ impl LogBuffer {
             let mut bytes = 0;
             while state.window.len() < records_max {
                 let Some(level) = state.oldest_level() else { break };
-                let size = state.queues[level].front().map_or(0, |(_, record)| record.memory_bytes());
+                let size = state.queues[level].front().map_or(0, |record| record.memory_bytes());
                 if bytes + size > bytes_max && !state.window.is_empty() {
                     break;
                 }
                 bytes += size;
-                if let Some((_, record)) = state.queues[level].pop_front() {
+                if let Some(record) = state.queues[level].pop_front() {
                     state.window.push(record);
                 }
             }
             if let Some(overload) = state.overload.take() {
-                let summary = overload.summary();
+                let mut summary = overload.summary();
+                (summary.run, summary.number) = (self.shared.run, state.number());
                 state.records += 1;
                 state.bytes += summary.memory_bytes();
                 state.window.push(Arc::new(summary));
@@ -218,16 +223,21 @@ impl LogBuffer {
 }
 
 impl State {
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
     /// The level whose first record is the oldest of all that wait.
     fn oldest_level(&self) -> Option<usize> {
         let fronts = self.queues.iter().enumerate();
-        fronts.filter_map(|(level, queue)| Some((queue.front()?.0, level))).min().map(|(_, level)| level)
+        fronts.filter_map(|(level, queue)| Some((queue.front()?.number, level))).min().map(|(_, level)| level)
     }
 
     /// Drops the oldest waiting record of the lowest level, if that is lower than `level`.
     fn evict_below(&mut self, level: Level) -> Option<Arc<LogRecord>> {
         let lowest = (0..index(level)).find(|level| !self.queues[*level].is_empty())?;
-        let (_, victim) = self.queues[lowest].pop_front()?;
+        let victim = self.queues[lowest].pop_front()?;
         self.records -= 1;
         self.bytes -= victim.memory_bytes();
         self.count_drop(&victim);

@@ -460,6 +460,16 @@ fn everybody_who_may_can_watch_the_records_as_topics() {
     });
 }
 
+/// `record` as it was written before records had a run and a number, under an id of its own.
+fn earlier(record: &LogRecord) -> Payload {
+    let record = LogRecord { id: Uuid::now_v7(), message: "of an earlier version".into(), ..record.clone() };
+    let whole = interlock_bus::codec::to_bytes(&record).unwrap();
+    let added = interlock_bus::codec::to_bytes(&(0_u64, 0_u64)).unwrap();
+    let mut payload = Payload::encode(&record).unwrap();
+    payload.bytes = whole.slice(..whole.len() - added.len());
+    payload
+}
+
 #[test]
 fn what_others_publish_is_kept_and_what_they_claim_is_not_believed() {
     run(async {
@@ -475,13 +485,14 @@ fn what_others_publish_is_kept_and_what_they_claim_is_not_believed() {
             Payload::bytes(vec![b'x'; 3 << 20]),
             Payload::json(&forged).unwrap(),
             Payload::encode(&LogRecord { file: None, ..forged.clone() }).unwrap(),
+            earlier(&forged),
         ] {
             watcher
                 .publish_acknowledged(&"logs/test/error".parse().unwrap(), payload, Default::default())
                 .await
                 .unwrap();
         }
-        consumer.until(|report| report.stored + report.duplicates == 6).await;
+        consumer.until(|report| report.stored + report.duplicates == 7).await;
         consumer.stop().await;
         let found = site.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap();
         let texts: Vec<_> = found.iter().map(|log| log.record.message.as_str()).collect();
@@ -489,6 +500,7 @@ fn what_others_publish_is_kept_and_what_they_claim_is_not_believed() {
             texts,
             [
                 "forged",
+                "of an earlier version",
                 "plain text",
                 r#"{"level":3}"#,
                 "(10 bytes that are not a log record)",

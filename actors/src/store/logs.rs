@@ -237,6 +237,8 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<StoredLog> {
             trace_id: row.get(13)?,
             conversation: row.get(14)?,
             origin: row.get(15)?,
+            run: 0,
+            number: 0,
         },
     })
 }
