@@ -4,7 +4,7 @@
 //! again in a [`role`](arguments::Arguments), and libzmq's side as a small C program that it compiles.
 //!
 //! Reading order: [`arguments`], [`process`], [`bus`] and [`libzmq`] (the two sides), [`flow`] (a stream
-//! of messages through either), [`clock`], [`callgrind`], [`report`].
+//! of messages through either), [`clock`], [`log_path`], [`callgrind`], [`report`].
 
 pub mod arguments;
 pub mod bus;
@@ -12,5 +12,6 @@ pub mod callgrind;
 pub mod clock;
 pub mod flow;
 pub mod libzmq;
+pub mod log_path;
 pub mod process;
 pub mod report;

@@ -34,6 +34,7 @@ use crate::{
 };
 
 pub mod buffer;
+mod captured;
 pub mod drain;
 pub mod gate;
 pub mod layer;

@@ -9,6 +9,7 @@ use std::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::captured::{Captured, RandomBytes};
 use crate::log_record::{Level, LogRecord};
 
 /// Records that wait unless chosen otherwise: some minutes of a talkative start.
@@ -17,6 +18,8 @@ pub const RECORDS_MAX: usize = 65_536;
 pub const BYTES_MAX: usize = 16 << 20;
 
 const LEVELS: usize = Level::ALL.len();
+/// Entries taken out under one lock: whoever logs waits for no more than so many moves.
+const TAKEN_AT_ONCE: usize = 32;
 
 /// The buffer between the layer and the drain. Cloning is cheap; all clones are the same buffer.
 ///
@@ -35,6 +38,8 @@ struct Shared {
     state: Mutex<State>,
     /// Becomes [`LogRecord::run`].
     run: u64,
+    /// Under way, in order. Locked before the state, if both are.
+    window: Mutex<Vec<Arc<LogRecord>>>,
     /// Woken when something may be taken.
     added: Notify,
     records_max: usize,
@@ -43,11 +48,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// One queue for each level; [`LogRecord::number`] is the order over all of them.
-    queues: [VecDeque<Arc<LogRecord>>; LEVELS],
+    /// One queue for each level; the number becomes [`LogRecord::number`] and is the order over all of them.
+    queues: [VecDeque<(u64, Entry)>; LEVELS],
     last_number: u64,
-    /// Under way, in order.
-    window: Vec<Arc<LogRecord>>,
     /// In the queues and under way.
     records: usize,
     bytes: usize,
@@ -55,6 +58,42 @@ struct State {
     accepted: u64,
     flushed: u64,
     dropped: [u64; LEVELS],
+}
+
+/// What waits: an event as it was raised, or a record that somebody made.
+enum Entry {
+    Captured(Captured),
+    Made(Box<LogRecord>),
+}
+
+impl Entry {
+    fn level(&self) -> Level {
+        match self {
+            Self::Captured(captured) => captured.level(),
+            Self::Made(record) => record.level,
+        }
+    }
+
+    fn time_ns(&self) -> u64 {
+        match self {
+            Self::Captured(captured) => captured.time_ns,
+            Self::Made(record) => record.time_ns,
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Captured(captured) => captured.memory_bytes(),
+            Self::Made(record) => record.memory_bytes(),
+        }
+    }
+
+    fn into_record(self, random: &mut RandomBytes) -> LogRecord {
+        match self {
+            Self::Captured(captured) => captured.into_record(random),
+            Self::Made(record) => *record,
+        }
+    }
 }
 
 /// What was dropped since the last summary record.
@@ -103,19 +142,35 @@ impl LogBuffer {
     pub fn new(records_max: usize, bytes_max: usize) -> Self {
         // SQLite's integers are signed; zero means unknown.
         let run = (u64::from_le_bytes(interlock_bus::crypto::random()) >> 1).max(1);
-        let shared = Shared { state: Mutex::default(), run, added: Notify::new(), records_max, bytes_max };
+        let shared = Shared {
+            state: Mutex::default(),
+            run,
+            window: Mutex::default(),
+            added: Notify::new(),
+            records_max,
+            bytes_max,
+        };
         Self { shared: Arc::new(shared) }
     }
 
     /// Adds a record, or counts it as dropped.
-    pub fn add(&self, mut record: LogRecord) {
+    pub fn add(&self, record: LogRecord) {
+        self.push(Entry::Made(Box::new(record)));
+    }
+
+    /// Adds an event, or counts it as dropped.
+    pub(super) fn capture(&self, captured: Captured) {
+        self.push(Entry::Captured(captured));
+    }
+
+    fn push(&self, entry: Entry) {
         let (records_max, bytes_max) = (self.shared.records_max, self.shared.bytes_max);
-        let (level, bytes) = (record.level, record.memory_bytes());
+        let (level, bytes) = (entry.level(), entry.memory_bytes());
+        // Dropped after the lock is.
         let mut evicted = Vec::new();
-        record.run = self.shared.run;
         let mut state = self.state();
         state.accepted += 1;
-        record.number = state.number();
+        let number = state.number();
         let fits = |state: &State| state.records < records_max && state.bytes + bytes <= bytes_max;
         while !fits(&state) {
             match state.evict_below(level) {
@@ -123,53 +178,67 @@ impl LogBuffer {
                 None => break,
             }
         }
+        let was_empty = state.records == 0 && state.overload.is_none();
         if fits(&state) {
             state.records += 1;
             state.bytes += bytes;
-            state.queues[index(level)].push_back(Arc::new(record));
+            state.queues[index(level)].push_back((number, entry));
         } else {
-            state.count_drop(&record);
+            state.count_drop(&entry);
+            evicted.push(entry);
         }
         drop(state);
-        self.shared.added.notify_one();
+        // Whoever waits for something to take waits only while there is nothing.
+        if was_empty {
+            self.shared.added.notify_one();
+        }
     }
 
     /// The oldest records, at most so many and so many bytes (but at least one). The same ones again
     /// until they are [settled](Self::settle).
     pub fn window(&self, records_max: usize, bytes_max: usize) -> Vec<Arc<LogRecord>> {
-        let mut state = self.state();
-        if state.window.is_empty() {
-            let mut bytes = 0;
-            while state.window.len() < records_max {
-                let Some(level) = state.oldest_level() else { break };
-                let size = state.queues[level].front().map_or(0, |record| record.memory_bytes());
-                if bytes + size > bytes_max && !state.window.is_empty() {
+        let mut window = self.under_way();
+        if window.is_empty() {
+            let (mut bytes, mut random) = (0, RandomBytes::new());
+            while window.len() < records_max {
+                let wanted = (records_max - window.len()).min(TAKEN_AT_ONCE);
+                let taken = self.state().take(wanted, &mut bytes, bytes_max);
+                if taken.is_empty() {
                     break;
                 }
-                bytes += size;
-                if let Some(record) = state.queues[level].pop_front() {
-                    state.window.push(record);
-                }
+                let before: usize = taken.iter().map(|(_, entry)| entry.memory_bytes()).sum();
+                // Here and not under the lock: this is most of the work.
+                let records = taken.into_iter().map(|(number, entry)| {
+                    Arc::new(LogRecord { run: self.shared.run, number, ..entry.into_record(&mut random) })
+                });
+                let first = window.len();
+                window.extend(records);
+                let after: usize = window[first..].iter().map(|record| record.memory_bytes()).sum();
+                let mut state = self.state();
+                state.bytes = state.bytes + after - before;
             }
+            let mut state = self.state();
             if let Some(overload) = state.overload.take() {
                 let mut summary = overload.summary();
                 (summary.run, summary.number) = (self.shared.run, state.number());
                 state.records += 1;
                 state.bytes += summary.memory_bytes();
-                state.window.push(Arc::new(summary));
+                window.push(Arc::new(summary));
             }
         }
-        state.window.clone()
+        window.clone()
     }
 
     /// Removes what is under way and not in `missing`; those stay the window. How many were removed.
     pub fn settle(&self, missing: &HashSet<Uuid>) -> usize {
-        let mut state = self.state();
+        let mut window = self.under_way();
         let (kept, done): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut state.window).into_iter().partition(|record| missing.contains(&record.id));
-        state.window = kept;
+            std::mem::take(&mut *window).into_iter().partition(|record| missing.contains(&record.id));
+        *window = kept;
+        let bytes = done.iter().map(|record| record.memory_bytes()).sum::<usize>();
+        let mut state = self.state();
         state.records -= done.len();
-        state.bytes -= done.iter().map(|record| record.memory_bytes()).sum::<usize>();
+        state.bytes -= bytes;
         state.flushed += done.len() as u64;
         done.len()
     }
@@ -216,9 +285,13 @@ impl LogBuffer {
         }
     }
 
+    // Nothing inside of either lock panics half way; one poisoned from elsewhere still guards whole values.
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing inside panics half way; a lock poisoned from elsewhere still guards whole values.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, Vec<Arc<LogRecord>>> {
+        self.shared.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -231,29 +304,45 @@ impl State {
     /// The level whose first record is the oldest of all that wait.
     fn oldest_level(&self) -> Option<usize> {
         let fronts = self.queues.iter().enumerate();
-        fronts.filter_map(|(level, queue)| Some((queue.front()?.number, level))).min().map(|(_, level)| level)
+        fronts.filter_map(|(level, queue)| Some((queue.front()?.0, level))).min().map(|(_, level)| level)
+    }
+
+    /// Takes the oldest entries, at most so many, as long as `bytes` stay below `bytes_max`; but one if there is one.
+    fn take(&mut self, entries_max: usize, bytes: &mut usize, bytes_max: usize) -> Vec<(u64, Entry)> {
+        let mut taken = Vec::with_capacity(entries_max);
+        while taken.len() < entries_max {
+            let Some(level) = self.oldest_level() else { break };
+            let size = self.queues[level].front().map_or(0, |(_, entry)| entry.memory_bytes());
+            if *bytes + size > bytes_max && *bytes > 0 {
+                break;
+            }
+            *bytes += size;
+            taken.extend(self.queues[level].pop_front());
+        }
+        taken
     }
 
     /// Drops the oldest waiting record of the lowest level, if that is lower than `level`.
-    fn evict_below(&mut self, level: Level) -> Option<Arc<LogRecord>> {
+    fn evict_below(&mut self, level: Level) -> Option<Entry> {
         let lowest = (0..index(level)).find(|level| !self.queues[*level].is_empty())?;
-        let victim = self.queues[lowest].pop_front()?;
+        let (_, victim) = self.queues[lowest].pop_front()?;
         self.records -= 1;
         self.bytes -= victim.memory_bytes();
         self.count_drop(&victim);
         Some(victim)
     }
 
-    fn count_drop(&mut self, record: &LogRecord) {
-        self.dropped[index(record.level)] += 1;
+    fn count_drop(&mut self, entry: &Entry) {
+        let (level, time_ns) = (index(entry.level()), entry.time_ns());
+        self.dropped[level] += 1;
         let overload = self.overload.get_or_insert(Overload {
             counts: [0; LEVELS],
-            first_ns: record.time_ns,
-            last_ns: record.time_ns,
+            first_ns: time_ns,
+            last_ns: time_ns,
         });
-        overload.counts[index(record.level)] += 1;
-        overload.first_ns = overload.first_ns.min(record.time_ns);
-        overload.last_ns = overload.last_ns.max(record.time_ns);
+        overload.counts[level] += 1;
+        overload.first_ns = overload.first_ns.min(time_ns);
+        overload.last_ns = overload.last_ns.max(time_ns);
     }
 }
 
@@ -404,7 +493,7 @@ mod tests {
                 let report = buffer.report();
                 // Summary records pass through the window only.
                 prop_assert!(report.waiting <= records_max + 1);
-                let window_summaries = buffer.shared.state.lock().unwrap().window.iter().filter(|record| record.component == "log-transport").count() as u64;
+                let window_summaries = buffer.under_way().iter().filter(|record| record.component == "log-transport").count() as u64;
                 prop_assert_eq!(
                     report.accepted + summaries + window_summaries,
                     report.flushed + report.waiting as u64 + report.dropped_total()

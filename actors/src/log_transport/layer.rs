@@ -1,29 +1,20 @@
-//! The `tracing` layer: makes a record of each event and puts it into the buffer. Never waits, never logs.
+//! The `tracing` layer: captures each event and puts it into the buffer. Never waits, never logs.
 
-use std::fmt;
+use std::sync::Arc;
 
 use tracing::{
     Event, Id, Subscriber,
-    field::{Field, Visit},
     span::{Attributes, Record},
 };
-use tracing_subscriber::{
-    Layer,
-    layer::Context,
-    registry::{LookupSpan, SpanRef},
-};
+use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
 use super::{
     buffer::LogBuffer,
+    captured::{Captured, RandomBytes, SpanValues},
     path::{self, Marked},
     sink::Sink,
 };
-use crate::log_record::{Level, LogRecord, topic_level};
-
-/// Bytes of one message or field; the rest is cut off and marked so.
-const TEXT_BYTES_MAX: usize = 64 << 10;
-/// Fields of one record, those of its spans included; more are left out.
-const FIELDS_MAX: usize = 128;
+use crate::log_record::{Level, topic_level};
 
 /// Who logs, unless an event or a span says otherwise (fields `component` and `incarnation`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +31,7 @@ pub struct Identity {
 /// `component`, `incarnation`, `conversation`, `trace_id`. The innermost wins.
 #[derive(Debug)]
 pub struct LogLayer {
-    identity: Identity,
+    identity: Arc<Identity>,
     buffer: LogBuffer,
     sink: Sink,
 }
@@ -48,143 +39,57 @@ pub struct LogLayer {
 impl LogLayer {
     /// A layer that fills `buffer`. Events of the log path itself go to `sink`.
     pub fn new(identity: Identity, buffer: LogBuffer, sink: Sink) -> Self {
-        Self { identity: Identity { component: topic_level(&identity.component), ..identity }, buffer, sink }
+        let component = topic_level(&identity.component);
+        Self { identity: Arc::new(Identity { component, ..identity }), buffer, sink }
     }
 }
-
-/// What a span carries for the records inside it.
-struct SpanFields(Fields);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         // What a value does while it is formatted is none of the log's business: events raised
         // there go to the sink.
         let _marked = Marked::enter();
-        let mut fields = Fields::default();
-        attributes.record(&mut fields);
+        let name = attributes.metadata().name();
+        let values = Arc::new(SpanValues::new(name, |visitor| attributes.record(visitor)));
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(SpanFields(fields));
+            span.extensions_mut().insert(values);
         }
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
         let _marked = Marked::enter();
-        let mut fields = Fields::default();
-        values.record(&mut fields);
-        if let Some(span) = context.span(id)
-            && let Some(SpanFields(present)) = span.extensions_mut().get_mut()
-        {
-            fields.0.extend(std::mem::take(&mut present.0));
-            fields.0.truncate(FIELDS_MAX);
-            *present = fields;
-        }
+        let Some(span) = context.span(id) else { return };
+        let Some(before) = span.extensions().get::<Arc<SpanValues>>().cloned() else { return };
+        let after = before.with(|visitor| values.record(visitor));
+        span.extensions_mut().replace(Arc::new(after));
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
-        let level = Level::from(metadata.level());
         let own = path::is_marked() || path::is_own_target(metadata.target());
-        if own && !self.sink.wants(level) {
+        if own && !self.sink.wants(Level::from(metadata.level())) {
             return;
         }
         let _marked = Marked::enter();
-        let record = self.record(event, level, context.event_scope(event).into_iter().flatten());
-        if own { self.sink.write(&record) } else { self.buffer.add(record) }
-    }
-}
-
-impl LogLayer {
-    fn record<'a, S: LookupSpan<'a> + 'a>(
-        &self,
-        event: &Event<'_>,
-        level: Level,
-        innermost_first: impl Iterator<Item = SpanRef<'a, S>>,
-    ) -> LogRecord {
-        let metadata = event.metadata();
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let mut record =
-            LogRecord::new(level, &self.identity.component, fields.take("message").unwrap_or_default());
-        for span in innermost_first {
-            record.spans.push(span.name().to_owned());
-            if let Some(SpanFields(of_span)) = span.extensions().get() {
-                fields.0.extend(of_span.0.iter().cloned());
-            }
+        let spans = context
+            .event_scope(event)
+            .into_iter()
+            .flatten()
+            .filter_map(|span| span.extensions().get::<Arc<SpanValues>>().cloned());
+        let identity = Arc::clone(&self.identity);
+        let captured = Captured::new(identity, metadata, |visitor| event.record(visitor), spans);
+        if own {
+            self.sink.write(&captured.into_record(&mut RandomBytes::new()));
+        } else {
+            self.buffer.capture(captured);
         }
-        record.spans.reverse();
-        record.target = metadata.target().to_owned();
-        record.file = metadata.file().map(str::to_owned);
-        record.line = metadata.line();
-        record.incarnation = self.identity.incarnation;
-        if let Some(component) = fields.take("component") {
-            record.component = topic_level(&component);
-            record.incarnation = 0;
-        }
-        if let Some(incarnation) = fields.take("incarnation").and_then(|number| number.parse().ok()) {
-            record.incarnation = incarnation;
-        }
-        record.conversation = fields.take("conversation");
-        record.trace_id = fields.take("trace_id");
-        fields.0.truncate(FIELDS_MAX);
-        record.fields = fields.0;
-        record
-    }
-}
-
-/// Fields in the order in which they came.
-#[derive(Default)]
-struct Fields(Vec<(String, String)>);
-
-impl Fields {
-    /// The first value of this name; every value of it is taken out.
-    fn take(&mut self, name: &str) -> Option<String> {
-        let mut found = None;
-        self.0.retain_mut(|(key, value)| {
-            let other = key != name;
-            if !other && found.is_none() {
-                found = Some(std::mem::take(value));
-            }
-            other
-        });
-        found
-    }
-
-    fn put(&mut self, field: &Field, mut value: String) {
-        if value.len() > TEXT_BYTES_MAX {
-            value.truncate(value.floor_char_boundary(TEXT_BYTES_MAX));
-            value.push_str("... (cut off)");
-        }
-        self.0.push((field.name().to_owned(), value));
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, format!("{value:?}"));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value.to_owned());
-    }
-
-    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        let mut text = value.to_string();
-        let mut source = value.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // Some errors repeat their source in their own text.
-            if !text.contains(&cause_text) {
-                text.push_str(": ");
-                text.push_str(&cause_text);
-            }
-            source = cause.source();
-        }
-        self.put(field, text);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -280,7 +185,7 @@ mod tests {
             tracing::info!(target: "test", big = "\u{e9}".repeat(1 << 20), "{}", "x".repeat(1 << 20));
         });
         let record = buffer.take_rest().remove(0);
-        assert!(record.memory_bytes() < 4 * TEXT_BYTES_MAX, "{}", record.memory_bytes());
+        assert!(record.memory_bytes() < 256 << 10, "{}", record.memory_bytes());
         assert!(record.message.ends_with("(cut off)"));
     }
 }
