@@ -23,6 +23,9 @@ use tracing_subscriber::{fmt, layer::SubscriberExt};
 /// tracing-appender's own default, said here because a burst must fit.
 const LINES_WAITING_MAX: usize = 128_000;
 
+/// Starts one of the two ways; the subscriber is the same but for its one layer.
+type Start = dyn Fn() -> (Side, Dispatch);
+
 /// One of the two ways, with something behind it.
 enum Side {
     Ours(LogPath),
@@ -89,8 +92,7 @@ impl Side {
 
 /// One row for each side; what was aimed at and what came of it.
 fn bursts(report: &mut Report, threads: usize, burst: usize, rounds: usize) -> Vec<String> {
-    let sides: [(&str, &dyn Fn() -> (Side, Dispatch)); 2] =
-        [("Interlock", &ours), ("tracing-appender", &theirs)];
+    let sides: [(&str, &Start); 2] = [("Interlock", &ours), ("tracing-appender", &theirs)];
     let mut rates = [Repeats::default(), Repeats::default()];
     let mut p99s = [Repeats::default(), Repeats::default()];
     let mut times = [Vec::new(), Vec::new()];
@@ -130,13 +132,7 @@ fn bursts(report: &mut Report, threads: usize, burst: usize, rounds: usize) -> V
 }
 
 /// Logs without a pause for as long as the window is.
-fn flood(
-    report: &mut Report,
-    name: &str,
-    start: &dyn Fn() -> (Side, Dispatch),
-    threads: usize,
-    window: Duration,
-) {
+fn flood(report: &mut Report, name: &str, start: &Start, threads: usize, window: Duration) {
     let (side, dispatch) = start();
     let until = Instant::now() + window;
     let mut most = 0;

@@ -18,8 +18,8 @@ pub const RECORDS_MAX: usize = 65_536;
 pub const BYTES_MAX: usize = 16 << 20;
 
 const LEVELS: usize = Level::ALL.len();
-/// Entries taken out under one lock: whoever logs waits for no more than so many moves.
-const TAKEN_AT_ONCE: usize = 32;
+/// Entries taken out under one lock: whoever logs waits for so many moves, some microseconds, once in so many records.
+const TAKEN_AT_ONCE: usize = 256;
 
 /// The buffer between the layer and the drain. Cloning is cheap; all clones are the same buffer.
 ///
@@ -48,8 +48,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// One queue for each level; the number becomes [`LogRecord::number`] and is the order over all of them.
-    queues: [VecDeque<(u64, Entry)>; LEVELS],
+    /// One queue for each level.
+    queues: [VecDeque<Waiting>; LEVELS],
     last_number: u64,
     /// In the queues and under way.
     records: usize,
@@ -60,9 +60,18 @@ struct State {
     dropped: [u64; LEVELS],
 }
 
-/// What waits: an event as it was raised, or a record that somebody made.
+/// An entry in its queue, with what is asked of it under the lock.
+struct Waiting {
+    /// Becomes [`LogRecord::number`]; the order over all queues.
+    number: u64,
+    bytes: usize,
+    entry: Entry,
+}
+
+/// An event as it was raised, or a record that somebody made.
 enum Entry {
-    Captured(Captured),
+    // In a box, so that a growing queue moves little while somebody waits to log.
+    Captured(Box<Captured>),
     Made(Box<LogRecord>),
 }
 
@@ -160,7 +169,7 @@ impl LogBuffer {
 
     /// Adds an event, or counts it as dropped.
     pub(super) fn capture(&self, captured: Captured) {
-        self.push(Entry::Captured(captured));
+        self.push(Entry::Captured(Box::new(captured)));
     }
 
     fn push(&self, entry: Entry) {
@@ -182,7 +191,7 @@ impl LogBuffer {
         if fits(&state) {
             state.records += 1;
             state.bytes += bytes;
-            state.queues[index(level)].push_back((number, entry));
+            state.queues[index(level)].push_back(Waiting { number, bytes, entry });
         } else {
             state.count_drop(&entry);
             evicted.push(entry);
@@ -206,9 +215,9 @@ impl LogBuffer {
                 if taken.is_empty() {
                     break;
                 }
-                let before: usize = taken.iter().map(|(_, entry)| entry.memory_bytes()).sum();
+                let before: usize = taken.iter().map(|waiting| waiting.bytes).sum();
                 // Here and not under the lock: this is most of the work.
-                let records = taken.into_iter().map(|(number, entry)| {
+                let records = taken.into_iter().map(|Waiting { number, entry, .. }| {
                     Arc::new(LogRecord { run: self.shared.run, number, ..entry.into_record(&mut random) })
                 });
                 let first = window.len();
@@ -304,15 +313,15 @@ impl State {
     /// The level whose first record is the oldest of all that wait.
     fn oldest_level(&self) -> Option<usize> {
         let fronts = self.queues.iter().enumerate();
-        fronts.filter_map(|(level, queue)| Some((queue.front()?.0, level))).min().map(|(_, level)| level)
+        fronts.filter_map(|(level, queue)| Some((queue.front()?.number, level))).min().map(|(_, level)| level)
     }
 
     /// Takes the oldest entries, at most so many, as long as `bytes` stay below `bytes_max`; but one if there is one.
-    fn take(&mut self, entries_max: usize, bytes: &mut usize, bytes_max: usize) -> Vec<(u64, Entry)> {
+    fn take(&mut self, entries_max: usize, bytes: &mut usize, bytes_max: usize) -> Vec<Waiting> {
         let mut taken = Vec::with_capacity(entries_max);
         while taken.len() < entries_max {
             let Some(level) = self.oldest_level() else { break };
-            let size = self.queues[level].front().map_or(0, |(_, entry)| entry.memory_bytes());
+            let size = self.queues[level].front().map_or(0, |waiting| waiting.bytes);
             if *bytes + size > bytes_max && *bytes > 0 {
                 break;
             }
@@ -325,11 +334,11 @@ impl State {
     /// Drops the oldest waiting record of the lowest level, if that is lower than `level`.
     fn evict_below(&mut self, level: Level) -> Option<Entry> {
         let lowest = (0..index(level)).find(|level| !self.queues[*level].is_empty())?;
-        let (_, victim) = self.queues[lowest].pop_front()?;
+        let Waiting { bytes, entry, .. } = self.queues[lowest].pop_front()?;
         self.records -= 1;
-        self.bytes -= victim.memory_bytes();
-        self.count_drop(&victim);
-        Some(victim)
+        self.bytes -= bytes;
+        self.count_drop(&entry);
+        Some(entry)
     }
 
     fn count_drop(&mut self, entry: &Entry) {
