@@ -37,6 +37,7 @@ pub mod buffer;
 mod captured;
 pub mod drain;
 pub mod gate;
+pub mod journal;
 pub mod layer;
 mod path;
 pub mod sink;

@@ -2,20 +2,28 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::captured::{Captured, RandomBytes};
+use super::{
+    captured::{Captured, RandomBytes},
+    journal::{JournalHandle, JournalPlace, JournalReport},
+};
 use crate::log_record::{Level, LogRecord};
 
 /// Records that wait unless chosen otherwise: some minutes of a talkative start.
 pub const RECORDS_MAX: usize = 65_536;
 /// Bytes that wait unless chosen otherwise.
 pub const BYTES_MAX: usize = 16 << 20;
+
+/// What part of the bounds may be in memory when there is a journal; beyond, all that waits is spilled.
+const SPILL_PART: usize = 4;
+/// Records after which a journal that took nothing is asked again.
+const SPILL_AGAIN_RECORDS: u64 = 1024;
 
 const LEVELS: usize = Level::ALL.len();
 /// Entries taken out under one lock: whoever logs waits for so many moves, some microseconds, once in so many records.
@@ -29,6 +37,8 @@ const TAKEN_AT_ONCE: usize = 256;
 ///   lower than the new one's; otherwise the new one goes.
 /// - Taking hands out a window, which stays the same until it is [settled](LogBuffer::settle):
 ///   records under way are never dropped.
+/// - With a [journal](LogBuffer::attach_journal), a quarter of the bounds is kept in memory; what is more goes to the disk,
+///   and nothing is handed out while older records are there.
 #[derive(Clone)]
 pub struct LogBuffer {
     shared: Arc<Shared>,
@@ -42,6 +52,7 @@ struct Shared {
     window: Mutex<Vec<Arc<LogRecord>>>,
     /// Woken when something may be taken.
     added: Notify,
+    journal: OnceLock<JournalHandle>,
     records_max: usize,
     bytes_max: usize,
 }
@@ -55,8 +66,15 @@ struct State {
     records: usize,
     bytes: usize,
     overload: Option<Overload>,
+    /// Whether older records are, or may be, in the journal.
+    journaled: bool,
+    /// Whether the journal was told that there is too much.
+    spill_asked: bool,
+    /// Records accepted before it is told again.
+    spill_again_at: u64,
     accepted: u64,
     flushed: u64,
+    spilled: u64,
     dropped: [u64; LEVELS],
 }
 
@@ -112,13 +130,15 @@ struct Overload {
     last_ns: u64,
 }
 
-/// The state of a buffer at one instant. `accepted == flushed + waiting + dropped`, summary records aside.
+/// The state of a buffer at one instant. `accepted == flushed + spilled + waiting + dropped`, summary records aside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BufferReport {
     /// Records given to the buffer, dropped ones included.
     pub accepted: u64,
     /// Records whose storing was confirmed.
     pub flushed: u64,
+    /// Records that went to the journal.
+    pub spilled: u64,
     /// Records in the buffer, under way included.
     pub waiting: usize,
     /// Their bytes.
@@ -131,6 +151,15 @@ impl BufferReport {
     /// Records dropped at any level.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.iter().sum()
+    }
+}
+
+/// A buffer that others hold.
+pub(super) struct WeakBuffer(Weak<Shared>);
+
+impl WeakBuffer {
+    pub(super) fn upgrade(&self) -> Option<LogBuffer> {
+        self.0.upgrade().map(|shared| LogBuffer { shared })
     }
 }
 
@@ -156,13 +185,37 @@ impl LogBuffer {
             run,
             window: Mutex::default(),
             added: Notify::new(),
+            journal: OnceLock::new(),
             records_max,
             bytes_max,
         };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Adds a record, or counts it as dropped.
+    /// Gives it a journal on disk, once. What an earlier run left there is sent first.
+    ///
+    /// # Errors
+    /// The journal's thread cannot be started.
+    pub fn attach_journal(&self, place: JournalPlace) -> io::Result<()> {
+        let handle = JournalHandle::start(self, place)?;
+        self.state().journaled = true;
+        // A second one is dropped, and its thread ends.
+        let _ = self.shared.journal.set(handle);
+        self.shared.added.notify_one();
+        Ok(())
+    }
+
+    /// The way to its journal.
+    pub fn journal(&self) -> Option<&JournalHandle> {
+        self.shared.journal.get()
+    }
+
+    /// The counts of its journal.
+    pub fn journal_report(&self) -> Option<JournalReport> {
+        self.journal().map(JournalHandle::report)
+    }
+
+    /// Adds a record, or counts it as dropped. Gives it run and number.
     pub fn add(&self, record: LogRecord) {
         self.push(Entry::Made(Box::new(record)));
     }
@@ -196,46 +249,61 @@ impl LogBuffer {
             state.count_drop(&entry);
             evicted.push(entry);
         }
+        let look = self.has_too_much(&state) && !std::mem::replace(&mut state.spill_asked, true);
         drop(state);
         // Whoever waits for something to take waits only while there is nothing.
         if was_empty {
             self.shared.added.notify_one();
         }
+        if look && let Some(journal) = self.journal() {
+            journal.look();
+        }
+    }
+
+    fn has_too_much(&self, state: &State) -> bool {
+        let over = state.records >= self.shared.records_max / SPILL_PART
+            || state.bytes >= self.shared.bytes_max / SPILL_PART;
+        over && state.accepted >= state.spill_again_at && self.shared.journal.get().is_some()
     }
 
     /// The oldest records, at most so many and so many bytes (but at least one). The same ones again
     /// until they are [settled](Self::settle).
     pub fn window(&self, records_max: usize, bytes_max: usize) -> Vec<Arc<LogRecord>> {
         let mut window = self.under_way();
-        if window.is_empty() {
-            let (mut bytes, mut random) = (0, RandomBytes::new());
-            while window.len() < records_max {
-                let wanted = (records_max - window.len()).min(TAKEN_AT_ONCE);
-                let taken = self.state().take(wanted, &mut bytes, bytes_max);
-                if taken.is_empty() {
-                    break;
-                }
-                let before: usize = taken.iter().map(|waiting| waiting.bytes).sum();
-                // Here and not under the lock: this is most of the work.
-                let records = taken.into_iter().map(|Waiting { number, entry, .. }| {
-                    Arc::new(LogRecord { run: self.shared.run, number, ..entry.into_record(&mut random) })
-                });
-                let first = window.len();
-                window.extend(records);
-                let after: usize = window[first..].iter().map(|record| record.memory_bytes()).sum();
-                let mut state = self.state();
-                state.bytes = state.bytes + after - before;
-            }
-            let mut state = self.state();
-            if let Some(overload) = state.overload.take() {
-                let mut summary = overload.summary();
-                (summary.run, summary.number) = (self.shared.run, state.number());
-                state.records += 1;
-                state.bytes += summary.memory_bytes();
-                window.push(Arc::new(summary));
-            }
+        if window.is_empty() && !self.is_journaled() {
+            self.fill(&mut window, Level::Trace, records_max, bytes_max);
         }
         window.clone()
+    }
+
+    /// Makes records of the oldest entries at or above `least`, and one of what was dropped.
+    fn fill(&self, records: &mut Vec<Arc<LogRecord>>, least: Level, records_max: usize, bytes_max: usize) {
+        let (mut bytes, mut random) = (0, RandomBytes::new());
+        while records.len() < records_max {
+            let wanted = (records_max - records.len()).min(TAKEN_AT_ONCE);
+            let taken = self.state().take(least, wanted, &mut bytes, bytes_max);
+            if taken.is_empty() {
+                break;
+            }
+            let before: usize = taken.iter().map(|waiting| waiting.bytes).sum();
+            // Here and not under the lock: this is most of the work.
+            let made = taken.into_iter().map(|Waiting { number, entry, .. }| {
+                Arc::new(LogRecord { run: self.shared.run, number, ..entry.into_record(&mut random) })
+            });
+            let first = records.len();
+            records.extend(made);
+            let after: usize = records[first..].iter().map(|record| record.memory_bytes()).sum();
+            let mut state = self.state();
+            state.bytes = state.bytes + after - before;
+        }
+        let mut state = self.state();
+        if let Some(overload) = state.overload.take() {
+            let mut summary = overload.summary();
+            (summary.run, summary.number) = (self.shared.run, state.number());
+            state.records += 1;
+            state.bytes += summary.memory_bytes();
+            records.push(Arc::new(summary));
+        }
     }
 
     /// Removes what is under way and not in `missing`; those stay the window. How many were removed.
@@ -244,42 +312,92 @@ impl LogBuffer {
         let (kept, done): (Vec<_>, Vec<_>) =
             std::mem::take(&mut *window).into_iter().partition(|record| missing.contains(&record.id));
         *window = kept;
-        let bytes = done.iter().map(|record| record.memory_bytes()).sum::<usize>();
         let mut state = self.state();
-        state.records -= done.len();
-        state.bytes -= bytes;
+        state.forget(&done);
         state.flushed += done.len() as u64;
         done.len()
     }
 
-    /// Everything that is left, in order, when nobody drains any more. It counts as flushed.
-    pub fn take_rest(&self) -> Vec<LogRecord> {
-        let mut rest = Vec::new();
-        loop {
-            let window = self.window(usize::MAX, usize::MAX);
-            if window.is_empty() {
-                return rest;
-            }
-            self.settle(&HashSet::new());
-            rest.extend(
-                window
-                    .into_iter()
-                    .map(|record| Arc::try_unwrap(record).unwrap_or_else(|shared| (*shared).clone())),
-            );
-        }
+    /// Whether the journal should take what waits.
+    pub(super) fn wants_spill(&self) -> bool {
+        self.state().spill_asked
     }
 
-    /// Waits until there is something to take.
+    /// The oldest records at or above `least` for the journal, what is under way first; none are handed out meanwhile.
+    pub(super) fn take_to_spill(&self, least: Level, bytes_max: usize) -> Vec<Arc<LogRecord>> {
+        let mut window = self.under_way();
+        self.state().journaled = true;
+        let mut records = std::mem::take(&mut *window);
+        if records.is_empty() {
+            self.fill(&mut records, least, usize::MAX, bytes_max);
+        }
+        records
+    }
+
+    /// These are on disk.
+    pub(super) fn spilled(&self, records: &[Arc<LogRecord>]) {
+        let mut state = self.state();
+        state.forget(records);
+        state.spilled += records.len() as u64;
+    }
+
+    /// The journal did not take these, and is or is not empty now. It is asked again later.
+    pub(super) fn spill_refused(&self, records: Vec<Arc<LogRecord>>, journal_is_empty: bool) {
+        let mut state = self.state();
+        state.spill_asked = false;
+        state.spill_again_at = state.accepted + SPILL_AGAIN_RECORDS;
+        state.take_back(records.into_iter().map(Arc::unwrap_or_clone).collect());
+        state.journaled = !journal_is_empty;
+        drop(state);
+        self.shared.added.notify_one();
+    }
+
+    /// All that was in the journal is stored: memory has the oldest records.
+    pub(super) fn journal_is_empty(&self) {
+        self.state().journaled = false;
+        self.shared.added.notify_one();
+    }
+
+    /// Whether older records may be in the journal.
+    pub fn is_journaled(&self) -> bool {
+        self.state().journaled
+    }
+
+    pub(super) fn downgrade(&self) -> WeakBuffer {
+        WeakBuffer(Arc::downgrade(&self.shared))
+    }
+
+    /// Everything that waits in memory, in order, when nobody drains any more. It counts as flushed.
+    pub fn take_rest(&self) -> Vec<LogRecord> {
+        let mut rest = std::mem::take(&mut *self.under_way());
+        self.fill(&mut rest, Level::Trace, usize::MAX, usize::MAX);
+        let mut state = self.state();
+        state.forget(&rest);
+        state.flushed += rest.len() as u64;
+        drop(state);
+        rest.into_iter().map(Arc::unwrap_or_clone).collect()
+    }
+
+    /// Takes back what [`take_rest`](Self::take_rest) gave.
+    pub fn give_back(&self, records: Vec<LogRecord>) {
+        let mut state = self.state();
+        state.flushed -= records.len() as u64;
+        state.records += records.len();
+        state.bytes += records.iter().map(LogRecord::memory_bytes).sum::<usize>();
+        state.take_back(records);
+    }
+
+    /// Waits until there is something to take, or something in the journal.
     pub async fn readable(&self) {
         while self.is_empty() {
             self.shared.added.notified().await;
         }
     }
 
-    /// Whether there is nothing to take.
+    /// Whether there is nothing to take, here or in the journal.
     pub fn is_empty(&self) -> bool {
         let state = self.state();
-        state.records == 0 && state.overload.is_none()
+        state.records == 0 && state.overload.is_none() && !state.journaled
     }
 
     /// The present counts.
@@ -288,6 +406,7 @@ impl LogBuffer {
         BufferReport {
             accepted: state.accepted,
             flushed: state.flushed,
+            spilled: state.spilled,
             waiting: state.records,
             bytes: state.bytes,
             dropped: state.dropped,
@@ -310,17 +429,38 @@ impl State {
         self.last_number
     }
 
-    /// The level whose first record is the oldest of all that wait.
-    fn oldest_level(&self) -> Option<usize> {
-        let fronts = self.queues.iter().enumerate();
+    /// These are no longer ours.
+    fn forget(&mut self, records: &[Arc<LogRecord>]) {
+        self.records -= records.len();
+        self.bytes -= records.iter().map(|record| record.memory_bytes()).sum::<usize>();
+    }
+
+    /// Back to where they came from: they are older than all that waits at their level.
+    fn take_back(&mut self, records: Vec<LogRecord>) {
+        for record in records.into_iter().rev() {
+            let (number, bytes, level) = (record.number, record.memory_bytes(), index(record.level));
+            let entry = Entry::Made(Box::new(record));
+            self.queues[level].push_front(Waiting { number, bytes, entry });
+        }
+    }
+
+    /// The level from `least` whose first record is the oldest of all that wait.
+    fn oldest_level(&self, least: Level) -> Option<usize> {
+        let fronts = self.queues.iter().enumerate().skip(index(least));
         fronts.filter_map(|(level, queue)| Some((queue.front()?.number, level))).min().map(|(_, level)| level)
     }
 
     /// Takes the oldest entries, at most so many, as long as `bytes` stay below `bytes_max`; but one if there is one.
-    fn take(&mut self, entries_max: usize, bytes: &mut usize, bytes_max: usize) -> Vec<Waiting> {
+    fn take(
+        &mut self,
+        least: Level,
+        entries_max: usize,
+        bytes: &mut usize,
+        bytes_max: usize,
+    ) -> Vec<Waiting> {
         let mut taken = Vec::with_capacity(entries_max);
         while taken.len() < entries_max {
-            let Some(level) = self.oldest_level() else { break };
+            let Some(level) = self.oldest_level(least) else { break };
             let size = self.queues[level].front().map_or(0, |waiting| waiting.bytes);
             if *bytes + size > bytes_max && *bytes > 0 {
                 break;

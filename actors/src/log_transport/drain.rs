@@ -1,6 +1,13 @@
 //! The drain: empties the buffer over the bus, when the gate says so, and forgets a record only when it is stored.
 
-use std::{collections::HashSet, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use interlock_bus::{
     Client, Header, Payload, PublishError, RequestError, SubscribeError, TopicName,
@@ -12,6 +19,7 @@ use uuid::Uuid;
 use super::{
     buffer::{BufferReport, LogBuffer},
     gate::{Fact, Gate, Phase, Step},
+    journal::{Batch, JournalReport},
     path::OnLogPath,
 };
 use crate::{
@@ -61,13 +69,59 @@ pub struct DrainReport {
     pub phase: Phase,
     /// What became of the records.
     pub buffer: BufferReport,
+    /// What is on disk; `None` without a journal.
+    pub journal: Option<JournalReport>,
+}
+
+impl DrainReport {
+    /// Records whose storing was confirmed, from memory and from the journal.
+    pub fn flushed(&self) -> u64 {
+        self.buffer.flushed + self.journal.map_or(0, |journal| journal.drained)
+    }
 }
 
 impl fmt::Display for DrainReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phase, buffer } = self;
-        let (flushed, dropped) = (buffer.flushed, buffer.dropped_total());
-        write!(formatter, "{phase}; flushed {flushed}, dropped {dropped}, waiting {}", buffer.waiting)
+        let Self { phase, buffer, journal } = self;
+        let (flushed, dropped) = (self.flushed(), buffer.dropped_total());
+        write!(formatter, "{phase}; flushed {flushed}, dropped {dropped}, waiting {}", buffer.waiting)?;
+        journal.map_or(Ok(()), |journal| write!(formatter, ", {journal}"))
+    }
+}
+
+/// Records of the journal on their way.
+struct Replay {
+    segment: u64,
+    records: u64,
+    waiting: VecDeque<Arc<LogRecord>>,
+    window: Vec<Arc<LogRecord>>,
+}
+
+impl Replay {
+    fn new(batch: Batch) -> Self {
+        let Batch { segment, records } = batch;
+        Self { segment, records: records.len() as u64, waiting: records.into(), window: Vec::new() }
+    }
+
+    /// The same until it is settled.
+    fn window(&mut self) -> Vec<Arc<LogRecord>> {
+        let mut bytes = 0;
+        while self.window.len() < WINDOW_RECORDS_MAX && bytes < WINDOW_BYTES_MAX {
+            let Some(record) = self.waiting.pop_front() else { break };
+            bytes += record.memory_bytes();
+            self.window.push(record);
+        }
+        self.window.clone()
+    }
+
+    fn settle(&mut self, missing: &HashSet<Uuid>) -> usize {
+        let before = self.window.len();
+        self.window.retain(|record| missing.contains(&record.id));
+        before - self.window.len()
+    }
+
+    fn is_done(&self) -> bool {
+        self.window.is_empty() && self.waiting.is_empty()
     }
 }
 
@@ -76,6 +130,7 @@ enum Outcome {
     Listening(Result<Subscription, SubscribeError>),
     Probe(Uuid, Result<ProbeAnswer, RequestError>),
     Flush(Uuid, Result<HashSet<Uuid>, FlushError>),
+    Journal(Option<Batch>),
 }
 
 enum FlushError {
@@ -102,10 +157,12 @@ pub struct Drain {
     link: watch::Receiver<LinkState>,
     announcements: Option<Subscription>,
     operation: Option<Operation>,
+    /// What of the journal is being sent. One that is not finished is read again by the next drain.
+    replay: Option<Replay>,
     fruitless_windows: u32,
     stopping: bool,
     /// Counts when the gate opened, until what had gathered by then is flushed and reported.
-    opened_with: Option<BufferReport>,
+    opened_with: Option<DrainReport>,
 }
 
 impl fmt::Debug for Drain {
@@ -129,6 +186,7 @@ impl Drain {
             link,
             announcements: None,
             operation: None,
+            replay: None,
             fruitless_windows: 0,
             stopping: false,
             opened_with: None,
@@ -265,6 +323,10 @@ impl Drain {
             Outcome::Listening(Err(error)) => return Err(DrainError::Listen(error)),
             Outcome::Probe(probe, answer) => self.on_probe(probe, answer)?,
             Outcome::Flush(consumer, answer) => self.on_flush(consumer, answer)?,
+            Outcome::Journal(batch) => {
+                self.replay = batch.map(Replay::new);
+                self.report_opening();
+            }
         }
         Ok(())
     }
@@ -290,7 +352,14 @@ impl Drain {
         answer: Result<HashSet<Uuid>, FlushError>,
     ) -> Result<(), DrainError> {
         let settled = match answer {
-            Ok(missing) => self.buffer.settle(&missing),
+            Ok(missing) => match &mut self.replay {
+                Some(replay) => replay.settle(&missing),
+                None => match self.buffer.settle(&missing) {
+                    // What was under way went to the journal meanwhile, and comes again from there.
+                    0 if missing.is_empty() => return Ok(()),
+                    settled => settled,
+                },
+            },
             Err(
                 FlushError::Ask(RequestError::Disconnected)
                 | FlushError::Publish(PublishError::NotConnected { .. } | PublishError::Unconfirmed { .. }),
@@ -319,13 +388,15 @@ impl Drain {
 
     /// Once what had gathered before an opening is flushed, one record says how much that was.
     fn report_opening(&mut self) {
-        let now = self.buffer.report();
-        if now.waiting > 0 {
+        let now = self.report();
+        if now.buffer.waiting > 0 || self.replay.is_some() || self.buffer.is_journaled() {
             return;
         }
         let Some(before) = self.opened_with.take() else { return };
-        let (flushed, dropped) = (now.flushed - before.flushed, now.dropped_total());
-        let message = format!("log gate opened: flushed {flushed}, dropped {dropped}");
+        let (flushed, dropped) = (now.flushed() - before.flushed(), now.buffer.dropped_total());
+        let drained = |report: &DrainReport| report.journal.map_or(0, |journal| journal.drained);
+        let journal = drained(&now) - drained(&before);
+        let message = format!("log gate opened: flushed {flushed}, dropped {dropped}, journal {journal}");
         let mut record = LogRecord::new(Level::Info, "log-transport", message);
         record.target = module_path!().to_owned();
         record.fields = vec![("openings".to_owned(), self.gate.openings().to_string())];
@@ -342,20 +413,36 @@ impl Drain {
             }
             Step::Listen => self.operation = Some(Box::pin(listen(self.client.clone()))),
             Step::Probe(id) => self.operation = Some(Box::pin(probe(self.client.clone(), id))),
-            Step::Flush => self.opened_with = Some(self.buffer.report()),
+            Step::Flush => self.opened_with = Some(self.report()),
         }
     }
 
     fn flush(&mut self) {
         let Phase::Open { consumer } = self.gate.phase() else { return };
-        let window = self.buffer.window(WINDOW_RECORDS_MAX, WINDOW_BYTES_MAX);
+        let finished =
+            self.replay.take_if(|replay| replay.is_done()).map(|replay| (replay.segment, replay.records));
+        let window = match &mut self.replay {
+            Some(replay) => replay.window(),
+            None if (finished.is_some() || self.buffer.is_journaled())
+                && let Some(journal) = self.buffer.journal().cloned() =>
+            {
+                let next = async move { Outcome::Journal(journal.next(finished).await) };
+                self.operation = Some(Box::pin(next));
+                return;
+            }
+            None => self.buffer.window(WINDOW_RECORDS_MAX, WINDOW_BYTES_MAX),
+        };
         if !window.is_empty() {
             self.operation = Some(Box::pin(flush(self.client.clone(), consumer, window)));
         }
     }
 
     fn report(&self) -> DrainReport {
-        DrainReport { phase: self.gate.phase(), buffer: self.buffer.report() }
+        DrainReport {
+            phase: self.gate.phase(),
+            buffer: self.buffer.report(),
+            journal: self.buffer.journal_report(),
+        }
     }
 }
 

@@ -25,12 +25,12 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An installation: keys and store in a directory of its own, a broker that can be killed.
-struct Site {
-    directory: tempfile::TempDir,
+pub(super) struct Site {
+    pub(super) directory: tempfile::TempDir,
     keys: KeyStore,
     credentials: HashMap<&'static str, Credentials>,
     broker: Option<BrokerHandle>,
-    store: Store,
+    pub(super) store: Store,
 }
 
 impl Site {
@@ -58,7 +58,7 @@ impl Site {
         Self { directory, keys, credentials, broker: None, store }
     }
 
-    fn with_broker() -> Self {
+    pub(super) fn with_broker() -> Self {
         let mut site = Self::new();
         site.start_broker();
         site
@@ -68,16 +68,16 @@ impl Site {
         self.directory.path().join("bus.sock")
     }
 
-    fn start_broker(&mut self) {
+    pub(super) fn start_broker(&mut self) {
         let config = BrokerConfig::from_key_store(&self.keys, vec![Endpoint::Ipc(self.socket())]).unwrap();
         self.broker = Some(Broker::start(config).unwrap());
     }
 
-    fn stop_broker(&mut self) {
+    pub(super) fn stop_broker(&mut self) {
         self.broker.take().unwrap().stop(Duration::ZERO);
     }
 
-    fn attach(&self, name: &str) -> Client {
+    pub(super) fn attach(&self, name: &str) -> Client {
         self.broker.as_ref().unwrap().attach(&name.parse::<PeerName>().unwrap()).unwrap()
     }
 
@@ -88,7 +88,7 @@ impl Site {
     }
 
     /// Compares what is stored of the component `test`, in the order in which it arrived, with `0..to`.
-    fn assert_stored(&self, to: usize) {
+    pub(super) fn assert_stored(&self, to: usize) {
         let database = self.store.path();
         let key = DataKey::load(&self.directory.path().join("keys"), database).unwrap();
         let reader = Reader::open(database, &key).unwrap();
@@ -109,7 +109,7 @@ impl Site {
 }
 
 /// A drain or a consumer at work, which can be stopped or killed.
-struct Running<T, E> {
+pub(super) struct Running<T, E> {
     task: JoinHandle<Result<(), E>>,
     report: watch::Receiver<Option<T>>,
     stop: watch::Sender<bool>,
@@ -128,7 +128,7 @@ impl<T: Copy + std::fmt::Debug, E: std::fmt::Debug> Running<T, E> {
     }
 
     /// Waits until it reports what is wanted.
-    async fn until(&self, wanted: impl Fn(&T) -> bool) -> T {
+    pub(super) async fn until(&self, wanted: impl Fn(&T) -> bool) -> T {
         let mut reports = self.report.clone();
         let reached = reports.wait_for(|report| report.as_ref().is_some_and(&wanted));
         let last = || format!("{:?}", *self.report.borrow());
@@ -139,12 +139,12 @@ impl<T: Copy + std::fmt::Debug, E: std::fmt::Debug> Running<T, E> {
         (*report).expect("it is there")
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         tokio::time::timeout(DEADLINE, self.task).await.expect("it did not stop").unwrap().unwrap();
     }
 
-    async fn kill(self) {
+    pub(super) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
     }
@@ -154,21 +154,21 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn drain(client: Client, buffer: &LogBuffer) -> Running<DrainReport, DrainError> {
+pub(super) fn drain(client: Client, buffer: &LogBuffer) -> Running<DrainReport, DrainError> {
     let drain = Drain::new(client, buffer.clone());
     Running::start(|report, stop| async move {
         drain.run(move |now| report.send_modify(|last| *last = Some(now)), stopped(stop)).await
     })
 }
 
-async fn consumer(client: Client, store: &Store) -> Running<ConsumerReport, ConsumerError> {
+pub(super) async fn consumer(client: Client, store: &Store) -> Running<ConsumerReport, ConsumerError> {
     let consumer = Consumer::start(client, store.clone()).await.unwrap();
     Running::start(|report, stop| async move {
         consumer.run(move |now| report.send_modify(|last| *last = Some(now)), stopped(stop)).await
     })
 }
 
-fn log(buffer: &LogBuffer, numbers: std::ops::Range<usize>) {
+pub(super) fn log(buffer: &LogBuffer, numbers: std::ops::Range<usize>) {
     numbers.for_each(|number| buffer.add(LogRecord::new(Level::Info, "test", number.to_string())));
 }
 
@@ -176,22 +176,22 @@ fn is_empty(report: &DrainReport) -> bool {
     report.buffer.waiting == 0 && report.buffer.flushed > 0
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(4 * DEADLINE, test).await.expect("the test hangs") });
 }
 
 /// A random number below `bound`: where a round does something else each time.
-fn random(bound: u64) -> u64 {
+pub(super) fn random(bound: u64) -> u64 {
     u64::from_le_bytes(interlock_bus::crypto::random()) % bound
 }
 
-fn rounds(default: usize) -> usize {
+pub(super) fn rounds(default: usize) -> usize {
     std::env::var("INTERLOCK_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
 }
 
 /// Lets the others run for a while of random length, counted in turns and not in time.
-async fn some_turns() {
+pub(super) async fn some_turns() {
     for _ in 0..random(60) {
         tokio::task::yield_now().await;
     }
@@ -220,7 +220,7 @@ fn records_logged_before_anything_was_there_are_stored_once_and_in_order() {
             reader.logs(&LogQuery { text: Some("log gate opened".into()), ..LogQuery::default() })
         });
         let told: Vec<_> = told.await.unwrap().into_iter().map(|log| log.record.message).collect();
-        assert_eq!(told, ["log gate opened: flushed 3000, dropped 0"]);
+        assert_eq!(told, ["log gate opened: flushed 3000, dropped 0, journal 0"]);
     });
 }
 
