@@ -110,6 +110,9 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         exit: Slot::default(),
         listened: Slot::default(),
     });
+    if let Err(error) = site.log_buffer.attach_journal(site.journal_place()) {
+        tracing::error!(%error, "without a thread there is no journal: log records that find no way to the store stay in memory");
+    }
     peers::enrol(&site, &extras.actors)?;
     if keys_are_new || database_is_new {
         let _ = print_made(&site, keys_are_new, database_is_new, output);
@@ -132,7 +135,7 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     let code = exit.as_ref().map_or_else(CliError::exit, |exit| *exit);
     // What still hangs in it is not waited for.
     runtime.shutdown_background();
-    store_rest(&site, told.get());
+    telemetry::rest::save(&site, told.get().as_deref());
     console.finish(CONSOLE_GRACE);
     note_end(&site.data_dir, code);
     drop(watchdog);
@@ -366,29 +369,6 @@ fn exit_of(outcome: &Outcome, failure: Option<Exit>) -> Exit {
 fn note_end(data_dir: &DataDir, exit: Exit) {
     if let Err(error) = InstanceLock::note_end(data_dir, exit) {
         Output::quick(&error.to_string());
-    }
-}
-
-/// What was logged after the log path had ended goes into the store directly. `told` is why there was no start: it is not
-/// told again.
-fn store_rest(site: &Site, told: Option<String>) {
-    let rest = site.log_buffer.take_rest();
-    if rest.is_empty() {
-        return;
-    }
-    let count = rest.len();
-    let stored = site.open_again().map_err(|error| error.to_string()).and_then(|store| {
-        let appended =
-            interlock_bus::blocking::wait(store.append(rest)).map_err(|refused| refused.error.to_string());
-        store.close();
-        appended
-    });
-    match stored {
-        Ok(_) => {}
-        Err(error) if told.as_ref().is_some_and(|told| told.contains(&error)) => {
-            Output::quick(&format!("the last {count} log records are lost for the same reason"));
-        }
-        Err(error) => Output::quick(&format!("the last {count} log records are lost: {error}")),
     }
 }
 

@@ -12,7 +12,10 @@ use interlock_actors::{
     host::{ActorHost, Bus, Host, Mailroom},
     intake::Intake,
     log_consumer::LogConsumer,
-    log_transport::{LogBuffer, LogTransport},
+    log_transport::{
+        LogBuffer, LogTransport,
+        journal::{self, JournalPlace},
+    },
     model::ModelService,
     store::{DataKey, Store, StoreActor, StoreError, StoreOptions, StoreSeat},
 };
@@ -136,6 +139,20 @@ impl Site {
         let database = self.data_dir.database();
         let key = DataKey::load(&self.data_dir.keys(), &database)?;
         Store::open(&database, &key, self.store_options())
+    }
+
+    /// Where log records wait that find no way to the store.
+    pub(crate) fn journal_place(&self) -> JournalPlace {
+        let (keys, database) = (self.data_dir.keys(), self.data_dir.database());
+        let key = move || {
+            let key = DataKey::load(&keys, &database).map_err(|error| error.to_string())?;
+            Ok(key.derive("log journal"))
+        };
+        JournalPlace {
+            directory: self.data_dir.root().join(journal::DIRECTORY),
+            bytes_max: journal::BYTES_MAX,
+            key: Box::new(key),
+        }
     }
 
     /// The exit code for what kept broker or store from starting.

@@ -1,6 +1,7 @@
 //! Where events go: into the log path, which ends in the encrypted store, and, the serious ones, to standard error.
 
 mod console;
+pub(crate) mod rest;
 
 use std::{io, sync::Arc};
 
