@@ -358,17 +358,6 @@ impl LogBuffer {
         self.shared.added.notify_one();
     }
 
-    /// Takes back what [`take_rest`](Self::take_rest) gave.
-    pub fn give_back(&self, records: Vec<LogRecord>) {
-        let mut state = self.state();
-        state.flushed -= records.len() as u64;
-        state.records += records.len();
-        state.bytes += records.iter().map(LogRecord::memory_bytes).sum::<usize>();
-        for record in records.into_iter().rev() {
-            state.queues[index(record.level)].push_front(Arc::new(record));
-        }
-    }
-
     /// Whether older records may be in the journal.
     pub fn is_journaled(&self) -> bool {
         self.state().journaled
