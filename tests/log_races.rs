@@ -458,7 +458,9 @@ fn races_from_the_first_log_call_to_the_store_lose_nothing_and_store_nothing_twi
             _ => Fate::ProducerKilled,
         };
         let began = Instant::now();
-        let outcome = std::panic::catch_unwind(|| Round::new(&site, round, fate, dice).run());
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Round::new(&site, round, fate, dice).run()
+        }));
         let Ok((raised, gone)) = outcome else {
             panic!(
                 "round {round} ({fate:?}) failed; INTERLOCK_SEED={} begins with it",
