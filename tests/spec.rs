@@ -50,6 +50,8 @@ mod nothing_readable;
 mod openai;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
 mod overflow;
+/// The data key under a passphrase: who needs it, where it comes from, and what a kill leaves.
+mod passphrase;
 /// What DESIGN.md promises and has no chapter of its own: versions, presence, groups, last values, losses told.
 mod promises;
 /// The Python module that people copy.

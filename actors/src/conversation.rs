@@ -17,7 +17,7 @@ pub mod schedule;
 mod tests;
 pub mod turn;
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use interlock_bus::{Message, client::SubscribeOptions};
 use uuid::Uuid;
@@ -91,6 +91,15 @@ impl Actor for ConversationEngine {
         Ok(())
     }
 
+    fn tick_every(&self) -> Option<Duration> {
+        Some(STORE_LOOK_EVERY)
+    }
+
+    async fn tick(&mut self, _context: &Context) -> Result<(), Failure> {
+        // A store that was started again is another one: the next incarnation of this engine finds it.
+        if self.store.is_open() { Ok(()) } else { Err(Failure::new("the store it saves to was closed")) }
+    }
+
     async fn stopping(&mut self, _context: &Context) -> Result<(), Failure> {
         let Some(engine) = &self.engine else { return Ok(()) };
         let waiting = engine.schedule.borrow_mut().drain();
@@ -100,6 +109,9 @@ impl Actor for ConversationEngine {
         Ok(())
     }
 }
+
+/// How often the engine looks whether its store is still open. Turns that come in between are told that it is not.
+const STORE_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Why a turn is not begun any more.
 const STOPPING: &str = "the runtime is stopping and takes no new turns; try again when it runs again";

@@ -32,6 +32,7 @@ pub mod key;
 pub mod limits;
 pub mod logs;
 mod migrate;
+pub mod passphrase;
 pub mod reader;
 #[cfg(test)]
 mod tests;
@@ -40,9 +41,10 @@ mod writer;
 pub use child::{StoreActor, StoreSeat};
 pub use conversations::{Conversation, MessageState, NewMessage, Role, StoredMessage};
 pub use error::StoreError;
-pub use key::DataKey;
+pub use key::{DataKey, KeyWrap, Vault};
 pub use logs::{Appended, LogQuery, StoredLog};
 pub use migrate::SchemaVersion;
+pub use passphrase::{Passphrase, PassphraseSources};
 pub use reader::{Reader, schema_version};
 pub use writer::Refused;
 

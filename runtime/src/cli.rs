@@ -14,11 +14,12 @@ mod reload;
 pub(crate) mod remote;
 mod status;
 mod stop;
+mod terminal;
 
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use interlock_actors::store::DataKey;
+use interlock_actors::store::{DataKey, PassphraseSources, Vault};
 
 pub use output::{CliError, Output, ascii};
 
@@ -74,6 +75,10 @@ pub(crate) struct Global {
     /// One setting, for example gateway.listen=127.0.0.1:9000; may be repeated.
     #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE")]
     settings: Vec<String>,
+    /// File with the passphrase of the data key, if that is sealed under one; mode 0600. Else INTERLOCK_PASSPHRASE_FILE, the
+    /// systemd credential interlock.passphrase, or the terminal.
+    #[arg(long, global = true, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// No colours, even on a terminal (also NO_COLOR).
     #[arg(long, global = true)]
     no_color: bool,
@@ -127,7 +132,7 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
     let global = &arguments.global;
     output.use_color(!global.no_color);
     match arguments.verb.unwrap_or(Verb::Run) {
-        Verb::Run => run::run(global.load()?, extras, output),
+        Verb::Run => run::run(global.load()?, global.passphrase_sources(), extras, output),
         Verb::Status(arguments) => status::run(&arguments, global, output),
         Verb::Stop(arguments) => stop::run(&arguments, global, output),
         Verb::Ps(arguments) => ps::run(&arguments, global, output),
@@ -175,7 +180,18 @@ impl Global {
 
     /// The data key, for a verb that reads the database. Every verb gets it here, whatever it is sealed under.
     fn data_key(&self, data_dir: &DataDir) -> Result<DataKey, CliError> {
-        Ok(DataKey::load(&data_dir.keys(), &data_dir.database())?)
+        Ok(self.vault(data_dir).open()?)
+    }
+
+    /// The way to the data key. One for each process, so that nobody is asked twice.
+    fn vault(&self, data_dir: &DataDir) -> Vault {
+        interlock_bus::keys::keep_memory_private();
+        Vault::new(data_dir.keys(), data_dir.database(), self.passphrase_sources())
+    }
+
+    fn passphrase_sources(&self) -> PassphraseSources {
+        let environment = PassphraseSources::from_environment(self.passphrase_file.clone());
+        PassphraseSources { prompt: terminal::prompt(), ..environment }
     }
 
     /// The data directory of the configuration.

@@ -3,7 +3,7 @@
 //! ```text
 //! DATA/                0700
 //!   interlock.db       the encrypted store
-//!   keys/              0700, files 0600: broker.toml, authorized.toml, NAME.toml
+//!   keys/              0700, files 0600: broker.toml, authorized.toml, NAME.toml, data.key, wrap.key
 //!   run/               0700
 //!     instance.lock    held by the running instance; holds its pid
 //!     instance.json    who runs and where it listens; removed at the end

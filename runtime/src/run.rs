@@ -11,7 +11,7 @@ use interlock_actors::{
     gateway::{Port, Token},
     host::Mailroom,
     intake::Intake,
-    store::StoreSeat,
+    store::{PassphraseSources, StoreSeat, Vault},
 };
 use interlock_bus::KeyStore;
 use jiff::Timestamp;
@@ -49,7 +49,12 @@ const CONSOLE_GRACE: Duration = Duration::from_millis(500);
 const ROOT: &str = "root";
 
 /// Runs until asked to stop.
-pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result<Exit, CliError> {
+pub(crate) fn run(
+    loaded: Loaded,
+    passphrase: PassphraseSources,
+    extras: Extras,
+    output: &mut Output,
+) -> Result<Exit, CliError> {
     let extras = extras.checked(loaded.config.programs.iter().map(|program| &program.name))?;
 
     // Configure: what can fail without anything having been made fails first.
@@ -63,6 +68,9 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
     // The lock says that we are alone; from here on a stop can be asked for, and is an orderly one.
     data_dir.create()?;
     let _lock = InstanceLock::take(&data_dir)?;
+    // A person may have to be asked, who can end the process as any other until signals are ours.
+    let vault = Vault::new(data_dir.keys(), data_dir.database(), passphrase);
+    vault.unlock()?;
     let manager =
         ServiceManager::from_environment().map_err(|error| CliError::new(Exit::Misuse, error.to_string()))?;
     let mut instance = Instance {
@@ -106,6 +114,7 @@ pub(crate) fn run(loaded: Loaded, extras: Extras, output: &mut Output) -> Result
         mailroom,
         log_buffer: logs.buffer,
         seat: BrokerSeat::default(),
+        vault: Arc::new(vault),
         store: StoreSeat::default(),
         exit: Slot::default(),
         listened: Slot::default(),

@@ -17,7 +17,7 @@ use interlock_actors::{
         journal::{self, JournalPlace},
     },
     model::ModelService,
-    store::{DataKey, Store, StoreActor, StoreError, StoreOptions, StoreSeat},
+    store::{Store, StoreActor, StoreError, StoreOptions, StoreSeat, Vault},
 };
 use interlock_bus::{Bounds, BrokerConfig, BrokerError, Endpoint, KeyStore};
 
@@ -88,6 +88,8 @@ pub(crate) struct Site {
     pub(crate) log_buffer: LogBuffer,
     /// Where the running broker is found.
     pub(crate) seat: BrokerSeat,
+    /// Where the data key is found.
+    pub(crate) vault: Arc<Vault>,
     /// Where the open store is found.
     pub(crate) store: StoreSeat,
     /// What a refusal of the broker means for the process.
@@ -122,12 +124,7 @@ impl Site {
     }
 
     fn store_actor(&self) -> StoreActor {
-        StoreActor::new(
-            self.data_dir.keys(),
-            self.data_dir.database(),
-            self.store_options(),
-            self.store.clone(),
-        )
+        StoreActor::new(Arc::clone(&self.vault), self.store_options(), self.store.clone())
     }
 
     fn store_options(&self) -> StoreOptions {
@@ -136,9 +133,7 @@ impl Site {
 
     /// Opens the database after the tree has ended.
     pub(crate) fn open_again(&self) -> Result<Store, StoreError> {
-        let database = self.data_dir.database();
-        let key = DataKey::load(&self.data_dir.keys(), &database)?;
-        Store::open(&database, &key, self.store_options())
+        Store::open(self.vault.database(), &self.vault.open()?, self.store_options())
     }
 
     /// Where log records wait that find no way to the store.

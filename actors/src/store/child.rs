@@ -1,12 +1,11 @@
 //! The store as a component, and the place where others find it.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use super::{DataKey, Statistics, Store, StoreError, StoreOptions};
+use super::{Statistics, Store, StoreError, StoreOptions, Vault};
 use crate::{
     actor::{Actor, Failure, Input},
     context::Context,
@@ -49,8 +48,7 @@ impl StoreSeat {
 /// Opens the store. Declared ready when database and threads are there.
 #[derive(Debug)]
 pub struct StoreActor {
-    keys: PathBuf,
-    database: PathBuf,
+    vault: Arc<Vault>,
     options: StoreOptions,
     seat: StoreSeat,
     store: Option<Store>,
@@ -58,9 +56,9 @@ pub struct StoreActor {
 }
 
 impl StoreActor {
-    /// A store with its key in the directory `keys`, which will be found in `seat`.
-    pub fn new(keys: PathBuf, database: PathBuf, options: StoreOptions, seat: StoreSeat) -> Self {
-        Self { keys, database, options, seat, store: None, told: None }
+    /// A store with its key in `vault`, which will be found in `seat`.
+    pub fn new(vault: Arc<Vault>, options: StoreOptions, seat: StoreSeat) -> Self {
+        Self { vault, options, seat, store: None, told: None }
     }
 
     /// Takes the store out of the seat, so that nobody finds one that is being closed.
@@ -73,10 +71,10 @@ impl StoreActor {
 
 impl Actor for StoreActor {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
-        let (keys, database, options) = (self.keys.clone(), self.database.clone(), self.options);
+        let (vault, options) = (Arc::clone(&self.vault), self.options);
         let opened = tokio::task::spawn_blocking(move || {
-            let key = DataKey::load_or_create(&keys, &database)?;
-            Store::open(&database, &key, options)
+            let key = vault.open_or_create()?;
+            Store::open(vault.database(), &key, options)
         });
         let opened = opened.await?;
         let mut seat = self.seat.lock();

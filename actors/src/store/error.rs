@@ -4,6 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use rusqlite::ErrorCode;
 
+use super::passphrase::PassphraseError;
+
 /// What went wrong in the store. Each message names the file and the way out.
 ///
 /// | kind | again later? | exit code |
@@ -11,10 +13,12 @@ use rusqlite::ErrorCode;
 /// | `Busy` | yes: it has already waited its limit | 5 |
 /// | `QueueFull` | yes: the caller has its work back | 7 |
 /// | `Disk`, `DiskFull`, `ReadOnly`, `File` | after the cause is removed | 6 |
-/// | `WrongKey`, `KeyMissing` | no | 4 |
+/// | `WrongKey`, `KeyMissing`, `WrappingKeyMissing`, `WrongWrappingKey`, `WrongPassphrase`, `PassphraseNeeded` | no | 4 |
+/// | `Passphrase` | no | its own |
 /// | `KeyExposed`, `NotOurs` | no: configuration | 2 |
 /// | `KeyDamaged`, `Damaged`, `SchemaIncomplete` | no | 8 |
-/// | `NewerSchema`, `OlderSchema`, `ChangedChecksum`, `OldSqlite` | no | 9 |
+/// | `NewerSchema`, `OlderSchema`, `ChangedChecksum`, `OldSqlite`, `KeyVersion` | no | 9 |
+/// | `KeyChanged` | yes | 5 |
 /// | the rest | no | 1 |
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,6 +63,53 @@ pub enum StoreError {
         /// What is wrong; never a part of the content.
         problem: &'static str,
     },
+    /// The key file is one of a later version of the program.
+    #[error("key file `{}` has version {found}, this program knows {known}; use the program that wrote it, or a newer one", path.display())]
+    KeyVersion {
+        /// The key file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version of this program.
+        known: u32,
+    },
+    /// The key that opens the key file is gone.
+    #[error("key file `{}` is sealed under the key in `{}`, which is missing; put both files back from one copy", path.display(), key.display())]
+    WrappingKeyMissing {
+        /// The key file.
+        path: PathBuf,
+        /// Where the wrapping key belongs.
+        key: PathBuf,
+    },
+    /// The key file was sealed under another wrapping key.
+    #[error("key file `{}` does not open with the key in `{}`: they do not belong together; put both files back from one copy", path.display(), key.display())]
+    WrongWrappingKey {
+        /// The key file.
+        path: PathBuf,
+        /// The wrapping key.
+        key: PathBuf,
+    },
+    /// The key file is whole, and the passphrase is not the one it was sealed under.
+    #[error("the passphrase does not open key file `{}`; nothing was changed", path.display())]
+    WrongPassphrase {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// The key file is sealed under a passphrase, and whoever opens it has no way to ask for one.
+    #[error("key file `{}` is sealed under a passphrase, and none was given", path.display())]
+    PassphraseNeeded {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// There is no passphrase, or none that can be used.
+    #[error(transparent)]
+    Passphrase(Arc<PassphraseError>),
+    /// The key file was changed by another process at the same time.
+    #[error("key file `{}` was changed by another process meanwhile; try again", path.display())]
+    KeyChanged {
+        /// The key file.
+        path: PathBuf,
+    },
     /// The database file is damaged. It is never recreated or repaired without being told to.
     #[error("database `{}` is damaged ({problem}); it was left as it is: restore a copy, or move it away to begin with an empty one", path.display())]
     Damaged {
@@ -83,7 +134,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// There is no database yet, or an empty one.
-    #[error("database `{}` is not initialised; start the runtime once to make it", path.display())]
+    #[error("database `{}` is not initialised; `interlock db init` or the first run makes it", path.display())]
     NotInitialised {
         /// Where it would be.
         path: PathBuf,
@@ -228,14 +279,21 @@ impl StoreError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::KeyExposed { .. } | Self::NotOurs { .. } => 2,
-            Self::WrongKey { .. } | Self::KeyMissing { .. } => 4,
-            Self::Busy { .. } => 5,
+            Self::WrongKey { .. }
+            | Self::KeyMissing { .. }
+            | Self::WrappingKeyMissing { .. }
+            | Self::WrongWrappingKey { .. }
+            | Self::WrongPassphrase { .. }
+            | Self::PassphraseNeeded { .. } => 4,
+            Self::Passphrase(error) => error.exit_code(),
+            Self::Busy { .. } | Self::KeyChanged { .. } => 5,
             Self::DiskFull { .. } | Self::ReadOnly { .. } | Self::Disk { .. } | Self::File { .. } => 6,
             Self::QueueFull { .. } => 7,
             Self::KeyDamaged { .. } | Self::Damaged { .. } | Self::SchemaIncomplete { .. } => 8,
             Self::NewerSchema { .. }
             | Self::OlderSchema { .. }
             | Self::ChangedChecksum { .. }
+            | Self::KeyVersion { .. }
             | Self::OldSqlite { .. } => 9,
             _ => 1,
         }

@@ -15,6 +15,7 @@ use super::{connection, *};
 use crate::log_record::Level;
 
 mod processes;
+mod sealing;
 
 /// A data directory of a test.
 struct Place {
@@ -542,7 +543,8 @@ fn as_an_actor_it_is_found_while_it_is_open_and_tells_why_it_could_not_be_opened
     let run = |keys: PathBuf| {
         let (database, seat) = (place.database(), seat.clone());
         let factory = move || {
-            Ok(StoreActor::new(keys.clone(), database.clone(), StoreOptions::default(), seat.clone()))
+            let vault = Vault::new(keys.clone(), database.clone(), PassphraseSources::default());
+            Ok(StoreActor::new(Arc::new(vault), StoreOptions::default(), seat.clone()))
         };
         let mut host = ActorHost::new("store".parse().unwrap(), Bus::none(), &mailroom, factory);
         let (sink, reports) = crossbeam_channel::bounded(64);

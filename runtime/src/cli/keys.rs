@@ -1,5 +1,7 @@
 //! `interlock keys`: who may connect, and do what. A running broker follows at once.
 
+mod passphrase;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
@@ -37,6 +39,8 @@ pub(super) enum Verb {
         #[arg(long, conflicts_with = "overlap")]
         now: bool,
     },
+    /// Seal the data key under a passphrase, under another one, or under none; the database stays as it is.
+    Passphrase(passphrase::Passphrase),
     /// Put the broker's current key into credentials files, wherever they lie.
     Renew {
         /// Which files.
@@ -90,6 +94,7 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
         Verb::RotateBroker { overlap, now } => {
             rotate_broker(if now { Duration::ZERO } else { overlap }, &data_dir, output)
         }
+        Verb::Passphrase(arguments) => passphrase::run(&arguments, global, &data_dir, output),
         Verb::Renew { files } => {
             let store = KeyStore::open(&data_dir.keys())?;
             for file in files {

@@ -361,7 +361,7 @@ fn spawn(charge: &Charge, directory: &NotifyDirectory, notices: &SyncSender<Even
     for (name, _) in std::env::vars_os() {
         let ours = name.as_encoded_bytes().starts_with(b"INTERLOCK_");
         // What our own service manager told us is not meant for it.
-        let managers = [MARK, "NOTIFY_FD", "WATCHDOG_USEC", "WATCHDOG_PID"];
+        let managers = [MARK, "NOTIFY_FD", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"];
         if ours || managers.iter().any(|manager| name == *manager) {
             command.env_remove(name);
         }

@@ -8,18 +8,18 @@ const ROLE: &str = "INTERLOCK_STORE_TEST_ROLE";
 const PLACE: &str = "INTERLOCK_STORE_TEST_PLACE";
 
 /// Rounds of a test that repeats itself; few by default.
-fn rounds(default: usize) -> usize {
+pub(super) fn rounds(default: usize) -> usize {
     std::env::var("INTERLOCK_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
 }
 
 /// Another process of this binary that waits to be released. Killed when dropped.
-struct Other {
+pub(super) struct Other {
     child: Child,
     says: BufReader<std::process::ChildStdout>,
 }
 
 impl Other {
-    fn start(role: &str, place: &Place) -> Self {
+    pub(super) fn start(role: &str, place: &Place) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -41,25 +41,25 @@ impl Other {
     }
 
     /// Lets it go on.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         self.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     }
 
     /// The next line it prints; empty at the end.
-    fn line(&mut self) -> String {
+    pub(super) fn line(&mut self) -> String {
         let mut line = String::new();
         self.says.read_line(&mut line).unwrap();
         assert!(!line.contains("panicked"), "{line}");
         line.trim().to_owned()
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// What it acknowledged, up to its end.
-    fn rest(&mut self) -> Vec<Uuid> {
+    pub(super) fn rest(&mut self) -> Vec<Uuid> {
         let mut acknowledged = Vec::new();
         loop {
             let mut line = String::new();
@@ -95,6 +95,9 @@ fn in_another_process() {
     say("\nwaiting\n".to_owned());
     std::io::stdin().read_line(&mut String::new()).unwrap();
     let database = place.join(DATABASE_FILE);
+    if role == "reseal" {
+        return super::sealing::reseal(&place, &say);
+    }
     let opened = DataKey::load_or_create(&place.join("keys"), &database)
         .and_then(|key| Store::open(&database, &key, StoreOptions::default()));
     let store = match opened {
@@ -119,7 +122,7 @@ fn in_another_process() {
 }
 
 /// A random number below `bound`, different in each run, from the clock: the instants of a kill need no more.
-fn random(bound: u64) -> u64 {
+pub(super) fn random(bound: u64) -> u64 {
     u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos()) / 7 % bound
 }
 
@@ -141,8 +144,8 @@ fn six_processes_open_one_empty_directory_at_once() {
         assert_eq!(versions, 1, "round {round}");
         assert_eq!(
             fs::read_dir(place.keys()).unwrap().count(),
-            1,
-            "round {round}: something is left beside the key"
+            2,
+            "round {round}: something is left beside the key and its wrapping key"
         );
     }
 }

@@ -1,0 +1,111 @@
+//! Asking a person for a passphrase: nothing that is typed is shown, and the terminal is put back whatever happens.
+
+use std::{
+    io::{self, IsTerminal, Read, Write},
+    os::fd::AsFd,
+};
+
+use interlock_actors::store::passphrase::{BYTES_MAX, Passphrase, PassphraseError, Prompt};
+use nix::sys::termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termios};
+use zeroize::Zeroizing;
+
+const INTERRUPT: u8 = 0x03;
+const END: u8 = 0x04;
+const BACKSPACE: [u8; 2] = [0x08, 0x7f];
+const ERASE_LINE: u8 = 0x15;
+
+/// How to ask at the terminal, if standard input is one.
+pub(super) fn prompt() -> Option<Prompt> {
+    io::stdin().is_terminal().then_some(ask as Prompt)
+}
+
+/// The terminal as it was; restored when dropped.
+struct Silenced(Termios);
+
+impl Silenced {
+    /// Character by character, unseen, and without signals of the keyboard: one of those would end the process and leave
+    /// the terminal silent.
+    fn begin() -> io::Result<Self> {
+        let before = termios::tcgetattr(io::stdin().as_fd())?;
+        let mut silent = before.clone();
+        silent.local_flags &=
+            !(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::ISIG);
+        silent.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+        silent.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+        // What was typed before the question was not meant for it.
+        termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSAFLUSH, &silent)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Silenced {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &self.0);
+        // The newline that was not shown.
+        let _ = io::stderr().write_all(b"\n");
+    }
+}
+
+fn ask(question: &str) -> Result<Passphrase, PassphraseError> {
+    let silenced = Silenced::begin().map_err(PassphraseError::Terminal)?;
+    let mut err = io::stderr();
+    // Standard output may be data.
+    err.write_all(super::ascii(question).as_bytes())
+        .and_then(|()| err.flush())
+        .map_err(PassphraseError::Terminal)?;
+    // Unbuffered and byte by byte, so that no copy is left in a buffer nobody wipes.
+    let typed = read_line(
+        io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .map(std::fs::File::from)
+            .map_err(PassphraseError::Terminal)?,
+    );
+    drop(silenced);
+    Passphrase::new(typed?, "the terminal")
+}
+
+/// What is typed up to the end of the line.
+fn read_line(mut terminal: impl Read) -> Result<Zeroizing<Vec<u8>>, PassphraseError> {
+    let mut line = Zeroizing::new(Vec::with_capacity(BYTES_MAX + 1));
+    let mut byte = Zeroizing::new([0; 1]);
+    loop {
+        match terminal.read(byte.as_mut_slice()) {
+            Ok(0) => return Err(PassphraseError::Cancelled),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(PassphraseError::Terminal(error)),
+        }
+        match byte[0] {
+            b'\n' | b'\r' => return Ok(line),
+            INTERRUPT => return Err(PassphraseError::Cancelled),
+            END if line.is_empty() => return Err(PassphraseError::Cancelled),
+            ERASE_LINE => line.clear(),
+            key if BACKSPACE.contains(&key) => {
+                // A whole character, whatever its bytes.
+                while line.pop().is_some_and(|last| last & 0xc0 == 0x80) {}
+            }
+            // One too many is enough to refuse it.
+            key if line.len() <= BYTES_MAX => line.push(key),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_edited_as_people_expect() {
+        let line = |typed: &[u8]| read_line(typed).map(|line| String::from_utf8(line.to_vec()).unwrap()).ok();
+        assert_eq!(line(b"abc\rdef"), Some("abc".to_owned()));
+        assert_eq!(line(b"abX\x7fc\n"), Some("abc".to_owned()));
+        assert_eq!(line("ab\u{20ac}\u{8}c\n".as_bytes()), Some("abc".to_owned()));
+        assert_eq!(line(b"wrong\x15right\n"), Some("right".to_owned()));
+        assert_eq!(line(b"abc\x03"), None);
+        assert_eq!(line(b"\x04"), None);
+        assert_eq!(line(b"abc"), None, "the terminal went away in the middle");
+        assert_eq!(line(&[vec![b'x'; 3000], vec![b'\n']].concat()).unwrap().len(), BYTES_MAX + 1);
+    }
+}
