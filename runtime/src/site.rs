@@ -138,11 +138,8 @@ impl Site {
 
     /// Where log records wait that find no way to the store.
     pub(crate) fn journal_place(&self) -> JournalPlace {
-        let (keys, database) = (self.data_dir.keys(), self.data_dir.database());
-        let key = move || {
-            let key = DataKey::load(&keys, &database).map_err(|error| error.to_string())?;
-            Ok(key.derive("log journal"))
-        };
+        let vault = Arc::clone(&self.vault);
+        let key = move || Ok(vault.open().map_err(|error| error.to_string())?.derive("log journal"));
         JournalPlace {
             directory: self.data_dir.root().join(journal::DIRECTORY),
             bytes_max: journal::BYTES_MAX,
