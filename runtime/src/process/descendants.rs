@@ -72,3 +72,40 @@ fn kill_all(find: impl Fn() -> Vec<Pid>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Command, Stdio},
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    /// Whether this process runs; one that is dead and not yet waited for does not.
+    fn runs(pid: &str) -> bool {
+        let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        about.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.starts_with(" Z"))
+    }
+
+    #[test]
+    fn the_descendants_of_descendants_are_killed_too() {
+        let script = "sh -c 'sh -c \"echo \\$\\$; sleep 600\" & wait' & wait";
+        let mut first =
+            Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().expect("a shell starts");
+        let mut last = String::new();
+        let mut lines = BufReader::new(first.stdout.take().expect("it is piped"));
+        lines.read_line(&mut last).expect("the third shell tells its number");
+        assert!(runs(last.trim()));
+
+        kill_those_of(Pid::from_raw(first.id().cast_signed()));
+        let began = Instant::now();
+        while runs(last.trim()) {
+            assert!(began.elapsed() < Duration::from_secs(30), "the third shell outlives the first one's");
+            std::thread::yield_now();
+        }
+        first.kill().expect("it is ours");
+        first.wait().expect("it is ours");
+    }
+}
