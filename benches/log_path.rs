@@ -9,7 +9,7 @@ use std::{
 use interlock_actors::{
     log_consumer::Consumer,
     log_transport::{Drain, Identity, LogBuffer, LogLayer, Sink},
-    store::{DATABASE_FILE, DataKey, Store, StoreOptions},
+    store::{DATABASE_FILE, DataKey, LogRetention, Store, StoreOptions},
 };
 use interlock_bus::{Broker, BrokerConfig, BrokerHandle, Client, Endpoint, KeyStore, Permissions};
 use tokio::sync::watch;
@@ -55,7 +55,8 @@ impl LogPath {
             |name: &str| broker.attach(&name.parse().expect("a valid name")).expect("it is enrolled");
         let database = directory.path().join(DATABASE_FILE);
         let key = DataKey::load_or_create(&keys_path, &database).expect("a new data key");
-        let options = StoreOptions { log_rows_max: u64::MAX, ..StoreOptions::default() };
+        let logs = LogRetention { rows_max: u64::MAX, ..LogRetention::default() };
+        let options = StoreOptions { logs, ..StoreOptions::default() };
         let store = Store::open(&database, &key, options).expect("the store opens");
 
         let (buffer, (stop, _)) = (LogBuffer::default(), watch::channel(false));

@@ -365,8 +365,8 @@ impl<'a> Round<'a> {
 
     /// Compares what is stored with what was logged; how many records are lost.
     fn judge(&self, produced: &Produced, before: i64) -> u64 {
-        let component = Some(produced.component.clone());
-        let query = LogQuery { component, after_seq: Some(before), limit: 10_000, ..LogQuery::default() };
+        let components = vec![produced.component.as_str().into()];
+        let query = LogQuery { components, after_seq: Some(before), limit: 10_000, ..LogQuery::default() };
         let found = wait(self.site.store.read(move |reader| reader.logs(&query))).unwrap();
         let numbers: Vec<u64> = found.iter().map(|log| log.record.message.parse().unwrap()).collect();
         let expected: Vec<u64> = (1..=numbers.len() as u64).collect();

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::{chaos, harness::runtime::tool, needs, openai, stopping};
+use crate::{chaos, harness::runtime::tool, log_queries, needs, openai, stopping};
 
 /// A key and the test that sees what it does. A key that does nothing is removed, or made to work.
 const OBSERVED: &[(&str, fn())] = &[
@@ -69,6 +69,8 @@ const OBSERVED: &[(&str, fn())] = &[
     ("logs.level", runtime::records_are_kept_and_shown_as_told),
     ("logs.console", runtime::records_are_kept_and_shown_as_told),
     ("logs.retention", runtime::records_are_kept_as_long_as_told),
+    ("logs.retention_rows", log_queries::the_oldest_records_go_when_they_are_too_many_or_too_large),
+    ("logs.retention_bytes", log_queries::the_oldest_records_go_when_they_are_too_many_or_too_large),
     ("shutdown.drain", stopping::what_does_not_end_while_it_drains_is_killed_and_the_exit_code_is_10),
     ("shutdown.forced", stopping::a_stop_that_hangs_is_ended_by_the_watchdog_with_exit_code_11),
     ("program.name", program::a_program_is_run_as_it_is_described),

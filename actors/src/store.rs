@@ -12,18 +12,15 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
-    time::Duration,
 };
 
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 
 mod child;
+mod chores;
 mod connection;
 pub mod conversations;
 mod error;
@@ -42,7 +39,13 @@ pub use child::{StoreActor, StoreSeat};
 pub use conversations::{Conversation, MessageState, NewMessage, Role, StoredMessage};
 pub use error::StoreError;
 pub use key::{DataKey, KeyWrap, Vault};
-pub use logs::{Appended, LogQuery, StoredLog};
+pub use logs::{
+    Appended, StoredLog,
+    filter::{FieldPattern, Grep, LogQuery, NamePattern},
+    retention::{Deleted, LogRetention},
+    search::Found,
+    words::TextQuery,
+};
 pub use migrate::SchemaVersion;
 pub use passphrase::{Passphrase, PassphraseSources};
 pub use reader::{Reader, schema_version};
@@ -57,20 +60,14 @@ pub const DATABASE_FILE: &str = "interlock.db";
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
     /// Log records kept.
-    pub log_rows_max: u64,
-    /// Age of log records kept.
-    pub log_age_max: Duration,
+    pub logs: LogRetention,
     /// Jobs that may wait for the writer.
     pub queue_jobs: usize,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self {
-            log_rows_max: limits::LOG_ROWS_MAX,
-            log_age_max: limits::LOG_AGE_MAX,
-            queue_jobs: limits::QUEUE_JOBS,
-        }
+        Self { logs: LogRetention::default(), queue_jobs: limits::QUEUE_JOBS }
     }
 }
 
@@ -91,7 +88,7 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<JoinHandle<()>>>,
     counts: Arc<writer::Counts>,
-    log_age_max_ms: Arc<AtomicU64>,
+    retention: writer::Retention,
 }
 
 /// What the writer of a store has done since the store was opened.
@@ -131,17 +128,13 @@ impl Store {
         migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
         identity::record(&connection, path, key)?;
 
-        let log_age_max_ms = Arc::new(AtomicU64::new(milliseconds(options.log_age_max)));
-        let retention = writer::Retention {
-            log_rows_max: options.log_rows_max,
-            log_age_max_ms: Arc::clone(&log_age_max_ms),
-        };
+        let retention = writer::Retention::new(Mutex::new(options.logs));
         let counts = Arc::new(writer::Counts::default());
         let writer = writer::Writer::new(
             path.to_owned(),
             Arc::new(key.clone()),
             connection,
-            retention,
+            Arc::clone(&retention),
             Arc::clone(&counts),
         );
         let (reads, waiting) = crossbeam_channel::bounded::<Read>(limits::QUEUE_READS);
@@ -164,7 +157,7 @@ impl Store {
             writer: Mutex::new(Some(thread)),
             readers: Mutex::new(readers),
             counts,
-            log_age_max_ms,
+            retention,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -188,9 +181,10 @@ impl Store {
         appended.map_err(|refused| refused.map(|work| work.0))
     }
 
-    /// Another age of log records to keep; what is older goes with the next trimming.
-    pub fn keep_logs_for(&self, age_max: Duration) {
-        self.shared.log_age_max_ms.store(milliseconds(age_max), Ordering::Relaxed);
+    /// What is kept of the log records from now on; what is too much then goes at once.
+    pub fn keep_logs(&self, retention: LogRetention) {
+        *locked(&self.shared.retention) = retention;
+        self.shared.jobs.trim();
     }
 
     /// Creates a conversation; `false` if it was there already.
@@ -286,8 +280,11 @@ pub fn schema_sql() -> impl Iterator<Item = &'static str> {
     migrate::MIGRATIONS.iter().map(|migration| migration.sql)
 }
 
-fn milliseconds(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+/// Indexes log records that are not, one block of them, on a connection of the caller's, and says how many are left: also
+/// for whoever compares. Ours happens on the writing thread whenever no job waits.
+#[doc(hidden)]
+pub fn index_logs(connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
+    logs::index::step(connection)
 }
 
 /// A lock that a panic elsewhere does not take away: what it guards is whole at every instant.

@@ -21,7 +21,9 @@ use std::{
     time::Duration,
 };
 
+use interlock_actors::store::LogRetention;
 use interlock_bus::{Endpoint, PeerName, TopicFilter, endpoint::IPC_PATH_BYTES_MAX};
+
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -201,6 +203,21 @@ pub struct LogsSection {
     /// How long records are kept.
     #[serde(with = "duration")]
     pub retention: Duration,
+    /// How many records are kept.
+    pub retention_rows: u64,
+    /// How many bytes of records are kept, index included.
+    pub retention_bytes: u64,
+}
+
+impl LogsSection {
+    /// What of the records is kept.
+    pub fn retention(&self) -> LogRetention {
+        LogRetention {
+            rows_max: self.retention_rows,
+            bytes_max: self.retention_bytes,
+            age_max: self.retention,
+        }
+    }
 }
 
 /// `[shutdown]`

@@ -173,7 +173,7 @@ impl Reloader {
         site.live.replace(adopted);
         self.levels.set(&config.logs.level, &config.logs.console);
         if let Ok(store) = site.store.store() {
-            store.keep_logs_for(config.logs.retention);
+            store.keep_logs(config.logs.retention());
         }
         for change in &report.changed {
             tracing::info!(key = %change.key, from = %change.from, to = %change.to, "configuration changed");

@@ -13,7 +13,7 @@ use interlock_actors::{
     intake::Intake,
     log_consumer::LogConsumer,
     log_transport::{
-        LogBuffer, LogTransport, Sink,
+        LogBuffer, LogTransport,
         journal::{self, JournalPlace},
     },
     model::ModelService,
@@ -86,8 +86,6 @@ pub(crate) struct Site {
     pub(crate) intake: Intake,
     pub(crate) mailroom: Arc<Mailroom>,
     pub(crate) log_buffer: LogBuffer,
-    /// Where the log path's own events go.
-    pub(crate) log_sink: Sink,
     /// Where the running broker is found.
     pub(crate) seat: BrokerSeat,
     /// Where the data key is found.
@@ -130,7 +128,7 @@ impl Site {
     }
 
     fn store_options(&self) -> StoreOptions {
-        StoreOptions { log_age_max: self.config().logs.retention, ..StoreOptions::default() }
+        StoreOptions { logs: self.config().logs.retention(), ..StoreOptions::default() }
     }
 
     /// Opens the database after the tree has ended.
@@ -195,7 +193,7 @@ pub(crate) fn children(
             Ok(LogConsumer::new(site.store.store()?))
         }),
         log_transport: host(site, "log-transport", on_bus(site, "log-transport"), |site| {
-            Ok(LogTransport::new(site.log_buffer.clone()).with_sink(site.log_sink.clone()))
+            Ok(LogTransport::new(site.log_buffer.clone()))
         }),
         model,
         model_kind,

@@ -84,14 +84,7 @@ impl fmt::Display for DrainReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { phase, buffer, journal } = self;
         let (flushed, dropped) = (self.flushed(), buffer.dropped_total());
-        let sends_old =
-            matches!(phase, Phase::Open { .. }) && journal.is_some_and(|journal| journal.records > 0);
-        let draining = if sends_old { "; draining the journal" } else { "" };
-        write!(
-            formatter,
-            "{phase}{draining}; flushed {flushed}, dropped {dropped}, waiting {}",
-            buffer.waiting
-        )?;
+        write!(formatter, "{phase}; flushed {flushed}, dropped {dropped}, waiting {}", buffer.waiting)?;
         journal.map_or(Ok(()), |journal| write!(formatter, ", {journal}"))
     }
 }
@@ -403,8 +396,7 @@ impl Drain {
         let (flushed, dropped) = (now.flushed() - before.flushed(), now.buffer.dropped_total());
         let drained = |report: &DrainReport| report.journal.map_or(0, |journal| journal.drained);
         let journal = drained(&now) - drained(&before);
-        let message =
-            format!("log path has caught up: flushed {flushed}, dropped {dropped}, journal {journal}");
+        let message = format!("log gate opened: flushed {flushed}, dropped {dropped}, journal {journal}");
         let mut record = LogRecord::new(Level::Info, "log-transport", message);
         record.target = module_path!().to_owned();
         record.fields = vec![("openings".to_owned(), self.gate.openings().to_string())];
@@ -413,13 +405,7 @@ impl Drain {
 
     /// Tells the gate and does what follows.
     fn learn(&mut self, fact: Fact) {
-        let before = self.gate.phase();
-        let step = self.gate.learn(fact, Uuid::now_v7());
-        let after = self.gate.phase();
-        if before.proven() != after.proven() || matches!(after, Phase::Waiting) && before != after {
-            self.tell_transition(before, after);
-        }
-        match step {
+        match self.gate.learn(fact, Uuid::now_v7()) {
             Step::Stay => {}
             Step::Hold => {
                 self.operation = None;
@@ -429,19 +415,6 @@ impl Drain {
             Step::Probe(id) => self.operation = Some(Box::pin(probe(self.client.clone(), id))),
             Step::Flush => self.opened_with = Some(self.report()),
         }
-    }
-
-    /// Each transition is in the log, once there is a way for it.
-    fn tell_transition(&self, before: Phase, after: Phase) {
-        let level = if matches!(before, Phase::Open { .. }) { Level::Warn } else { Level::Info };
-        let mut record = LogRecord::new(level, "log-transport", format!("log path {after}"));
-        record.target = module_path!().to_owned();
-        let facts = ["broker_up", "connected", "consumer_subscribed", "probe_back"].into_iter();
-        record.fields = facts
-            .zip(after.proven())
-            .map(|(fact, is_proven)| (fact.to_owned(), is_proven.to_string()))
-            .collect();
-        self.buffer.add(record);
     }
 
     fn flush(&mut self) {

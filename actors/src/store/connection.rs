@@ -88,6 +88,14 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
             "PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = 16777216;",
         )
         .map_err(fail("setting synchronous"))?;
+    let cache_kib = match role {
+        Role::Writer => limits::WRITER_CACHE_KIB,
+        Role::Reader => limits::READER_CACHE_KIB,
+    };
+    connection
+        .pragma_update(None, "cache_size", -i64::from(cache_kib))
+        .map_err(fail("setting the size of the cache"))?;
+    connection.set_prepared_statement_cache_capacity(limits::STATEMENTS_KEPT);
     if role == Role::Reader {
         connection.execute_batch("PRAGMA query_only = ON").map_err(fail("making it read-only"))?;
     }

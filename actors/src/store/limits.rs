@@ -26,6 +26,9 @@ pub const READ_THREADS: usize = 2;
 /// Log records kept unless configured otherwise. The oldest beyond are deleted in small batches.
 pub const LOG_ROWS_MAX: u64 = 1_000_000;
 
+/// Bytes of log records kept unless configured otherwise, index included. The oldest beyond are deleted in small batches.
+pub const LOG_BYTES_MAX: u64 = 2 << 30;
+
 /// Age of log records kept unless configured otherwise. Older ones are deleted in small batches.
 pub const LOG_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -34,6 +37,36 @@ pub const TRIM_BATCH_ROWS: usize = 1000;
 
 /// Log records appended between two looks at what must be trimmed. Half a batch: trimming catches up.
 pub const TRIM_EVERY_ROWS: usize = 500;
+
+/// Longest time between two looks at what must be trimmed: age comes without any record being appended.
+pub const TRIM_EVERY: Duration = Duration::from_secs(60);
+
+/// Log records that are not indexed at which an idle writer indexes them: a block. Fewer are looked at one by one by each
+/// query, which takes some milliseconds.
+pub const INDEX_AT_ROWS: usize = 1024;
+
+/// Log records that may be not indexed while jobs wait for the writer. Beyond, each batch waits until it is fewer: a
+/// flood is stored as fast as a table takes it at first, and then as fast as it can be indexed.
+pub const INDEX_LAG_ROWS_MAX: usize = 32_768;
+
+/// Bytes of log records indexed in one transaction, so that long records do not hold up writers for long.
+pub const INDEX_STEP_BYTES: i64 = 4 << 20;
+
+/// What a log record is taken to need before there is a mean.
+pub const LOG_ROW_BYTES: i64 = 400;
+
+/// Log records that one query looks at in vain, some seconds' work. Then it returns what it has and says that there may
+/// be more. The index keeps it from happening but where it cannot help: with regular expressions.
+pub const SCAN_ROWS_MAX: usize = 1_000_000;
+
+/// Memory for pages of a connection that reads, in KiB: the longest lists of the index of a million records.
+pub const READER_CACHE_KIB: u32 = 16_384;
+
+/// Memory for pages of the connection that writes, in KiB: the index is merged in memory, ids are looked up there.
+pub const WRITER_CACHE_KIB: u32 = 8_192;
+
+/// Statements that a connection keeps compiled: each part of the index has its own.
+pub const STATEMENTS_KEPT: usize = 64;
 
 /// Rows that one query returns at most, whatever it asks for.
 pub const QUERY_ROWS_MAX: usize = 100_000;

@@ -14,7 +14,11 @@ use super::{
     conversations::{self, Conversation, StoredMessage},
     error::StoreError,
     key::DataKey,
-    logs::{self, LogQuery, StoredLog},
+    logs::{
+        self, StoredLog,
+        filter::LogQuery,
+        search::{self, Found},
+    },
     migrate::{self, MIGRATIONS, SchemaVersion},
 };
 
@@ -48,7 +52,12 @@ impl Reader {
 
     /// The log records a query asks for.
     pub fn logs(&self, query: &LogQuery) -> Result<Vec<StoredLog>, StoreError> {
-        logs::query(&self.connection, query).map_err(self.fail("reading log records"))
+        self.search_logs(query).map(|found| found.records)
+    }
+
+    /// The log records a query asks for, where to go on, and whether the search was given up.
+    pub fn search_logs(&self, query: &LogQuery) -> Result<Found, StoreError> {
+        search::search(&self.connection, query).map_err(self.fail("reading log records"))
     }
 
     /// The number of the newest log record; zero if there has never been one.

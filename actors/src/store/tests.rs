@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rusqlite::Connection;
@@ -170,11 +170,11 @@ fn a_query_finds_by_level_time_component_text_and_conversation() {
     assert_eq!(find(LogQuery { min_level: Some(Level::Warn), ..all() }), "34");
     assert_eq!(find(LogQuery { min_level: Some(Level::Info), ..all() }), "234");
     assert_eq!(find(LogQuery { since_ns: Some(base + 1), until_ns: Some(base + 3), ..all() }), "12");
-    assert_eq!(find(LogQuery { component: Some("odd".into()), ..all() }), "13");
+    assert_eq!(find(LogQuery { components: vec!["odd".into()], ..all() }), "13");
     assert_eq!(find(LogQuery { text: Some("N2".into()), ..all() }), "2");
     assert_eq!(find(LogQuery { text: Some("P4".into()), ..all() }), "4");
     assert_eq!(find(LogQuery { text: Some("%_A".into()), ..all() }), "01234");
-    assert_eq!(find(LogQuery { text: Some("0_a".into()), ..all() }), "");
+    assert_eq!(find(LogQuery { text: Some("0_a".into()), ..all() }), "", "the words are 100 and a");
     assert_eq!(find(LogQuery { conversation: Some("c".into()), ..all() }), "3");
     assert_eq!(find(LogQuery { limit: 2, ..all() }), "34", "the newest two");
 }
@@ -366,7 +366,10 @@ fn a_closed_store_has_written_what_was_queued_and_says_that_it_is_closed() {
 #[test]
 fn logs_are_trimmed_by_count_and_by_age() {
     let place = Place::new();
-    let options = StoreOptions { log_rows_max: 100, ..StoreOptions::default() };
+    let options = StoreOptions {
+        logs: LogRetention { rows_max: 100, ..LogRetention::default() },
+        ..StoreOptions::default()
+    };
     let store = Store::open(&place.database(), &place.key(), options).unwrap();
     let mut ancient = record("ancient");
     ancient.time_ns = 1;
@@ -573,4 +576,44 @@ fn as_an_actor_it_is_found_while_it_is_open_and_tells_why_it_could_not_be_opened
     assert!(!matches!(exit, HostReport::Exited(Exit::Normal)), "{exit:?}");
     assert_eq!(seat.last_error().map(|error| error.exit_code()), Some(4));
     assert!(seat.store().is_err());
+}
+
+#[test]
+fn a_database_of_the_first_version_is_searched_at_once_and_indexed_while_it_is_used() {
+    let place = Place::new();
+    let key = place.key();
+    connection::create_private_file(&place.database()).unwrap();
+    let mut old = connection::open(&place.database(), &key, connection::Role::Writer).unwrap();
+    migrate::migrate(&mut old, &place.database(), &migrate::MIGRATIONS[..1]).unwrap();
+    let insert = "INSERT INTO logs (id, time_ns, level, target, component, process, incarnation, message) \
+                  VALUES (randomblob(16), ?1, 3, 't', 'old', 1, 1, 'number ' || ?1)";
+    for number in 0..3000 {
+        old.execute(insert, [number]).unwrap();
+    }
+    drop(old);
+    let options = StoreOptions {
+        logs: LogRetention { age_max: Duration::MAX, ..LogRetention::default() },
+        ..StoreOptions::default()
+    };
+    let store = Store::open(&place.database(), &place.key(), options).unwrap();
+    let find = |text: &str| {
+        let query = LogQuery { text: Some(text.into()), ..LogQuery::default() };
+        place.reader().logs(&query).unwrap().len()
+    };
+    assert_eq!((find("2999"), find("nu*")), (1, 1000));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut watcher = place.reader();
+    loop {
+        let indexed: i64 =
+            place.connection().query_row("SELECT indexed_to FROM log_totals", [], |row| row.get(0)).unwrap();
+        if indexed > 3000 - limits::INDEX_AT_ROWS as i64 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "only {indexed} are indexed");
+        while !watcher.has_changed().unwrap() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!((find("2999"), find("17"), find("nu*")), (1, 1, 1000));
+    store.close();
 }

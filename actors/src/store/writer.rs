@@ -3,10 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
@@ -14,10 +14,15 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
+    chores::{Chore, Chores},
     connection::{self, Role},
     error::StoreError,
     key::DataKey,
-    limits, logs,
+    limits,
+    logs::{
+        self,
+        retention::{Deleted, LogRetention},
+    },
 };
 
 /// A piece of work for the writer. It may be applied several times before it is committed once.
@@ -114,6 +119,8 @@ impl<W: Work> Job for Waiting<W> {
 /// Everything that can wake the writer.
 pub(super) enum Command {
     Write(BoxedJob),
+    /// Look at once for what is kept no longer. The mark is taken back when that begins.
+    Trim(Arc<AtomicBool>),
     Close,
 }
 
@@ -126,14 +133,17 @@ pub(super) struct Queue {
     jobs: Sender<Command>,
     places: Arc<Semaphore>,
     limit: usize,
+    /// Whether a wish to trim is on its way: one is enough.
+    trims: Arc<AtomicBool>,
 }
 
 impl Queue {
     /// A queue for `limit` jobs, and its other end.
     pub(super) fn new(limit: usize) -> (Self, Receiver<Command>) {
-        // One more: the wish to close never takes a job's place.
-        let (jobs, commands) = crossbeam_channel::bounded(limit + 1);
-        (Self { jobs, places: Arc::new(Semaphore::new(limit)), limit }, commands)
+        // Two more: the wishes to close and to trim never take a job's place.
+        let (jobs, commands) = crossbeam_channel::bounded(limit + 2);
+        let trims = Arc::default();
+        (Self { jobs, places: Arc::new(Semaphore::new(limit)), limit, trims }, commands)
     }
 
     /// Jobs that wait.
@@ -145,6 +155,14 @@ impl Queue {
     pub(super) fn close(&self) {
         // An error says that the writer has ended already.
         let _ = self.jobs.send(Command::Close);
+    }
+
+    /// Lets the writer look for what is kept no longer, as soon as it has written what is queued.
+    pub(super) fn trim(&self) {
+        if !self.trims.swap(true, Ordering::Relaxed) {
+            // An error says that the writer has ended.
+            let _ = self.jobs.try_send(Command::Trim(Arc::clone(&self.trims)));
+        }
     }
 
     /// Gives `work` to the writer and waits for its commit. Never blocks: a full queue refuses at once.
@@ -178,7 +196,7 @@ impl Queue {
                 TrySendError::Full(Command::Write(BoxedJob(job, _)))
                 | TrySendError::Disconnected(Command::Write(BoxedJob(job, _))),
             ) => job.finish(Err(StoreError::Closed)),
-            Err(TrySendError::Full(Command::Close) | TrySendError::Disconnected(Command::Close)) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
         }
         answer.await.unwrap_or(Err(Refused { error: StoreError::Closed, work: None }))
     }
@@ -198,13 +216,8 @@ impl Work for Probe {
     }
 }
 
-/// What is kept of the logs.
-#[derive(Clone, Debug)]
-pub(super) struct Retention {
-    pub(super) log_rows_max: u64,
-    /// In milliseconds; may be changed while the store is open.
-    pub(super) log_age_max_ms: Arc<AtomicU64>,
-}
+/// What is kept of the logs; may be changed while the store is open.
+pub(super) type Retention = Arc<Mutex<LogRetention>>;
 
 /// The writing thread's own state.
 pub(super) struct Writer {
@@ -212,8 +225,7 @@ pub(super) struct Writer {
     key: Arc<DataKey>,
     /// `None` after an error that ends a connection; the next batch opens and probes a new one.
     connection: Option<Connection>,
-    retention: Retention,
-    rows_since_trim: usize,
+    chores: Chores,
     counts: Arc<Counts>,
 }
 
@@ -226,6 +238,8 @@ pub(super) struct Counts {
     /// Failures, not of a job's own making, since something was written. A commit that had nothing to write proves nothing.
     pub(super) failed_in_a_row: AtomicU64,
     /// Woken when something was written after a failure, and when the writer has ended.
+    /// Log records deleted by the retention, in passes that are over.
+    pub(super) deleted: Mutex<Deleted>,
     recovered: Notify,
     ended: AtomicBool,
 }
@@ -253,6 +267,10 @@ impl Drop for Writer {
     }
 }
 
+fn unheard<W: Work>(work: W) -> Box<dyn Job> {
+    Box::new(Waiting { work, output: None, reply: oneshot::channel().0 })
+}
+
 impl Writer {
     pub(super) fn new(
         path: PathBuf,
@@ -261,9 +279,8 @@ impl Writer {
         retention: Retention,
         counts: Arc<Counts>,
     ) -> Self {
-        // Counting as if a trim were due: what an earlier run left too much goes with the first batch.
-        let rows_since_trim = limits::TRIM_EVERY_ROWS;
-        Self { path, key, connection: Some(connection), retention, rows_since_trim, counts }
+        let chores = Chores::new(&connection, retention, Arc::clone(&counts));
+        Self { path, key, connection: Some(connection), chores, counts }
     }
 
     /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
@@ -275,15 +292,27 @@ impl Writer {
             let mut closing = false;
             match self.next(commands) {
                 Ok(Command::Write(BoxedJob(job, _place))) => batch.push(job),
+                Ok(Command::Trim(asked)) => {
+                    asked.store(false, Ordering::Relaxed);
+                    self.chores.begin_trim();
+                    continue;
+                }
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) if self.counts.failed_in_a_row.load(Ordering::Relaxed) > 0 => {
+                    batch.push(unheard(Probe));
+                }
                 Err(RecvTimeoutError::Timeout) => {
-                    let (reply, _nobody) = oneshot::channel();
-                    batch.push(Box::new(Waiting { work: Probe, output: None, reply }));
+                    self.chore();
+                    continue;
                 }
             }
             while batch.len() < limits::GROUP_JOBS_MAX {
                 match commands.try_recv() {
                     Ok(Command::Write(BoxedJob(job, _place))) => batch.push(job),
+                    Ok(Command::Trim(asked)) => {
+                        asked.store(false, Ordering::Relaxed);
+                        self.chores.begin_trim();
+                    }
                     Ok(Command::Close) => {
                         closing = true;
                         break;
@@ -292,21 +321,22 @@ impl Writer {
                 }
             }
             self.counts.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            self.rows_since_trim += batch.iter().map(|job| job.log_rows()).sum::<usize>();
+            let rows = batch.iter().map(|job| job.log_rows()).sum::<usize>();
             self.commit(batch);
             if closing {
                 return;
             }
-            if self.rows_since_trim >= limits::TRIM_EVERY_ROWS {
-                self.rows_since_trim = 0;
-                self.trim();
+            self.chores.appended(rows);
+            while self.chores.is_overdue() {
+                self.chore();
             }
         }
     }
 
     fn next(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
         match self.counts.failed_in_a_row.load(Ordering::Relaxed) {
-            0 => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            // Jobs come first: of work of its own it does a step whenever none waits.
+            0 => commands.recv_timeout(self.chores.pause()),
             _ => commands.recv_timeout(limits::PROBE_EVERY),
         }
     }
@@ -397,21 +427,28 @@ impl Writer {
         Ok(Wrote(connection.total_changes() != changes))
     }
 
-    /// Deletes the oldest log records beyond what is kept, a batch by count and one by age.
-    fn trim(&mut self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let oldest = now
-            .saturating_sub(Duration::from_millis(self.retention.log_age_max_ms.load(Ordering::Relaxed)))
-            .as_nanos();
-        let trim = logs::Trim {
-            rows_max: self.retention.log_rows_max,
-            oldest_ns: i64::try_from(oldest).unwrap_or(i64::MAX),
-            batch_rows: limits::TRIM_BATCH_ROWS,
-        };
-        let (reply, _nobody) = oneshot::channel();
-        let mut job: Box<dyn Job> = Box::new(Waiting { work: trim, output: None, reply });
+    /// A step of the writer's own work, in a transaction of its own.
+    fn chore(&mut self) {
+        match self.chores.next() {
+            Chore::Trim(trim) => {
+                let deleted = self.alone(trim);
+                self.chores.trimmed(deleted);
+            }
+            Chore::Index => {
+                let left = self.alone(logs::retention::Index);
+                self.chores.indexed(left);
+            }
+        }
+    }
+
+    /// `None` if it could not be done; that is counted and told.
+    fn alone<W: Work>(&mut self, work: W) -> Option<W::Output> {
+        let (reply, mut answer) = oneshot::channel();
+        let mut job: Box<dyn Job> = Box::new(Waiting { work, output: None, reply });
         let outcome = self.transact(std::slice::from_mut(&mut job), true);
         self.judge(&outcome);
+        job.finish(outcome.map(drop));
+        answer.try_recv().ok()?.ok()
     }
 }
 
@@ -476,11 +513,7 @@ mod tests {
         connection::create_private_file(&path).unwrap();
         let mut connection = connection::open(&path, &key, Role::Writer).unwrap();
         migrate::migrate(&mut connection, &path, migrate::MIGRATIONS).unwrap();
-        let retention = Retention { log_rows_max: 10, log_age_max_ms: Arc::new(AtomicU64::new(u64::MAX)) };
+        let retention = Retention::default();
         (place, Writer::new(path, Arc::new(key), connection, retention, Arc::default()))
-    }
-
-    fn unheard<W: Work>(work: W) -> Box<dyn Job> {
-        Box::new(Waiting { work, output: None, reply: oneshot::channel().0 })
     }
 }

@@ -64,8 +64,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     let mut query = LogQuery {
         min_level: arguments.level,
         since_ns: arguments.since.map(|since| now_ns().saturating_sub(since.as_nanos() as u64)),
-        component: arguments.component.clone(),
-        text: arguments.text.clone(),
+        components: arguments.component.iter().map(|name| name.as_str().into()).collect(),
+        text: arguments.text.as_deref().map(Into::into),
         conversation: arguments.conversation.clone(),
         limit: arguments.lines.min(limits::QUERY_ROWS_MAX),
         ..LogQuery::default()
@@ -109,7 +109,7 @@ pub(super) fn tail(
     let reader = Reader::open(&data_dir.database(), &global.data_key(data_dir)?)?;
     // What the supervisor saw it saw a little after it had been logged.
     let until_ns = u64::try_from(until.as_nanosecond()).ok();
-    let query = LogQuery { component: Some(component.to_owned()), until_ns, limit, ..LogQuery::default() };
+    let query = LogQuery { components: vec![component.into()], until_ns, limit, ..LogQuery::default() };
     Ok(reader.logs(&query)?.into_iter().map(|stored| stored.record).collect())
 }
 

@@ -94,6 +94,8 @@ pub const SETTINGS: &[Setting] = &[
     at_once("logs", "level", Kind::Choice(LEVELS)),
     at_once("logs", "console", Kind::Choice(CONSOLE_LEVELS)),
     at_once("logs", "retention", Kind::Duration(MINUTE, Duration::from_secs(3650 * 86_400))),
+    at_once("logs", "retention_rows", Kind::Integer(1000, 1_000_000_000)),
+    at_once("logs", "retention_bytes", Kind::Integer(1 << 20, 1 << 40)),
     setting("shutdown", "drain", Kind::Duration(ms(10), HOUR)),
     setting("shutdown", "forced", Kind::Duration(ms(10), Duration::from_secs(7200))),
 ];

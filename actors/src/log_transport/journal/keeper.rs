@@ -196,25 +196,21 @@ impl Keeper {
         crate::log_transport::mark_thread();
         while let Some(order) = orders.blocking_recv() {
             let Some(buffer) = self.buffer.upgrade() else { return };
-            // Told before the answer. Whoever asked may have been killed meanwhile: nothing is forgotten by an answer that
-            // nobody hears.
+            // Whoever asked may have been killed meanwhile: nothing is forgotten by an answer that nobody hears.
             match order {
                 Order::Look => {}
                 Order::Next { finished, reply } => {
                     let batch = self.next(&buffer, finished);
-                    self.tell();
                     let _ = reply.send(batch);
                 }
                 Order::SpillAll { reply } => {
-                    let spilled = self.spill(&buffer);
-                    self.tell();
-                    let _ = reply.send(spilled);
+                    let _ = reply.send(self.spill(&buffer));
                 }
             }
             if buffer.wants_spill() {
                 self.spill(&buffer);
-                self.tell();
             }
+            self.tell();
         }
     }
 

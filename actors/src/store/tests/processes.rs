@@ -141,7 +141,7 @@ fn six_processes_open_one_empty_directory_at_once() {
             .connection()
             .query_row("SELECT count(*) FROM schema_migrations", [], |row| row.get(0))
             .unwrap();
-        assert_eq!(versions, 1, "round {round}");
+        assert_eq!(versions, i64::from(migrate::known_version(migrate::MIGRATIONS)), "round {round}");
         assert_eq!(
             fs::read_dir(place.keys()).unwrap().count(),
             2,
