@@ -24,8 +24,10 @@ mod chores;
 mod connection;
 pub mod conversations;
 mod error;
+mod file_system;
 mod identity;
 pub mod key;
+mod limited;
 pub mod limits;
 pub mod logs;
 mod migrate;
@@ -108,7 +110,7 @@ pub struct Statistics {
 }
 
 /// Something to do with a reading connection.
-type Read = Box<dyn FnOnce(&mut Reader) + Send>;
+type Read = Box<dyn FnOnce(Result<&mut Reader, StoreError>) + Send>;
 
 impl fmt::Debug for Store {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,7 +146,8 @@ impl Store {
             // Joined in `close`, or ends by itself when the last `Store` is dropped.
             readers.push(spawn(path, format!("store-reader-{number}"), move || {
                 crate::log_transport::mark_thread();
-                waiting.iter().for_each(|read| read(&mut reader));
+                // One whose connection failed, or whose file was replaced, reads on a new one.
+                waiting.iter().for_each(|read| read(reader.renew().map(|()| &mut reader)));
             })?);
         }
         let (jobs, commands) = writer::Queue::new(options.queue_jobs.max(1));
@@ -221,7 +224,7 @@ impl Store {
         let (reply, answer) = oneshot::channel();
         let job: Read = Box::new(move |reader| {
             // Nobody waits any more: nothing was changed, so nothing is lost.
-            let _ = reply.send(read(reader));
+            let _ = reply.send(reader.and_then(read));
         });
         let sent = locked(&self.shared.reads).as_ref().map(|reads| reads.try_send(job));
         match sent {

@@ -3,7 +3,7 @@
 use std::{
     fs::OpenOptions,
     io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
 use super::{
     error::StoreError,
-    identity,
+    file_system, identity,
     key::{self, DataKey},
     limits,
 };
@@ -45,10 +45,14 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 /// | WAL | readers beside a writer; the switch itself ignores the busy timeout, so it is retried |
 /// | foreign keys, read back | it is a setting of the connection, and silently ignored where it cannot be set |
 /// | synchronous | an acknowledged commit is on the disk |
+/// | who checkpoints | writers do; a reader neither does it by itself nor when it closes |
 pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connection, StoreError> {
+    file_system::check(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let fail = |doing| move |error| StoreError::from_sqlite(path, doing, error);
     let connection = Connection::open_with_flags(path, flags).map_err(fail("opening it"))?;
+    #[cfg(test)]
+    let connection = super::tests::opening::traced(connection);
 
     connection.execute_batch("PRAGMA cipher_log_level = NONE").map_err(fail("silencing the cipher"))?;
     // The error is replaced, not carried: it could quote the statement.
@@ -69,7 +73,7 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
     };
     checkpoint_at_close(false)?;
     probe(&connection, path, data_key)?;
-    checkpoint_at_close(true)?;
+    checkpoint_at_close(role == Role::Writer)?;
     switch_to_wal(&connection, path)?;
     connection.execute_batch("PRAGMA foreign_keys = ON").map_err(fail("enabling foreign keys"))?;
     let foreign_keys: i64 = connection
@@ -84,9 +88,11 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
         });
     }
     connection
-        .execute_batch(
-            "PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = 16777216;",
-        )
+        .execute_batch(&format!(
+            "PRAGMA synchronous = FULL; PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = {}; \
+             PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0;",
+            limits::WAL_BYTES
+        ))
         .map_err(fail("setting synchronous"))?;
     let cache_kib = match role {
         Role::Writer => limits::WRITER_CACHE_KIB,
@@ -97,7 +103,9 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
         .map_err(fail("setting the size of the cache"))?;
     connection.set_prepared_statement_cache_capacity(limits::STATEMENTS_KEPT);
     if role == Role::Reader {
-        connection.execute_batch("PRAGMA query_only = ON").map_err(fail("making it read-only"))?;
+        connection
+            .execute_batch("PRAGMA query_only = ON; PRAGMA wal_autocheckpoint = 0")
+            .map_err(fail("making it read-only"))?;
     }
     Ok(connection)
 }
@@ -146,6 +154,14 @@ pub(super) fn file_bytes(path: &Path) -> Result<Option<u64>, StoreError> {
         }
         Err(error) => Err(StoreError::file(path, "look at", error)),
     }
+}
+
+/// Which file stands under a name: its device and number. `None` if there is none.
+pub(super) type FileId = Option<(u64, u64)>;
+
+/// The file that stands under this name now. Does not open it.
+pub(super) fn file_id(path: &Path) -> FileId {
+    std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()))
 }
 
 /// The first read: this is where a wrong key or a damaged first page shows. SQLCipher says "not a

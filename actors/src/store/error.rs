@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use rusqlite::ErrorCode;
 
-use super::passphrase::PassphraseError;
+use super::{limits, passphrase::PassphraseError};
 
 /// What went wrong in the store. Each message names the file and the way out.
 ///
@@ -15,10 +15,11 @@ use super::passphrase::PassphraseError;
 /// | `Disk`, `DiskFull`, `ReadOnly`, `File` | after the cause is removed | 6 |
 /// | `WrongKey`, `KeyMissing`, `WrappingKeyMissing`, `WrongWrappingKey`, `WrongPassphrase`, `PassphraseNeeded` | no | 4 |
 /// | `Passphrase` | no | its own |
-/// | `KeyExposed`, `NotOurs` | no: configuration | 2 |
+/// | `KeyExposed`, `NotOurs`, `NetworkFileSystem` | no: configuration | 2 |
 /// | `KeyDamaged`, `Damaged`, `SchemaIncomplete` | no | 8 |
 /// | `NewerSchema`, `OlderSchema`, `ChangedChecksum`, `OldSqlite`, `KeyVersion` | no | 9 |
-/// | `KeyChanged` | yes | 5 |
+/// | `KeyChanged`, `InUse` | yes | 5 |
+/// | `ReadTooLong` | with a smaller question | 3 |
 /// | the rest | no | 1 |
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -132,6 +133,28 @@ pub enum StoreError {
     NotOurs {
         /// The file.
         path: PathBuf,
+    },
+    /// The database would lie where several machines, or a program, have their hands on it.
+    #[error("database `{}` would lie on {kind}, where a write-ahead log loses commits; choose a data directory on a local disk", path.display())]
+    NetworkFileSystem {
+        /// The file.
+        path: PathBuf,
+        /// What kind.
+        kind: &'static str,
+    },
+    /// Something that needs the database for itself found it open elsewhere.
+    #[error("database `{}` is open in another process; end it first (`interlock stop`), then try again", path.display())]
+    InUse {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A reader held on to its snapshot for too long, so that the write-ahead log could only grow.
+    #[error("reading database `{}` took longer than {} s ({doing}) and was cut; ask for less", path.display(), limits::READ_LIMIT.as_secs())]
+    ReadTooLong {
+        /// The database.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
     },
     /// There is no database yet, or an empty one.
     #[error("database `{}` is not initialised; `interlock db init` or the first run makes it", path.display())]
@@ -278,7 +301,7 @@ impl StoreError {
     /// The exit code of a program that ends because of it; the numbers are those of the table in ARCHITECTURE.md.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::KeyExposed { .. } | Self::NotOurs { .. } => 2,
+            Self::KeyExposed { .. } | Self::NotOurs { .. } | Self::NetworkFileSystem { .. } => 2,
             Self::WrongKey { .. }
             | Self::KeyMissing { .. }
             | Self::WrappingKeyMissing { .. }
@@ -286,7 +309,8 @@ impl StoreError {
             | Self::WrongPassphrase { .. }
             | Self::PassphraseNeeded { .. } => 4,
             Self::Passphrase(error) => error.exit_code(),
-            Self::Busy { .. } | Self::KeyChanged { .. } => 5,
+            Self::ReadTooLong { .. } => 3,
+            Self::Busy { .. } | Self::InUse { .. } | Self::KeyChanged { .. } => 5,
             Self::DiskFull { .. } | Self::ReadOnly { .. } | Self::Disk { .. } | Self::File { .. } => 6,
             Self::QueueFull { .. } => 7,
             Self::KeyDamaged { .. } | Self::Damaged { .. } | Self::SchemaIncomplete { .. } => 8,
@@ -318,7 +342,11 @@ impl StoreError {
     pub(super) fn from_sqlite(path: &std::path::Path, doing: &'static str, source: rusqlite::Error) -> Self {
         let path = path.to_owned();
         match source.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy { path, doing },
+            Some(ErrorCode::OperationInterrupted) => Self::ReadTooLong { path, doing },
+            // The last one is several processes in the way of each other while they open the write-ahead log.
+            Some(
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed,
+            ) => Self::Busy { path, doing },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 Self::Damaged { path, problem: source.to_string() }
             }

@@ -23,6 +23,15 @@ pub const QUEUE_READS: usize = 256;
 /// Threads that read for asynchronous callers, each with a connection of its own.
 pub const READ_THREADS: usize = 2;
 
+/// How long one question to the database may take. Then it is cut: a reader keeps the write-ahead log from beginning anew.
+pub const READ_LIMIT: Duration = Duration::from_secs(30);
+
+/// Steps of SQLite's machine between two looks at the clock, about a millisecond.
+pub const READ_STEPS: i32 = 20_000;
+
+/// Bytes to which the write-ahead log is cut when it begins anew.
+pub const WAL_BYTES: u64 = 16 << 20;
+
 /// Log records kept unless configured otherwise. The oldest beyond are deleted in small batches.
 pub const LOG_ROWS_MAX: u64 = 1_000_000;
 

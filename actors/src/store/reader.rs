@@ -3,17 +3,21 @@
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::{
-    connection::{self, Role},
+    connection::{self, FileId, Role},
     conversations::{self, Conversation, StoredMessage},
     error::StoreError,
     key::DataKey,
+    limited::Limited,
     logs::{
         self, StoredLog,
         filter::LogQuery,
@@ -28,8 +32,13 @@ use super::{
 /// It neither creates nor migrates anything: a database that is not there is `NotInitialised`.
 #[derive(Debug)]
 pub struct Reader {
-    connection: Connection,
+    connection: Limited,
     path: PathBuf,
+    key: DataKey,
+    /// The file that was opened.
+    file: FileId,
+    /// Whether the connection must not be used again.
+    has_failed: Arc<AtomicBool>,
     /// What SQLite said last about changes by others; `None` before the first question.
     data_version: Option<i64>,
 }
@@ -38,16 +47,30 @@ impl Reader {
     /// Opens the database for reading, beside whoever else has it open.
     pub fn open(path: &Path, key: &DataKey) -> Result<Self, StoreError> {
         let known = migrate::known_version(MIGRATIONS);
+        // Before it is opened: if it is replaced meanwhile, the next call notices.
+        let file = connection::file_id(path);
         let (connection, version) = look(path, key)?;
         match (connection, version) {
             (Some(connection), SchemaVersion::At(found)) if found == known => {
-                Ok(Self { connection, path: path.to_owned(), data_version: None })
+                let connection = Limited::new(connection)
+                    .map_err(|error| StoreError::from_sqlite(path, "limiting the time of reads", error))?;
+                let (path, key) = (path.to_owned(), key.clone());
+                Ok(Self { connection, path, key, file, has_failed: Arc::default(), data_version: None })
             }
             (Some(_), SchemaVersion::At(found)) => {
                 Err(StoreError::OlderSchema { path: path.to_owned(), found, known })
             }
             _ => Err(StoreError::NotInitialised { path: path.to_owned() }),
         }
+    }
+
+    /// Opens the database anew if reading failed for a reason that ends a connection, or if another file has taken its
+    /// place. Costs a look at the name otherwise.
+    pub fn renew(&mut self) -> Result<(), StoreError> {
+        if self.has_failed.load(Ordering::Relaxed) || connection::file_id(&self.path) != self.file {
+            *self = Self::open(&self.path, &self.key)?;
+        }
+        Ok(())
     }
 
     /// The log records a query asks for.
@@ -73,6 +96,7 @@ impl Reader {
     /// Whether anybody has committed anything since the last call; the first call says yes. Costs a
     /// look into shared memory, so a follower can ask several times a second.
     pub fn has_changed(&mut self) -> Result<bool, StoreError> {
+        self.renew()?;
         let version = self
             .connection
             .prepare_cached("PRAGMA data_version")
@@ -102,6 +126,7 @@ impl Reader {
     pub fn check(&self) -> Result<(), StoreError> {
         let problems = |pragma: &str| -> rusqlite::Result<Vec<String>> {
             self.connection
+                .unlimited()
                 .prepare(pragma)?
                 .query_map([], |row| {
                     row.get::<_, rusqlite::types::Value>(0).map(|value| format!("{value:?}"))
@@ -130,7 +155,12 @@ impl Reader {
 
     fn fail(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
         let path: Arc<Path> = self.path.as_path().into();
-        move |error| StoreError::from_sqlite(&path, doing, error)
+        let has_failed = Arc::clone(&self.has_failed);
+        move |error| {
+            let error = StoreError::from_sqlite(&path, doing, error);
+            has_failed.fetch_or(error.ends_connection(), Ordering::Relaxed);
+            error
+        }
     }
 }
 

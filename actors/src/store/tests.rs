@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{connection, *};
 use crate::log_record::Level;
 
+pub(super) mod opening;
 mod processes;
 mod sealing;
 
@@ -105,25 +106,6 @@ fn the_database_is_for_its_owner_only() {
     }
     assert_eq!(mode(database.parent().unwrap()), 0o700);
     assert_eq!(mode(&place.directory.path().join("deep")), 0o700);
-}
-
-#[test]
-fn every_connection_has_the_settings_the_store_depends_on() {
-    let place = Place::new();
-    let _store = place.open();
-    for role in [connection::Role::Writer, connection::Role::Reader] {
-        let connection = connection::open(&place.database(), &place.key(), role).unwrap();
-        let setting = |name: &str| {
-            connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0)).unwrap()
-        };
-        assert_eq!(
-            (setting("foreign_keys"), setting("synchronous"), setting("busy_timeout")),
-            (1, 2, 10_000)
-        );
-        assert_eq!(setting("query_only"), i64::from(role == connection::Role::Reader));
-        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
-        assert_eq!(mode, "wal");
-    }
 }
 
 #[test]

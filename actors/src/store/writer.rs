@@ -15,7 +15,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     chores::{Chore, Chores},
-    connection::{self, Role},
+    connection::{self, FileId, Role},
     error::StoreError,
     key::DataKey,
     limits,
@@ -225,6 +225,8 @@ pub(super) struct Writer {
     key: Arc<DataKey>,
     /// `None` after an error that ends a connection; the next batch opens and probes a new one.
     connection: Option<Connection>,
+    /// The file that is open. Another one in its place is opened: what is written to a file without a name is lost.
+    file: FileId,
     chores: Chores,
     counts: Arc<Counts>,
 }
@@ -280,7 +282,8 @@ impl Writer {
         counts: Arc<Counts>,
     ) -> Self {
         let chores = Chores::new(&connection, retention, Arc::clone(&counts));
-        Self { path, key, connection: Some(connection), chores, counts }
+        let file = connection::file_id(&path);
+        Self { path, key, connection: Some(connection), file, chores, counts }
     }
 
     /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
@@ -413,6 +416,11 @@ impl Writer {
             move |error| StoreError::from_sqlite(&path, doing, error)
         };
         let (begin, end) = (fail("beginning to write", &self.path), fail("committing", &self.path));
+        let file = connection::file_id(&self.path);
+        if self.file != file {
+            tracing::warn!(path = %self.path.display(), "another file is in the place of the database; it is opened");
+            (self.connection, self.file) = (None, file);
+        }
         let connection = match &mut self.connection {
             Some(connection) => connection,
             gone => gone.insert(connection::open(&self.path, &self.key, Role::Writer)?),

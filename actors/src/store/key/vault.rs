@@ -54,12 +54,17 @@ impl Vault {
         self.with(|ask| DataKey::load_or_create_with(&self.keys, &self.database, ask))
     }
 
-    /// As [`open_or_create`](Self::open_or_create) if there is a key: what can be asked is asked now, and what is wrong said.
+    /// As [`open_or_create`](Self::open_or_create) if there is a key or a database: what can be asked is asked now, and what
+    /// is wrong said.
     ///
     /// # Errors
     /// The same.
     pub fn unlock(&self) -> Result<(), StoreError> {
-        if exists(&self.keys.join(KEY_FILE))? { self.open_or_create().map(drop) } else { Ok(()) }
+        if exists(&self.keys.join(KEY_FILE))? || exists(&self.database)? {
+            self.open_or_create().map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     fn with(

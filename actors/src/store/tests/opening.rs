@@ -1,0 +1,169 @@
+//! How a connection is opened: in which order, with which settings, and what an open store does when its file is replaced.
+
+use std::{cell::RefCell, sync::Mutex};
+
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+use super::*;
+
+thread_local! {
+    /// Where the statements of connections that this thread opens are written down.
+    static HEARD: RefCell<Option<Arc<Mutex<Vec<String>>>>> = const { RefCell::new(None) };
+}
+
+/// `connection`, heard if this thread listens.
+pub(in crate::store) fn traced(mut connection: Connection) -> Connection {
+    if let Some(heard) = HEARD.with(|heard| heard.borrow().clone()) {
+        let hear = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Stmt(statement, _) = event {
+                heard.lock().unwrap().push(statement.sql().into_owned());
+            }
+        };
+        connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(hear)).unwrap();
+    }
+    connection
+}
+
+/// What `work` has connections do that it opens on this thread.
+fn statements(work: impl FnOnce()) -> Vec<String> {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    HEARD.with(|held| *held.borrow_mut() = Some(Arc::clone(&heard)));
+    work();
+    HEARD.with(|held| *held.borrow_mut() = None);
+    std::mem::take(&mut heard.lock().unwrap())
+}
+
+#[test]
+fn a_connection_is_opened_in_the_one_order_that_works() {
+    let place = Place::new();
+    place.open().close();
+    let order = statements(|| drop(place.reader()));
+    let at = |wanted: &str| {
+        let found = order.iter().position(|statement| statement.starts_with(wanted));
+        found.unwrap_or_else(|| panic!("no `{wanted}` in {order:?}"))
+    };
+    let wanted = [
+        "PRAGMA cipher_log_level = NONE",
+        "PRAGMA key",
+        // sqlite3_busy_timeout is a call, not a statement.
+        "SELECT count(*) FROM sqlite_schema",
+        "PRAGMA journal_mode",
+        "PRAGMA foreign_keys = ON",
+        "PRAGMA foreign_keys",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA query_only = ON",
+    ];
+    let places: Vec<usize> = wanted.iter().map(|wanted| at(wanted)).collect();
+    assert_eq!(places[..3], [0, 1, 2], "{order:?}");
+    assert!(
+        places.windows(2).all(|pair| pair[0] < pair[1] || wanted[5] == "PRAGMA foreign_keys"),
+        "{order:?}"
+    );
+    let last = order.iter().rposition(|statement| statement == "PRAGMA foreign_keys").unwrap();
+    assert_eq!(last, places[4] + 1, "it is not read back at once: {order:?}");
+}
+
+#[test]
+fn every_connection_has_the_settings_the_store_depends_on() {
+    let place = Place::new();
+    let _store = place.open();
+    for role in [connection::Role::Writer, connection::Role::Reader] {
+        let connection = connection::open(&place.database(), &place.key(), role).unwrap();
+        let setting = |name: &str| {
+            connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        assert_eq!(
+            (setting("foreign_keys"), setting("synchronous"), setting("busy_timeout")),
+            (1, 2, 10_000)
+        );
+        let is_reader = role == connection::Role::Reader;
+        assert_eq!((setting("query_only"), setting("trusted_schema")), (i64::from(is_reader), 0));
+        assert_eq!((setting("mmap_size"), setting("cell_size_check")), (0, 1));
+        assert_eq!(setting("wal_autocheckpoint"), if is_reader { 0 } else { 1000 });
+        assert_eq!(setting("journal_size_limit"), limits::WAL_BYTES as i64);
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+    }
+}
+
+#[test]
+fn a_second_start_changes_nothing() {
+    let place = Place::new();
+    place.open().close();
+    let again = statements(|| place.open().close());
+    let changes = [
+        "CREATE",
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "DROP",
+        "ALTER",
+        "BEGIN",
+        "PRAGMA user_version =",
+        "PRAGMA journal_mode =",
+    ];
+    // The reference schema is made in memory, by a connection that is not heard.
+    let found: Vec<_> = again
+        .iter()
+        .filter(|statement| {
+            changes.iter().any(|change| statement.to_uppercase().starts_with(&change.to_uppercase()))
+        })
+        .collect();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(again.len() > 10, "{again:?}");
+}
+
+#[test]
+fn a_thousand_connections_open_in_less_than_two_seconds_each_with_the_raw_key() {
+    let place = Place::new();
+    let store = place.open();
+    let begun = std::time::Instant::now();
+    let opens = 100;
+    for _ in 0..opens {
+        place.reader();
+    }
+    // Deriving a key from a passphrase would take a tenth of a second each.
+    assert!(begun.elapsed() < Duration::from_secs(opens / 20), "{opens} opens took {:?}", begun.elapsed());
+    store.close();
+}
+
+#[test]
+fn a_store_whose_file_is_replaced_goes_on_with_the_new_one() {
+    let (place, elsewhere) = (Place::new(), Place::new());
+    fs::create_dir(elsewhere.keys()).unwrap();
+    let store = place.open();
+    for name in ["data.key", "wrap.key"] {
+        fs::copy(place.keys().join(name), elsewhere.keys().join(name)).unwrap();
+    }
+    let other = elsewhere.open();
+    wait(other.append(vec![record("from the copy")])).unwrap();
+    other.close();
+    wait(store.append(vec![record("before")])).unwrap();
+    let count =
+        |store: &Store| wait(store.read(|reader| reader.logs(&LogQuery::default()))).map(|found| found.len());
+    assert_eq!(count(&store).unwrap(), 1);
+    let mut follower = place.reader();
+    assert!(follower.has_changed().unwrap() && !follower.has_changed().unwrap());
+
+    // As a restore does it.
+    for suffix in ["-wal", "-shm"] {
+        fs::remove_file(place.directory.path().join(format!("{DATABASE_FILE}{suffix}"))).unwrap();
+    }
+    fs::rename(elsewhere.database(), place.database()).unwrap();
+    assert!(follower.has_changed().unwrap(), "a follower did not notice");
+    wait(store.append(vec![record("after")])).unwrap();
+    let found = wait(store.read(|reader| reader.logs(&LogQuery::default()))).unwrap();
+    assert_eq!(messages(&found), ["from the copy", "after"]);
+    assert_eq!(messages(&place.reader().logs(&LogQuery::default()).unwrap()), ["from the copy", "after"]);
+
+    // And one whose file is gone says so, until there is one.
+    fs::rename(place.database(), place.directory.path().join("away")).unwrap();
+    assert!(matches!(count(&store), Err(StoreError::NotInitialised { .. })));
+    let refused = wait(store.append(vec![record("nowhere")])).unwrap_err();
+    assert_eq!(refused.error.exit_code(), 6, "{refused}");
+    fs::rename(place.directory.path().join("away"), place.database()).unwrap();
+    wait(store.append(refused.work.unwrap())).unwrap();
+    assert_eq!(count(&store).unwrap(), 3);
+    store.close();
+    place.reader().check().unwrap();
+}
