@@ -1,6 +1,6 @@
 //! The log consumer: subscribes to `logs/#`, writes in batches, answers for what is stored.
 //!
-//! It batches by taking what is there, writes that in one go, and takes what has come meanwhile: no
+//! It batches by taking what is there, writes that in one go, and gathers what comes meanwhile: no
 //! timer decides. What it answers to a [`Confirm`] is true after a crash of anything: the records are
 //! committed, or the asker sends them again.
 
@@ -9,6 +9,7 @@ use std::{
     collections::{HashSet, VecDeque},
     fmt,
     future::Future,
+    pin::Pin,
     rc::Rc,
     time::Duration,
 };
@@ -98,18 +99,42 @@ enum Event {
     Link(LinkState),
     Confirm(Option<Request>),
     Probe(Option<Request>),
+    /// The store has taken what was being written, or not.
+    Written(Result<Appended, Refused<Vec<LogRecord>>>),
     /// The store can write again, so it may take what is held.
     StoreAgain,
     Log(Option<BusEvent>),
 }
 
-/// Records that the store has not taken yet. Nothing more is taken from the bus meanwhile.
-struct Held {
-    batch: Vec<LogRecord>,
+/// Records that go into the store together.
+#[derive(Default)]
+struct Batch {
+    records: Vec<LogRecord>,
     /// Whether messages were lost before or among them.
     gap: bool,
-    /// Why the store did not take them; `None` before the first try.
-    refusal: Option<StoreError>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && !self.gap
+    }
+}
+
+type Append = Pin<Box<dyn Future<Output = Result<Appended, Refused<Vec<LogRecord>>>> + Send + Sync>>;
+
+/// A batch on its way into the store. At most one is.
+struct Writing {
+    append: Append,
+    ids: Vec<Uuid>,
+    gap: bool,
+    /// Whether the store has refused it before.
+    again: bool,
+}
+
+/// A batch that the store has refused for now. Nothing more is taken from the bus meanwhile.
+struct Held {
+    batch: Batch,
+    refusal: StoreError,
 }
 
 /// A consumer that has taken its place on the bus.
@@ -122,6 +147,8 @@ pub struct Consumer {
     confirms: Service,
     probes: Service,
     waiting: Vec<Waiting>,
+    gathered: Batch,
+    writing: Option<Writing>,
     held: Option<Held>,
     recent: Recent,
     report: ConsumerReport,
@@ -163,6 +190,8 @@ impl Consumer {
                 confirms,
                 probes,
                 waiting: Vec::new(),
+                gathered: Batch::default(),
+                writing: None,
                 held: None,
                 recent: Recent::default(),
                 report: ConsumerReport::default(),
@@ -192,6 +221,13 @@ impl Consumer {
     ) -> Result<(), ConsumerError> {
         let mut stop = std::pin::pin!(stop);
         loop {
+            let takes = self.held.is_none() && self.gathered.records.len() < BATCH_RECORDS_MAX;
+            let written = async {
+                match &mut self.writing {
+                    Some(writing) => writing.append.as_mut().await,
+                    None => std::future::pending().await,
+                }
+            };
             let event = tokio::select! {
                 biased;
                 () = stop.as_mut() => Event::Stop,
@@ -201,8 +237,9 @@ impl Consumer {
                 },
                 request = self.probes.next() => Event::Probe(request),
                 request = self.confirms.next() => Event::Confirm(request),
+                outcome = written => Event::Written(outcome),
                 () = self.store.writable(), if self.held.is_some() => Event::StoreAgain,
-                event = self.logs.next(), if self.held.is_none() => Event::Log(event),
+                event = self.logs.next(), if takes => Event::Log(event),
             };
             match event {
                 Event::Stop => return self.finish().await,
@@ -220,13 +257,14 @@ impl Consumer {
                 Event::Link(_) => {}
                 Event::Probe(Some(request)) => self.on_probe(request).await,
                 Event::Confirm(Some(request)) => self.on_confirm(request).await?,
-                Event::StoreAgain => {
-                    self.store_held().await?;
+                Event::Written(outcome) => {
+                    self.on_written(outcome).await?;
                     report(self.report);
                 }
+                Event::StoreAgain => self.write_next(),
                 Event::Log(Some(event)) => {
-                    self.on_logs(event).await?;
-                    report(self.report);
+                    self.gather(event);
+                    self.write_next();
                 }
             }
         }
@@ -236,17 +274,19 @@ impl Consumer {
     /// nobody was told that it is stored.
     async fn finish(mut self) -> Result<(), ConsumerError> {
         self.announce(false).await?;
-        if self.held.is_some() {
-            self.store_held().await?;
-        }
-        while self.held.is_none()
-            && let Some(event) = self.logs.try_next()
-        {
-            self.on_logs(event).await?;
-        }
-        match self.held.take().and_then(|held| held.refusal) {
-            Some(refusal) => Err(refusal.into()),
-            None => self.settle_waiting().await,
+        loop {
+            self.write_next();
+            if let Some(writing) = &mut self.writing {
+                let outcome = writing.append.as_mut().await;
+                self.on_written(outcome).await?;
+                if let Some(held) = self.held.take() {
+                    return Err(held.refusal.into());
+                }
+            } else if let Some(event) = self.logs.try_next() {
+                self.gather(event);
+            } else {
+                return self.settle_waiting().await;
+            }
         }
     }
 
@@ -296,47 +336,69 @@ impl Consumer {
         Ok(())
     }
 
-    /// Stores this event and those that are there already, then answers whoever waited for them.
-    async fn on_logs(&mut self, first: BusEvent) -> Result<(), ConsumerError> {
-        let mut batch = Vec::new();
-        let mut gap = false;
+    /// Takes this event and those that are there already, as many as a batch holds.
+    fn gather(&mut self, first: BusEvent) {
         let mut next = Some(first);
         while let Some(event) = next {
             match event {
-                BusEvent::Message(message) => batch.push(self.record(&message)),
+                BusEvent::Message(message) => {
+                    let record = self.record(&message);
+                    self.gathered.records.push(record);
+                }
                 BusEvent::Gap { .. } => {
                     self.report.gaps += 1;
-                    gap = true;
+                    self.gathered.gap = true;
                 }
             }
-            next = if batch.len() < BATCH_RECORDS_MAX { self.logs.try_next() } else { None };
+            next = match self.gathered.records.len() < BATCH_RECORDS_MAX {
+                true => self.logs.try_next(),
+                false => None,
+            };
         }
-        self.held = Some(Held { batch, gap, refusal: None });
-        self.store_held().await
     }
 
-    /// Tries to store what is held, waiting for a place in the writer's queue, and answers whoever waited for it.
-    async fn store_held(&mut self) -> Result<(), ConsumerError> {
-        let Some(Held { batch, gap, refusal }) = self.held.take() else { return Ok(()) };
-        if !batch.is_empty() {
-            let ids: Vec<Uuid> = batch.iter().map(|record| record.id).collect();
-            match self.store.append_waiting(batch).await {
-                Ok(appended) => self.count(appended, refusal.is_some()),
-                Err(Refused { error, work: Some(batch) }) if may_pass(&error) => {
-                    if refusal.is_none() {
-                        tracing::error!(%error, "log records wait for the store");
-                    }
-                    self.held = Some(Held { batch, gap, refusal: Some(error) });
-                    return Ok(());
-                }
-                Err(Refused { error, .. }) => return Err(error.into()),
-            }
-            let stored: HashSet<Uuid> = ids.iter().copied().collect();
-            for waiting in &mut self.waiting {
-                waiting.missing.retain(|id| !stored.contains(id));
-            }
-            self.recent.extend(ids);
+    /// Begins to write what is held, or else what is gathered, unless something is being written.
+    fn write_next(&mut self) {
+        if self.writing.is_some() {
+            return;
         }
+        let (batch, again) = match self.held.take() {
+            Some(held) => (held.batch, true),
+            None => (std::mem::take(&mut self.gathered), false),
+        };
+        if batch.is_empty() {
+            return;
+        }
+        let ids = batch.records.iter().map(|record| record.id).collect();
+        let store = self.store.clone();
+        // Waits for a place in the writer's queue.
+        let append = Box::pin(async move { store.append_waiting(batch.records).await });
+        self.writing = Some(Writing { append, ids, gap: batch.gap, again });
+    }
+
+    /// Answers whoever waited for what is stored now, and writes what has come meanwhile.
+    async fn on_written(
+        &mut self,
+        outcome: Result<Appended, Refused<Vec<LogRecord>>>,
+    ) -> Result<(), ConsumerError> {
+        let Some(Writing { ids, gap, again, .. }) = self.writing.take() else { return Ok(()) };
+        match outcome {
+            Ok(appended) => self.count(appended, again),
+            Err(Refused { error, work: Some(records) }) if may_pass(&error) => {
+                if !again {
+                    tracing::error!(%error, "log records wait for the store");
+                }
+                self.held = Some(Held { batch: Batch { records, gap }, refusal: error });
+                return Ok(());
+            }
+            Err(Refused { error, .. }) => return Err(error.into()),
+        }
+        self.write_next();
+        let stored: HashSet<Uuid> = ids.iter().copied().collect();
+        for waiting in &mut self.waiting {
+            waiting.missing.retain(|id| !stored.contains(id));
+        }
+        self.recent.extend(ids);
         if gap {
             // What was lost is unknown, so everybody who waits learns what is missing and sends it again.
             return self.settle_waiting().await;
