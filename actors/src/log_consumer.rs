@@ -76,6 +76,8 @@ pub struct ConsumerReport {
     pub foreign: u64,
     /// Times at which messages were lost on the way; they are sent again by those who care.
     pub gaps: u64,
+    /// Records that were sent to an incarnation before this one. They are sent again.
+    pub strays: u64,
     /// Batches that the store took only at a later try.
     pub retried: u64,
 }
@@ -341,6 +343,12 @@ impl Consumer {
         let mut next = Some(first);
         while let Some(event) = next {
             match event {
+                // Sent to an incarnation before this one; its sender learns that it is missing, and sends it again.
+                BusEvent::Message(message)
+                    if message.header.correlation.is_some_and(|consumer| consumer != self.id) =>
+                {
+                    self.report.strays += 1;
+                }
                 BusEvent::Message(message) => {
                     let record = self.record(&message);
                     self.gathered.records.push(record);
@@ -438,7 +446,7 @@ impl Consumer {
             let present = self.store.read(move |reader| reader.logs_present(&asked)).await?;
             missing.retain(|id| !present.contains(id));
         }
-        answer(waiting.request, &Confirmed { missing }).await;
+        answer(waiting.request, &Confirmed { missing, consumer: self.id }).await;
         Ok(())
     }
 

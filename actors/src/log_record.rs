@@ -212,6 +212,9 @@ pub struct Confirm {
 pub struct Confirmed {
     /// Ids that are not in the store and must be published again.
     pub missing: Vec<Uuid>,
+    /// Which incarnation of the consumer answers; nil if it does not say.
+    #[serde(default)]
+    pub consumer: Uuid,
 }
 
 /// Ids in one [`Confirm`]. More are refused with `bad_request`.

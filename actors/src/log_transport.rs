@@ -40,6 +40,8 @@ pub mod gate;
 pub mod journal;
 pub mod layer;
 mod path;
+mod replay;
+mod sending;
 pub mod sink;
 #[cfg(test)]
 mod tests;
@@ -49,7 +51,7 @@ pub use drain::{Drain, DrainError, DrainReport};
 pub use layer::{Identity, LogLayer};
 pub(crate) use path::OnLogPath;
 pub use path::{is_marked, is_own_target, mark_thread};
-pub use sink::Sink;
+pub use sink::{Sink, SinkReport};
 
 /// How often the status is brought up to date while records flow. Phases are told at once.
 pub(crate) const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -59,14 +61,20 @@ pub(crate) const STATUS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct LogTransport {
     buffer: LogBuffer,
+    sink: Option<Sink>,
     latest: Rc<Cell<Option<DrainReport>>>,
-    told: Option<DrainReport>,
+    told: Option<(DrainReport, SinkReport)>,
 }
 
 impl LogTransport {
     /// A transport for the buffer of this process.
     pub fn new(buffer: LogBuffer) -> Self {
-        Self { buffer, latest: Rc::default(), told: None }
+        Self { buffer, sink: None, latest: Rc::default(), told: None }
+    }
+
+    /// The same, whose status also tells what became of the log path's own events.
+    pub fn with_sink(self, sink: Sink) -> Self {
+        Self { sink: Some(sink), ..self }
     }
 }
 
@@ -105,11 +113,20 @@ impl Actor for LogTransport {
     }
 
     async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
-        let latest = self.latest.get();
-        if let Some(report) = latest.filter(|_| latest != self.told) {
-            context.status(report.to_string());
+        let Some(latest) = self.latest.get() else { return Ok(()) };
+        let journal = self.buffer.journal_report();
+        let own = self.sink.as_ref().map(Sink::report).unwrap_or_default();
+        let now = (DrainReport { buffer: self.buffer.report(), journal, ..latest }, own);
+        if self.told != Some(now) {
+            let SinkReport { seen, suppressed, .. } = own;
+            let own = format!("own events {seen}, {suppressed} of them suppressed");
+            context.status(if seen > 0 { format!("{}; {own}", now.0) } else { now.0.to_string() });
+            let trouble = journal.and_then(|journal| journal.trouble);
+            if trouble != self.told.and_then(|(told, _)| told.journal?.trouble) {
+                context.impaired(trouble.map(|trouble| format!("its journal cannot be used: {trouble}")));
+            }
         }
-        self.told = latest;
+        self.told = Some(now);
         Ok(())
     }
 }

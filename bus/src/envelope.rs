@@ -114,6 +114,12 @@ impl Header {
         }
     }
 
+    /// A header for `payload` with an id that is there already.
+    pub fn with_id(id: Uuid, payload: &Payload) -> Self {
+        let (content_type, schema) = (payload.content_type.clone(), payload.schema);
+        Self { id, published_at_ns: now_ns(), content_type, schema, ..Self::absent() }
+    }
+
     /// A fresh header for `payload`.
     pub fn for_payload(payload: &Payload) -> Self {
         Self { content_type: payload.content_type.clone(), schema: payload.schema, ..Self::new() }

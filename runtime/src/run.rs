@@ -113,6 +113,7 @@ pub(crate) fn run(
         intake: Intake::default(),
         mailroom,
         log_buffer: logs.buffer,
+        log_sink: logs.sink,
         seat: BrokerSeat::default(),
         vault: Arc::new(vault),
         store: StoreSeat::default(),

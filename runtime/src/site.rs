@@ -13,7 +13,7 @@ use interlock_actors::{
     intake::Intake,
     log_consumer::LogConsumer,
     log_transport::{
-        LogBuffer, LogTransport,
+        LogBuffer, LogTransport, Sink,
         journal::{self, JournalPlace},
     },
     model::ModelService,
@@ -86,6 +86,8 @@ pub(crate) struct Site {
     pub(crate) intake: Intake,
     pub(crate) mailroom: Arc<Mailroom>,
     pub(crate) log_buffer: LogBuffer,
+    /// Where the log path's own events go.
+    pub(crate) log_sink: Sink,
     /// Where the running broker is found.
     pub(crate) seat: BrokerSeat,
     /// Where the data key is found.
@@ -193,7 +195,7 @@ pub(crate) fn children(
             Ok(LogConsumer::new(site.store.store()?))
         }),
         log_transport: host(site, "log-transport", on_bus(site, "log-transport"), |site| {
-            Ok(LogTransport::new(site.log_buffer.clone()))
+            Ok(LogTransport::new(site.log_buffer.clone()).with_sink(site.log_sink.clone()))
         }),
         model,
         model_kind,

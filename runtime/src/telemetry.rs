@@ -41,6 +41,8 @@ pub(crate) const TOLD_OTHERWISE: &str = "interlock::told_otherwise";
 pub(crate) struct Logs {
     /// What waits for the log transport.
     pub(crate) buffer: LogBuffer,
+    /// Where the log path's own events go.
+    pub(crate) sink: Sink,
     /// Changes what is kept and what is printed.
     pub(crate) levels: Levels,
     /// Where the serious ones are printed.
@@ -71,7 +73,8 @@ impl Levels {
 pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<Logs> {
     let buffer = LogBuffer::new(buffer::RECORDS_MAX, buffer::BYTES_MAX);
     let identity = Identity { component: component.to_owned(), incarnation: 0 };
-    let layer = LogLayer::new(identity, buffer.clone(), Sink::standard_error()?);
+    let sink = Sink::standard_error()?;
+    let layer = LogLayer::new(identity, buffer.clone(), sink.clone());
     let printer = Console::open(io::stderr())?;
     let shown_on = printer.clone();
     let printed = fmt::layer().with_writer(move || shown_on.event()).with_ansi(false).with_target(false);
@@ -92,7 +95,7 @@ pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<L
         let _ = kept_handle.reload(targets(level));
         let _ = shown_handle.reload(targets(console));
     }));
-    Ok(Logs { buffer, levels, console: printer })
+    Ok(Logs { buffer, sink, levels, console: printer })
 }
 
 impl Logs {

@@ -35,8 +35,8 @@ const TAKEN_AT_ONCE: usize = 256;
 ///   counted by level and leaves one summary record when the next window is taken.
 /// - Lower levels make room: when it is full, the oldest record of the lowest level goes, if that is
 ///   lower than the new one's; otherwise the new one goes.
-/// - Taking hands out a window, which stays the same until it is [settled](LogBuffer::settle):
-///   records under way are never dropped.
+/// - Taking hands out a window, and then the next one; what is handed out stays under way until it is
+///   [settled](LogBuffer::settle), or [handed out again](LogBuffer::send_again): records under way are never dropped.
 /// - With a [journal](LogBuffer::attach_journal), a quarter of the bounds is kept in memory; what is more goes to the disk,
 ///   and nothing is handed out while older records are there.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ struct Shared {
     state: Mutex<State>,
     /// Becomes [`LogRecord::run`].
     run: u64,
-    /// Under way, in order. Locked before the state, if both are.
+    /// Under way, in order. Locked before the state, if both are. The first [`State::sent`] are handed out.
     window: Mutex<Vec<Arc<LogRecord>>>,
     /// Woken when something may be taken.
     added: Notify,
@@ -65,6 +65,8 @@ struct State {
     /// In the queues and under way.
     records: usize,
     bytes: usize,
+    /// Of those under way, the first ones, which are handed out and not settled.
+    sent: usize,
     overload: Option<Overload>,
     /// Whether older records are, or may be, in the journal.
     journaled: bool,
@@ -240,7 +242,7 @@ impl LogBuffer {
                 None => break,
             }
         }
-        let was_empty = state.records == 0 && state.overload.is_none();
+        let was_idle = !state.has_unsent();
         if fits(&state) {
             state.records += 1;
             state.bytes += bytes;
@@ -252,7 +254,7 @@ impl LogBuffer {
         let look = self.has_too_much(&state) && !std::mem::replace(&mut state.spill_asked, true);
         drop(state);
         // Whoever waits for something to take waits only while there is nothing.
-        if was_empty {
+        if was_idle {
             self.shared.added.notify_one();
         }
         if look && let Some(journal) = self.journal() {
@@ -266,14 +268,35 @@ impl LogBuffer {
         over && state.accepted >= state.spill_again_at && self.shared.journal.get().is_some()
     }
 
-    /// The oldest records, at most so many and so many bytes (but at least one). The same ones again
-    /// until they are [settled](Self::settle).
+    /// The oldest records that are not handed out, at most so many and so many bytes (but at least one).
     pub fn window(&self, records_max: usize, bytes_max: usize) -> Vec<Arc<LogRecord>> {
-        let mut window = self.under_way();
-        if window.is_empty() && !self.is_journaled() {
-            self.fill(&mut window, Level::Trace, records_max, bytes_max);
+        let mut under_way = self.under_way();
+        let sent = self.state().sent;
+        if under_way.len() == sent && !self.is_journaled() {
+            let mut next = Vec::new();
+            self.fill(&mut next, Level::Trace, records_max, bytes_max);
+            under_way.append(&mut next);
         }
-        window.clone()
+        let mut bytes = 0;
+        let window: Vec<_> = under_way[sent..]
+            .iter()
+            .take(records_max)
+            .take_while(|record| {
+                let is_first = bytes == 0;
+                bytes += record.memory_bytes();
+                is_first || bytes <= bytes_max
+            })
+            .cloned()
+            .collect();
+        self.state().sent += window.len();
+        window
+    }
+
+    /// Everything under way is handed out again, the oldest first.
+    pub fn send_again(&self) {
+        let _under_way = self.under_way();
+        self.state().sent = 0;
+        self.shared.added.notify_one();
     }
 
     /// Makes records of the oldest entries at or above `least`, and one of what was dropped.
@@ -306,13 +329,17 @@ impl LogBuffer {
         }
     }
 
-    /// Removes what is under way and not in `missing`; those stay the window. How many were removed.
-    pub fn settle(&self, missing: &HashSet<Uuid>) -> usize {
-        let mut window = self.under_way();
-        let (kept, done): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut *window).into_iter().partition(|record| missing.contains(&record.id));
-        *window = kept;
+    /// Removes what of a window is not in `missing`; how many. The others stay under way, handed out.
+    pub fn settle(&self, window: &[Arc<LogRecord>], missing: &HashSet<Uuid>) -> usize {
+        let done: HashSet<Uuid> =
+            window.iter().map(|record| record.id).filter(|id| !missing.contains(id)).collect();
+        let mut under_way = self.under_way();
+        let (done, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *under_way).into_iter().partition(|record| done.contains(&record.id));
+        *under_way = kept;
         let mut state = self.state();
+        // None of it is handed out if all was to be sent again meanwhile.
+        state.sent = state.sent.saturating_sub(done.len());
         state.forget(&done);
         state.flushed += done.len() as u64;
         done.len()
@@ -325,9 +352,11 @@ impl LogBuffer {
 
     /// The oldest records at or above `least` for the journal, what is under way first; none are handed out meanwhile.
     pub(super) fn take_to_spill(&self, least: Level, bytes_max: usize) -> Vec<Arc<LogRecord>> {
-        let mut window = self.under_way();
-        self.state().journaled = true;
-        let mut records = std::mem::take(&mut *window);
+        let mut under_way = self.under_way();
+        let mut state = self.state();
+        (state.journaled, state.sent) = (true, 0);
+        drop(state);
+        let mut records = std::mem::take(&mut *under_way);
         if records.is_empty() {
             self.fill(&mut records, least, usize::MAX, bytes_max);
         }
@@ -369,7 +398,9 @@ impl LogBuffer {
 
     /// Everything that waits in memory, in order, when nobody drains any more. It counts as flushed.
     pub fn take_rest(&self) -> Vec<LogRecord> {
-        let mut rest = std::mem::take(&mut *self.under_way());
+        let mut under_way = self.under_way();
+        let mut rest = std::mem::take(&mut *under_way);
+        self.state().sent = 0;
         self.fill(&mut rest, Level::Trace, usize::MAX, usize::MAX);
         let mut state = self.state();
         state.forget(&rest);
@@ -387,9 +418,9 @@ impl LogBuffer {
         state.take_back(records);
     }
 
-    /// Waits until there is something to take, or something in the journal.
+    /// Waits until there is something to hand out, or something in the journal.
     pub async fn readable(&self) {
-        while self.is_empty() {
+        while !self.state().has_unsent() {
             self.shared.added.notified().await;
         }
     }
@@ -424,6 +455,11 @@ impl LogBuffer {
 }
 
 impl State {
+    /// Whether there is something that is not handed out, or something in the journal.
+    fn has_unsent(&self) -> bool {
+        self.records > self.sent || self.overload.is_some() || self.journaled
+    }
+
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
@@ -545,17 +581,17 @@ mod tests {
             buffer.add(record(level, text));
         }
         assert_eq!(texts(&buffer.window(3, usize::MAX)), ["a", "b", "c"]);
-        assert_eq!(
-            texts(&buffer.window(9, usize::MAX)),
-            ["a", "b", "c"],
-            "a window is the same until it is settled"
-        );
-        let b = buffer.window(9, usize::MAX)[1].id;
-        assert_eq!(buffer.settle(&HashSet::from([b])), 2);
-        assert_eq!(texts(&buffer.window(9, usize::MAX)), ["b"], "what is missing goes first again");
-        buffer.settle(&HashSet::new());
         assert_eq!(texts(&buffer.window(9, usize::MAX)), ["d"]);
-        buffer.settle(&HashSet::new());
+        assert!(buffer.window(9, usize::MAX).is_empty(), "all of it is under way");
+        buffer.send_again();
+        let first = buffer.window(3, usize::MAX);
+        assert_eq!(texts(&first), ["a", "b", "c"]);
+        assert_eq!(buffer.settle(&first, &HashSet::from([first[1].id])), 2);
+        assert_eq!(buffer.settle(&first, &HashSet::from([first[1].id])), 0, "they are gone");
+        buffer.send_again();
+        let again = buffer.window(9, usize::MAX);
+        assert_eq!(texts(&again), ["b", "d"], "what is missing goes first again");
+        buffer.settle(&again, &HashSet::new());
         assert!(buffer.is_empty() && buffer.window(9, 9).is_empty());
     }
 
@@ -578,7 +614,7 @@ mod tests {
         let counts: Vec<_> = summary.fields.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(counts, ["dropped_trace=1", "dropped_debug=3", "dropped_info=1"]);
         assert_eq!(buffer.report().dropped_total(), 5);
-        buffer.settle(&HashSet::new());
+        buffer.settle(&window, &HashSet::new());
         assert!(buffer.is_empty(), "the summary is made once");
     }
 
@@ -590,9 +626,11 @@ mod tests {
         buffer.add(record(Level::Info, &"b".repeat(1000)));
         let under_way = buffer.window(9, usize::MAX);
         buffer.add(record(Level::Error, &"c".repeat(1000)));
-        assert_eq!(buffer.window(9, usize::MAX).len(), under_way.len());
+        assert_eq!(under_way.len(), 2);
+        let next = buffer.window(9, usize::MAX);
+        assert!(next.len() == 1 && next[0].message.starts_with("1 log records dropped"), "{next:?}");
         assert_eq!(buffer.report().dropped_total(), 1);
-        assert!(buffer.report().bytes <= 2 * one);
+        assert!(buffer.report().bytes <= 3 * one);
     }
 
     #[test]
@@ -600,9 +638,11 @@ mod tests {
         let buffer = LogBuffer::default();
         (0..3).for_each(|_| buffer.add(record(Level::Info, &"x".repeat(5000))));
         assert_eq!(buffer.window(9, 1).len(), 1);
-        buffer.settle(&HashSet::new());
         assert_eq!(buffer.window(9, 12_000).len(), 2);
-        assert_eq!(buffer.take_rest().len(), 2);
+        buffer.send_again();
+        assert_eq!(buffer.window(9, 12_000).len(), 2);
+        assert_eq!(buffer.window(2, 12_000).len(), 1);
+        assert_eq!(buffer.take_rest().len(), 3);
     }
 
     #[test]
@@ -635,9 +675,12 @@ mod tests {
                         let window = buffer.window(size % 7 + 1, size * 10);
                         summaries += window.iter().filter(|record| record.component == "log-transport").count() as u64;
                         seen.extend(window.iter().filter(|record| record.component == "test").map(|record| record.message[..6].to_owned()));
-                        buffer.settle(&HashSet::new());
+                        buffer.settle(&window, &HashSet::new());
                     }
-                    _ => drop(buffer.window(3, 1000)),
+                    _ => {
+                        buffer.window(3, 1000);
+                        buffer.send_again();
+                    }
                 }
                 let report = buffer.report();
                 // Summary records pass through the window only.

@@ -1,17 +1,11 @@
 //! The drain: empties the buffer over the bus, when the gate says so, and forgets a record only when it is stored.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, future::Future, pin::Pin, sync::Arc};
 
+use futures_util::{StreamExt, stream::FuturesOrdered};
 use interlock_bus::{
-    Client, Header, Payload, PublishError, RequestError, SubscribeError, TopicName,
-    client::{Event as BusEvent, LinkState, PublishOptions, SubscribeOptions, Subscription},
+    Client, PublishError, RequestError, SubscribeError,
+    client::{Event as BusEvent, LinkState, Subscription},
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -21,18 +15,17 @@ use super::{
     gate::{Fact, Gate, Phase, Step},
     journal::{Batch, JournalReport},
     path::OnLogPath,
+    replay::Replay,
+    sending,
 };
-use crate::{
-    log_record::{Confirm, Confirmed, ConsumerState, Level, LogRecord, Probe, ProbeAnswer},
-    topics,
-};
+use crate::log_record::{Confirmed, ConsumerState, Level, LogRecord, ProbeAnswer};
 
 /// Records sent before the consumer is asked to confirm them.
-const WINDOW_RECORDS_MAX: usize = 1024;
+pub(super) const WINDOW_RECORDS_MAX: usize = 1024;
 /// Bytes of them; a fraction of what a subscription may queue at the broker.
-const WINDOW_BYTES_MAX: usize = 1 << 20;
-/// How long the consumer may take to answer. Then it counts as lost and everything is proven again.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const WINDOW_BYTES_MAX: usize = 1 << 20;
+/// Windows sent and not yet confirmed: one travels while the one before is written. The journal's go one by one.
+const WINDOWS_MAX: usize = 2;
 /// Windows in a row of which nothing was stored. Then the drain fails, so that its supervisor slows it down.
 const FRUITLESS_WINDOWS_MAX: u32 = 3;
 
@@ -84,61 +77,36 @@ impl fmt::Display for DrainReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { phase, buffer, journal } = self;
         let (flushed, dropped) = (self.flushed(), buffer.dropped_total());
-        write!(formatter, "{phase}; flushed {flushed}, dropped {dropped}, waiting {}", buffer.waiting)?;
+        let sends_old =
+            matches!(phase, Phase::Open { .. }) && journal.is_some_and(|journal| journal.records > 0);
+        let draining = if sends_old { "; draining the journal" } else { "" };
+        write!(
+            formatter,
+            "{phase}{draining}; flushed {flushed}, dropped {dropped}, waiting {}",
+            buffer.waiting
+        )?;
         journal.map_or(Ok(()), |journal| write!(formatter, ", {journal}"))
     }
 }
 
-/// Records of the journal on their way.
-struct Replay {
-    segment: u64,
-    records: u64,
-    waiting: VecDeque<Arc<LogRecord>>,
-    window: Vec<Arc<LogRecord>>,
+/// Records that are sent together and confirmed together.
+struct Sent {
+    /// The incarnation that they were sent to.
+    consumer: Uuid,
+    records: Vec<Arc<LogRecord>>,
 }
 
-impl Replay {
-    fn new(batch: Batch) -> Self {
-        let Batch { segment, records } = batch;
-        Self { segment, records: records.len() as u64, waiting: records.into(), window: Vec::new() }
-    }
-
-    /// The same until it is settled.
-    fn window(&mut self) -> Vec<Arc<LogRecord>> {
-        let mut bytes = 0;
-        while self.window.len() < WINDOW_RECORDS_MAX && bytes < WINDOW_BYTES_MAX {
-            let Some(record) = self.waiting.pop_front() else { break };
-            bytes += record.memory_bytes();
-            self.window.push(record);
-        }
-        self.window.clone()
-    }
-
-    fn settle(&mut self, missing: &HashSet<Uuid>) -> usize {
-        let before = self.window.len();
-        self.window.retain(|record| missing.contains(&record.id));
-        before - self.window.len()
-    }
-
-    fn is_done(&self) -> bool {
-        self.window.is_empty() && self.waiting.is_empty()
-    }
-}
-
-/// What a piece of work under way ended in. At most one is under way.
+/// What a piece of work under way ended in. At most one is under way, beside confirmations.
 enum Outcome {
     Listening(Result<Subscription, SubscribeError>),
     Probe(Uuid, Result<ProbeAnswer, RequestError>),
-    Flush(Uuid, Result<HashSet<Uuid>, FlushError>),
+    Published(Sent, Result<(), PublishError>),
     Journal(Option<Batch>),
 }
 
-enum FlushError {
-    Publish(PublishError),
-    Ask(RequestError),
-}
-
 type Operation = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+type Answer = Result<Confirmed, RequestError>;
+type Confirmation = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
 
 /// Everything that can wake the drain.
 enum Event {
@@ -146,6 +114,7 @@ enum Event {
     Link(LinkState),
     Announcement(Option<BusEvent>),
     Done(Outcome),
+    Confirmed(Sent, Answer),
     Readable,
 }
 
@@ -157,6 +126,10 @@ pub struct Drain {
     link: watch::Receiver<LinkState>,
     announcements: Option<Subscription>,
     operation: Option<Operation>,
+    /// Of windows that are published, in order.
+    confirmations: FuturesOrdered<Confirmation>,
+    /// Whether something under way is missing; it is sent again, and what came after it, when all has been answered.
+    again: bool,
     /// What of the journal is being sent. One that is not finished is read again by the next drain.
     replay: Option<Replay>,
     fruitless_windows: u32,
@@ -186,6 +159,8 @@ impl Drain {
             link,
             announcements: None,
             operation: None,
+            confirmations: FuturesOrdered::new(),
+            again: false,
             replay: None,
             fruitless_windows: 0,
             stopping: false,
@@ -213,6 +188,8 @@ impl Drain {
         stop: impl Future<Output = ()>,
     ) -> Result<(), DrainError> {
         let mut stop = std::pin::pin!(stop);
+        // What a drain before this one had under way.
+        self.send_again();
         let state = self.link.borrow_and_update().clone();
         self.on_link(state)?;
         let mut reported = None;
@@ -232,6 +209,7 @@ impl Drain {
                 Event::Link(state) => self.on_link(state)?,
                 Event::Announcement(event) => self.on_announcement(event),
                 Event::Done(outcome) => self.on_outcome(outcome)?,
+                Event::Confirmed(sent, answer) => self.on_confirmed(&sent, answer)?,
                 Event::Readable => self.flush(),
             }
         }
@@ -239,7 +217,11 @@ impl Drain {
 
     /// Waits for one event. Listed by priority: what ends or closes comes before what sends.
     async fn next_event(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Event {
-        let may_flush = self.operation.is_none() && matches!(self.gate.phase(), Phase::Open { .. });
+        let windows_max =
+            if self.again || self.replay.is_some() || self.buffer.is_journaled() { 1 } else { WINDOWS_MAX };
+        let may_flush = self.operation.is_none()
+            && self.confirmations.len() < windows_max
+            && matches!(self.gate.phase(), Phase::Open { .. });
         let announcement = async {
             match &mut self.announcements {
                 Some(subscription) => subscription.next().await,
@@ -260,6 +242,7 @@ impl Drain {
                 Err(_) => Event::Link(LinkState::Closed),
             },
             event = announcement => Event::Announcement(event),
+            Some((sent, answer)) = self.confirmations.next() => Event::Confirmed(sent, answer),
             outcome = done => Event::Done(outcome),
             () = self.buffer.readable(), if may_flush => Event::Readable,
         };
@@ -322,7 +305,7 @@ impl Drain {
             Outcome::Listening(Err(SubscribeError::NotConnected { .. })) => {}
             Outcome::Listening(Err(error)) => return Err(DrainError::Listen(error)),
             Outcome::Probe(probe, answer) => self.on_probe(probe, answer)?,
-            Outcome::Flush(consumer, answer) => self.on_flush(consumer, answer)?,
+            Outcome::Published(sent, outcome) => self.on_published(sent, outcome)?,
             Outcome::Journal(batch) => {
                 self.replay = batch.map(Replay::new);
                 self.report_opening();
@@ -346,37 +329,60 @@ impl Drain {
         Ok(())
     }
 
-    fn on_flush(
-        &mut self,
-        consumer: Uuid,
-        answer: Result<HashSet<Uuid>, FlushError>,
-    ) -> Result<(), DrainError> {
+    fn on_published(&mut self, sent: Sent, outcome: Result<(), PublishError>) -> Result<(), DrainError> {
+        match outcome {
+            Ok(()) => {
+                let ids = sent.records.iter().map(|record| record.id).collect();
+                let answer = sending::confirm(self.client.clone(), sent.consumer, ids);
+                self.confirmations.push_back(Box::pin(async move { (sent, answer.await) }));
+            }
+            // The link was lost; its state tells when to begin again.
+            Err(PublishError::NotConnected { .. } | PublishError::Unconfirmed { .. }) => self.send_again(),
+            Err(error) => return Err(DrainError::Publish(error)),
+        }
+        Ok(())
+    }
+
+    fn on_confirmed(&mut self, sent: &Sent, answer: Answer) -> Result<(), DrainError> {
         let settled = match answer {
-            Ok(missing) => match &mut self.replay {
-                Some(replay) => replay.settle(&missing),
-                None => match self.buffer.settle(&missing) {
-                    // What was under way went to the journal meanwhile, and comes again from there.
-                    0 if missing.is_empty() => return Ok(()),
-                    settled => settled,
-                },
-            },
-            Err(
-                FlushError::Ask(RequestError::Disconnected)
-                | FlushError::Publish(PublishError::NotConnected { .. } | PublishError::Unconfirmed { .. }),
-            ) => return Ok(()),
-            Err(FlushError::Ask(error @ (RequestError::Denied { .. } | RequestError::TooLarge { .. }))) => {
+            Ok(Confirmed { missing, consumer }) => {
+                let missing: HashSet<Uuid> = missing.into_iter().collect();
+                let settled = match &mut self.replay {
+                    Some(replay) => replay.settle(&missing),
+                    None => self.buffer.settle(&sent.records, &missing),
+                };
+                self.again |= !missing.is_empty();
+                if self.again && self.confirmations.is_empty() {
+                    self.send_again();
+                }
+                let is_another = consumer != sent.consumer && !consumer.is_nil();
+                if is_another {
+                    // It does not take what was sent to the one before; its path is to be proven.
+                    self.learn(Fact::ConsumerReady { consumer });
+                }
+                if settled == 0 && (is_another || missing.is_empty()) {
+                    // Or what was under way went to the journal meanwhile, and comes again from there.
+                    return Ok(());
+                }
+                settled
+            }
+            Err(RequestError::Disconnected) => {
+                self.send_again();
+                return Ok(());
+            }
+            Err(error @ (RequestError::Denied { .. } | RequestError::TooLarge { .. })) => {
                 return Err(DrainError::Ask(error));
             }
-            Err(FlushError::Ask(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "the log consumer did not confirm; its records will be sent again");
-                self.learn(Fact::ConsumerLost { consumer });
+                self.send_again();
+                self.learn(Fact::ConsumerLost { consumer: sent.consumer });
                 // A consumer that died is nobody's fault here; one that is alive and does not see the records is.
                 if !matches!(error, RequestError::TimedOut { .. }) {
                     return Ok(());
                 }
                 0
             }
-            Err(FlushError::Publish(error)) => return Err(DrainError::Publish(error)),
         };
         self.fruitless_windows = if settled > 0 { 0 } else { self.fruitless_windows + 1 };
         if self.fruitless_windows >= FRUITLESS_WINDOWS_MAX {
@@ -384,6 +390,13 @@ impl Drain {
         }
         self.report_opening();
         Ok(())
+    }
+
+    /// Whatever is under way is sent again, from its beginning; answers that are still to come are of no use then.
+    fn send_again(&mut self) {
+        self.confirmations.clear();
+        self.again = false;
+        self.buffer.send_again();
     }
 
     /// Once what had gathered before an opening is flushed, one record says how much that was.
@@ -396,7 +409,8 @@ impl Drain {
         let (flushed, dropped) = (now.flushed() - before.flushed(), now.buffer.dropped_total());
         let drained = |report: &DrainReport| report.journal.map_or(0, |journal| journal.drained);
         let journal = drained(&now) - drained(&before);
-        let message = format!("log gate opened: flushed {flushed}, dropped {dropped}, journal {journal}");
+        let message =
+            format!("log path has caught up: flushed {flushed}, dropped {dropped}, journal {journal}");
         let mut record = LogRecord::new(Level::Info, "log-transport", message);
         record.target = module_path!().to_owned();
         record.fields = vec![("openings".to_owned(), self.gate.openings().to_string())];
@@ -405,23 +419,51 @@ impl Drain {
 
     /// Tells the gate and does what follows.
     fn learn(&mut self, fact: Fact) {
-        match self.gate.learn(fact, Uuid::now_v7()) {
+        let before = self.gate.phase();
+        let step = self.gate.learn(fact, Uuid::now_v7());
+        let after = self.gate.phase();
+        if before.proven() != after.proven() || matches!(after, Phase::Waiting) && before != after {
+            self.tell_transition(before, after);
+        }
+        if matches!(step, Step::Hold | Step::Listen | Step::Probe(_)) {
+            self.send_again();
+        }
+        match step {
             Step::Stay => {}
             Step::Hold => {
                 self.operation = None;
                 self.announcements = None;
             }
-            Step::Listen => self.operation = Some(Box::pin(listen(self.client.clone()))),
-            Step::Probe(id) => self.operation = Some(Box::pin(probe(self.client.clone(), id))),
+            Step::Listen => {
+                let listen = sending::listen(self.client.clone());
+                self.operation = Some(Box::pin(async { Outcome::Listening(listen.await) }));
+            }
+            Step::Probe(id) => {
+                let probe = sending::probe(self.client.clone(), id);
+                self.operation = Some(Box::pin(async move { Outcome::Probe(id, probe.await) }));
+            }
             Step::Flush => self.opened_with = Some(self.report()),
         }
+    }
+
+    /// Each transition is in the log, once there is a way for it.
+    fn tell_transition(&self, before: Phase, after: Phase) {
+        let level = if matches!(before, Phase::Open { .. }) { Level::Warn } else { Level::Info };
+        let mut record = LogRecord::new(level, "log-transport", format!("log path {after}"));
+        record.target = module_path!().to_owned();
+        let facts = ["broker_up", "connected", "consumer_subscribed", "probe_back"].into_iter();
+        record.fields = facts
+            .zip(after.proven())
+            .map(|(fact, is_proven)| (fact.to_owned(), is_proven.to_string()))
+            .collect();
+        self.buffer.add(record);
     }
 
     fn flush(&mut self) {
         let Phase::Open { consumer } = self.gate.phase() else { return };
         let finished =
             self.replay.take_if(|replay| replay.is_done()).map(|replay| (replay.segment, replay.records));
-        let window = match &mut self.replay {
+        let records = match &mut self.replay {
             Some(replay) => replay.window(),
             None if (finished.is_some() || self.buffer.is_journaled())
                 && let Some(journal) = self.buffer.journal().cloned() =>
@@ -432,8 +474,12 @@ impl Drain {
             }
             None => self.buffer.window(WINDOW_RECORDS_MAX, WINDOW_BYTES_MAX),
         };
-        if !window.is_empty() {
-            self.operation = Some(Box::pin(flush(self.client.clone(), consumer, window)));
+        if !records.is_empty() {
+            let client = self.client.clone();
+            self.operation = Some(Box::pin(async move {
+                let outcome = sending::publish(client, consumer, &records).await;
+                Outcome::Published(Sent { consumer, records }, outcome)
+            }));
         }
     }
 
@@ -444,65 +490,4 @@ impl Drain {
             journal: self.buffer.journal_report(),
         }
     }
-}
-
-async fn listen(client: Client) -> Outcome {
-    let filter = topics::filter(topics::LOG_CONSUMER_STATE);
-    Outcome::Listening(client.subscribe(&filter, SubscribeOptions::default()).await)
-}
-
-async fn probe(client: Client, probe: Uuid) -> Outcome {
-    Outcome::Probe(probe, ask(&client, topics::LOG_CONSUMER_PROBE, &Probe { probe }).await)
-}
-
-async fn flush(client: Client, consumer: Uuid, window: Vec<Arc<LogRecord>>) -> Outcome {
-    Outcome::Flush(consumer, send(&client, consumer, &window).await)
-}
-
-/// Publishes a window in order and asks which of it did not arrive.
-async fn send(
-    client: &Client,
-    consumer: Uuid,
-    window: &[Arc<LogRecord>],
-) -> Result<HashSet<Uuid>, FlushError> {
-    let Some((last, others)) = window.split_last() else { return Ok(HashSet::new()) };
-    for record in others {
-        let (topic, payload, options) = message(record);
-        client.publish_waiting(&topic, payload, &options).await.map_err(FlushError::Publish)?;
-    }
-    let (topic, payload, options) = message(last);
-    match client.publish_acknowledged(&topic, payload, options.clone()).await {
-        Ok(_) => {}
-        // No room for the question; the answer to the confirmation will do.
-        Err(PublishError::Full { payload } | PublishError::Held { payload, .. }) => {
-            client.publish_waiting(&topic, payload, &options).await.map_err(FlushError::Publish)?;
-        }
-        Err(error) => return Err(FlushError::Publish(error)),
-    }
-    let ids = window.iter().map(|record| record.id).collect();
-    let confirmed: Confirmed = ask(client, topics::LOG_CONSUMER_CONFIRM, &Confirm { consumer, ids })
-        .await
-        .map_err(FlushError::Ask)?;
-    Ok(confirmed.missing.into_iter().collect())
-}
-
-/// A record as it goes over the bus: JSON, so that every watcher of `logs/#` can read it.
-fn message(record: &LogRecord) -> (TopicName, Payload, PublishOptions) {
-    let topic = record.topic().parse().unwrap_or_else(|_| topics::topic("logs/unknown/info"));
-    // A record is made of strings and numbers, so it has a form in JSON; a text about it is better than none.
-    let payload = Payload::json(record).unwrap_or_else(|_| Payload::text(record.message.clone()));
-    let header = Header { id: record.id, ..Header::for_payload(&payload) };
-    (topic, payload, PublishOptions { header: Some(header), ..PublishOptions::default() })
-}
-
-async fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
-    client: &Client,
-    topic: &'static str,
-    question: &Q,
-) -> Result<A, RequestError> {
-    let topic = topics::topic(topic);
-    let failed = |code: &str, text: String| RequestError::Failed { code: code.to_owned(), text };
-    let payload = Payload::json(question).map_err(|error| failed("codec", error.to_string()))?;
-    let answer = client.request(&topic, payload, ANSWER_TIMEOUT).await?;
-    answer.decode().map_err(|error| failed("bad_answer", error.to_string()))
 }

@@ -51,11 +51,16 @@ impl Phase {
 impl fmt::Display for Phase {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::NoLink => "holding: not connected to the broker",
-            Self::Linked => "holding: connected, subscribing to the log consumer's announcements",
-            Self::Waiting => "holding: connected, no log consumer answers",
-            Self::Probing { .. } => "holding: probing the log consumer",
-            Self::Open { .. } => "open: the log consumer has answered the probe",
+            Self::NoLink => "held: no session with the broker",
+            Self::Linked => "held: broker up, connected; subscribing to what the log consumer announces",
+            Self::Waiting => "held: broker up, connected; no log consumer answers",
+            Self::Probing { announced: false, .. } => {
+                "held: broker up, connected; asking whether a log consumer is there"
+            }
+            Self::Probing { announced: true, .. } => {
+                "held: broker up, connected, consumer subscribed; its probe is not back"
+            }
+            Self::Open { .. } => "open: broker up, connected, consumer subscribed, probe back",
         })
     }
 }

@@ -5,8 +5,8 @@
 use std::{collections::HashMap, future::Future, path::PathBuf, time::Duration};
 
 use interlock_bus::{
-    Broker, BrokerConfig, BrokerHandle, Client, ConnectOptions, Credentials, Endpoint, KeyStore, Payload,
-    PeerName, Permissions, SubscribeOptions,
+    Broker, BrokerConfig, BrokerHandle, Client, ConnectOptions, Credentials, Endpoint, Header, KeyStore,
+    Payload, PeerName, Permissions, SubscribeOptions, client::PublishOptions,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     host::HostReport,
     log_consumer::{Consumer, ConsumerError, ConsumerReport, LogConsumer},
-    log_record::{Confirm, Confirmed, Level, LogRecord, Probe, ProbeAnswer},
+    log_record::{Confirm, Confirmed, ConsumerState, Level, LogRecord, Probe, ProbeAnswer},
     store::{DataKey, LogQuery, Reader, Store, StoreOptions},
     test_stage::Stage,
     topics,
@@ -217,10 +217,78 @@ fn records_logged_before_anything_was_there_are_stored_once_and_in_order() {
         site.assert_stored(3010);
         // What the opening flushed is told, once.
         let told = site.store.read(|reader| {
-            reader.logs(&LogQuery { text: Some("log gate opened".into()), ..LogQuery::default() })
+            reader.logs(&LogQuery { text: Some("log path has caught up".into()), ..LogQuery::default() })
         });
         let told: Vec<_> = told.await.unwrap().into_iter().map(|log| log.record.message).collect();
-        assert_eq!(told, ["log gate opened: flushed 3000, dropped 0, journal 0"]);
+        // Three thousand, and the steps to the opening.
+        let [told] = &told[..] else { panic!("{told:?}") };
+        assert!(
+            told.starts_with("log path has caught up: flushed 300")
+                && told.ends_with(", dropped 0, journal 0")
+        );
+    });
+}
+
+#[test]
+fn each_step_that_is_held_back_shows_in_the_status_and_later_in_the_log() {
+    run(async {
+        let mut site = Site::new();
+        let buffer = LogBuffer::default();
+        log(&buffer, 0..3);
+        let says = |text: &'static str| move |report: &DrainReport| report.to_string().starts_with(text);
+        // Nothing is there. The client waits for the broker.
+        let credentials = site.credentials["log-transport"].clone();
+        let client = tokio::spawn(async move {
+            Client::connect(ConnectOptions::new(credentials).waits_for_broker(true)).await.unwrap()
+        });
+        assert_eq!(gate::Gate::default().phase().to_string(), "held: no session with the broker");
+        site.start_broker();
+        let drain = drain(client.await.unwrap(), &buffer);
+        drain.until(says("held: broker up, connected; no log consumer answers;")).await;
+        // A consumer that is subscribed, announces itself and does not answer.
+        let client = site.attach("log-consumer");
+        let _logs = client.subscribe(&topics::filter(topics::LOGS_ALL), SubscribeOptions::default()).await;
+        let serve = async |topic| client.serve(&topics::filter(topic), Default::default()).await.unwrap();
+        let mut probes = serve(topics::LOG_CONSUMER_PROBE).await;
+        let mut confirms = serve(topics::LOG_CONSUMER_CONFIRM).await;
+        let announce = async |consumer| {
+            let state = Payload::json(&ConsumerState { consumer, ready: true }).unwrap();
+            let topic = topics::topic(topics::LOG_CONSUMER_STATE);
+            client.publish_acknowledged(&topic, state, Default::default()).await.unwrap();
+        };
+        announce(Uuid::now_v7()).await;
+        drain.until(says("held: broker up, connected; asking whether a log consumer is there;")).await;
+        announce(Uuid::now_v7()).await;
+        drain.until(says("held: broker up, connected, consumer subscribed; its probe is not back;")).await;
+        assert_eq!(buffer.report().flushed, 0, "something was sent before the path was proven");
+        let request = probes.next().await.unwrap();
+        let probe: Probe = request.message.decode().unwrap();
+        let answer = ProbeAnswer { probe: probe.probe, consumer: Uuid::now_v7() };
+        request.end(Payload::json(&answer).unwrap()).await.unwrap();
+        drain.until(says("open: broker up, connected, consumer subscribed, probe back;")).await;
+        let _asked = confirms.next().await.unwrap();
+        site.stop_broker();
+        drain.until(says("held: no session with the broker;")).await;
+        drop((probes, confirms, client));
+
+        site.start_broker();
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        drain.until(|report| report.buffer.waiting == 0 && report.phase.proven() == [true; 4]).await;
+        drain.stop().await;
+        consumer.stop().await;
+        let query = LogQuery { text: Some("log path ".into()), ..LogQuery::default() };
+        let found = site.store.read(move |reader| reader.logs(&query)).await.unwrap();
+        let told: Vec<_> =
+            found.iter().map(|log| log.record.message.trim_start_matches("log path ")).collect();
+        for step in [
+            "held: broker up, connected; no",
+            "held: broker up, connected, consumer",
+            "open: ",
+            "held: no session",
+        ] {
+            assert!(told.iter().any(|told| told.starts_with(step)), "{step} is not in {told:?}");
+        }
+        assert!(found.iter().any(|log| log.record.level == Level::Warn), "a loss is a warning");
     });
 }
 
@@ -378,14 +446,37 @@ fn a_confirmation_is_answered_when_its_records_are_stored_and_not_before() {
         ask(topics::LOG_CONSUMER_PROBE, probe).await;
         assert!(futures_util::poll!(&mut confirmed).is_pending(), "it confirmed what nobody has published");
         publish(&second).await;
-        assert_eq!(confirmed.await.decode::<Confirmed>().unwrap(), Confirmed::default());
+        let nothing_missing = Confirmed { missing: Vec::new(), consumer: answer.consumer };
+        assert_eq!(confirmed.await.decode::<Confirmed>().unwrap(), nothing_missing);
         site.assert_stored(2);
 
         let unknown = Uuid::now_v7();
         let of_another = ask(topics::LOG_CONSUMER_CONFIRM, confirm(Uuid::nil(), unknown)).await;
         assert_eq!(of_another.decode::<Confirmed>().unwrap().missing, [unknown]);
         let known = ask(topics::LOG_CONSUMER_CONFIRM, confirm(Uuid::nil(), first.id)).await;
-        assert_eq!(known.decode::<Confirmed>().unwrap(), Confirmed::default());
+        assert_eq!(known.decode::<Confirmed>().unwrap(), nothing_missing);
+        consumer.stop().await;
+    });
+}
+
+#[test]
+fn what_was_sent_to_an_earlier_incarnation_is_left_to_its_sender() {
+    run(async {
+        let site = Site::with_broker();
+        let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+        let client = site.attach("log-transport");
+        let publish = async |message: &str, correlation| {
+            let record = LogRecord::new(Level::Info, "test", message);
+            let payload = Payload::json(&record).unwrap();
+            let header = Header { correlation, ..Header::with_id(record.id, &payload) };
+            let options = PublishOptions { header: Some(header), ..PublishOptions::default() };
+            client.publish_acknowledged(&record.topic().parse().unwrap(), payload, options).await.unwrap();
+        };
+        publish("of another", Some(Uuid::now_v7())).await;
+        publish("0", None).await;
+        let report = consumer.until(|report| report.stored == 1).await;
+        assert_eq!(report.strays, 1);
+        site.assert_stored(1);
         consumer.stop().await;
     });
 }
@@ -421,9 +512,13 @@ fn what_a_consumer_misses_is_published_again_until_it_has_it() {
         let mut confirm = async |missing: fn(Vec<Uuid>) -> Vec<Uuid>| {
             let request = confirms.next().await.unwrap();
             let missing = missing(request.message.decode::<Confirm>().unwrap().ids);
-            request.end(Payload::json(&Confirmed { missing }).unwrap()).await.unwrap();
+            request
+                .end(Payload::json(&Confirmed { missing, ..Confirmed::default() }).unwrap())
+                .await
+                .unwrap();
         };
-        assert_eq!(texts(5).await, "01234");
+        // And the two steps to an open gate.
+        assert!(texts(7).await.starts_with("01234log path "));
         confirm(|ids| vec![ids[1], ids[4]]).await;
         assert_eq!(texts(2).await, "14");
         confirm(|ids| ids[1..].to_vec()).await;
@@ -530,7 +625,7 @@ fn a_transport_without_rights_says_so_and_keeps_its_records() {
             .await
             .unwrap_err();
         assert!(matches!(error, DrainError::Listen(_)), "{error}");
-        assert_eq!(buffer.report().waiting, 3);
+        assert_eq!(buffer.report().flushed, 0);
         let drain = drain(site.attach("log-transport"), &buffer);
         drain.until(is_empty).await;
         drain.stop().await;
@@ -589,9 +684,9 @@ fn the_log_path_under_the_layer_at_full_detail_comes_to_rest() {
         assert_eq!(site.store.read(move |reader| reader.logs(&query)).await.unwrap().len(), 300);
         let all = site.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap();
         let own: Vec<_> = all.iter().filter(|log| path::is_own_target(&log.record.target)).collect();
-        // The three openings tell what they flushed; nothing else of the path is in the log.
-        assert!(own.iter().all(|log| log.record.message.starts_with("log gate opened")), "{own:?}");
-        assert!(own.len() <= 3, "{own:?}");
+        // Each of the three tells its steps and what it flushed; nothing else of the path is in the log.
+        assert!(own.iter().all(|log| log.record.message.starts_with("log path ")), "{own:?}");
+        assert!(own.len() <= 3 * 5, "{own:?}");
     });
 }
 
@@ -625,11 +720,8 @@ fn as_actors_they_are_ready_by_proof_and_survive_each_other() {
         });
         let (told, exit) = told.await.unwrap();
         assert!(told.contains("dropped 0") && buffer.is_empty(), "{told}; {exit}");
-        assert_eq!(
-            stage.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap().len(),
-            51,
-            "50 and the report"
-        );
+        let query = LogQuery { components: vec!["test".into()], ..LogQuery::default() };
+        assert_eq!(stage.store.read(move |reader| reader.logs(&query)).await.unwrap().len(), 50);
         tokio::task::spawn_blocking(move || drop(stage)).await.unwrap();
     });
 }

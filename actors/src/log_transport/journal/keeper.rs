@@ -196,21 +196,25 @@ impl Keeper {
         crate::log_transport::mark_thread();
         while let Some(order) = orders.blocking_recv() {
             let Some(buffer) = self.buffer.upgrade() else { return };
-            // Whoever asked may have been killed meanwhile: nothing is forgotten by an answer that nobody hears.
+            // Told before the answer. Whoever asked may have been killed meanwhile: nothing is forgotten by an answer that
+            // nobody hears.
             match order {
                 Order::Look => {}
                 Order::Next { finished, reply } => {
                     let batch = self.next(&buffer, finished);
+                    self.tell();
                     let _ = reply.send(batch);
                 }
                 Order::SpillAll { reply } => {
-                    let _ = reply.send(self.spill(&buffer));
+                    let spilled = self.spill(&buffer);
+                    self.tell();
+                    let _ = reply.send(spilled);
                 }
             }
             if buffer.wants_spill() {
                 self.spill(&buffer);
+                self.tell();
             }
-            self.tell();
         }
     }
 
