@@ -32,6 +32,8 @@ mod hostile_input;
 mod key_rotation;
 /// Random traffic between real processes, judged by the ledger and by what each party counted.
 mod ledger_oracle;
+/// The journal of the log: what finds no way to the store for long, and kills meanwhile.
+mod log_journal;
 /// Log records: found by everything that can be asked for, followed, exported, kept and deleted as told.
 mod log_queries;
 /// Ten thousand races from the first log call to the encrypted store, with kills meanwhile.

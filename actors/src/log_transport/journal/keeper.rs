@@ -81,6 +81,8 @@ impl fmt::Display for Trouble {
 /// The state of a journal at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JournalReport {
+    /// Whether its files were looked at: by the first spill, or when the way to the store is open.
+    pub is_known: bool,
     /// Records on disk.
     pub records: u64,
     /// Bytes of all segments.
@@ -97,7 +99,10 @@ pub struct JournalReport {
 
 impl fmt::Display for JournalReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "journal {}", self.records)?;
+        match self.is_known {
+            true => write!(formatter, "journal {}", self.records)?,
+            false => formatter.write_str("journal not read yet")?,
+        }
         if self.bytes > 0 {
             write!(formatter, " ({} KiB)", self.bytes.div_ceil(1024))?;
         }
@@ -332,6 +337,7 @@ impl Keeper {
         let Some(journal) = &self.journal else { return };
         let (records, bytes, quarantined) = (journal.records(), journal.bytes(), journal.quarantined());
         let mut report = locked(&self.report);
+        report.is_known = true;
         (report.records, report.bytes, report.quarantined) = (records, bytes, quarantined);
     }
 }
