@@ -44,8 +44,10 @@ pub use key::{DataKey, KeyWrap, Vault};
 pub use logs::{
     Appended, StoredLog,
     filter::{FieldPattern, Grep, LogQuery, NamePattern},
+    prune::{Prune, PruneBound, Pruner},
     retention::{Deleted, LogRetention},
     search::Found,
+    summary::LogSummary,
     words::TextQuery,
 };
 pub use migrate::SchemaVersion;

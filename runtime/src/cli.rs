@@ -110,7 +110,7 @@ enum Verb {
     /// Restart one component; with a whole restart budget.
     Restart(order::Arguments),
     /// Show what was logged, whether the runtime runs or not.
-    Logs(logs::Arguments),
+    Logs(Box<logs::Arguments>),
     /// Enrol peers and revoke their keys.
     #[command(subcommand)]
     Keys(keys::Verb),

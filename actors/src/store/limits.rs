@@ -8,6 +8,9 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_millis(10_000);
 /// How long the store goes on trying after `Busy`. Then the caller is told so.
 pub const BUSY_LIMIT: Duration = Duration::from_secs(30);
 
+/// Pause of a command that found the database locked for as long as [`BUSY_TIMEOUT`], before it tries again.
+pub const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
 /// How often a store that could not write tries whether it can again: nobody tells of a full disk's end.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 

@@ -13,8 +13,10 @@ use crate::log_record::{Level, LogRecord};
 
 pub mod filter;
 pub(super) mod index;
-pub(super) mod retention;
+pub mod prune;
+pub mod retention;
 pub mod search;
+pub mod summary;
 mod terms;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use super::{
         self, StoredLog,
         filter::LogQuery,
         search::{self, Found},
+        summary::{self, LogSummary},
     },
     migrate::{self, MIGRATIONS, SchemaVersion},
 };
@@ -81,6 +82,11 @@ impl Reader {
     /// The log records a query asks for, where to go on, and whether the search was given up.
     pub fn search_logs(&self, query: &LogQuery) -> Result<Found, StoreError> {
         search::search(&self.connection, query).map_err(self.fail("reading log records"))
+    }
+
+    /// What is in the log, all together.
+    pub fn log_summary(&self) -> Result<LogSummary, StoreError> {
+        summary::summary(&self.connection).map_err(self.fail("reading log records"))
     }
 
     /// The number of the newest log record; zero if there has never been one.

@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
             Ok(records) => {
                 output.line("last logged before that failure:")?;
                 for record in records {
-                    logs::print(&record, false, output)?;
+                    logs::print(&record, output)?;
                 }
             }
             Err(error) => output.say(&format!("its log cannot be read: {error}")),

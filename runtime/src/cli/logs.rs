@@ -1,56 +1,115 @@
 //! `interlock logs`: read from the encrypted store, whether the runtime runs or not.
 
-use std::{thread, time::Duration};
+mod columns;
+mod export;
+mod filter;
+mod follow;
+mod moment;
+mod prune;
+mod size;
+mod stat;
 
-use clap::Args;
+use clap::{Args, Subcommand, ValueEnum};
 use interlock_actors::{
-    log_record::{Level, LogRecord},
+    log_record::LogRecord,
     store::{LogQuery, Reader, StoreError, limits},
 };
-use interlock_bus::envelope::now_ns;
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
 
-use super::{CliError, Global, Output};
-use crate::{config::duration, exit::Exit, lifecycle::DataDir};
+use super::{CliError, Global, Output, output::json};
+use crate::{exit::Exit, lifecycle::DataDir};
+use filter::Filter;
 
-/// How often `--follow` looks whether something was written: one read of the database's change counter.
-const FOLLOW_POLL: Duration = Duration::from_millis(200);
+/// Records shown unless told otherwise; when following, what peers show first.
+const LINES: usize = 1000;
+const LINES_FOLLOWING: usize = 10;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Arguments {
-    /// Go on with what is logged from now on.
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Go on with what is logged from now on, until interrupted. Begins with the newest 10, or what -n says.
     #[arg(short, long)]
     follow: bool,
-    /// This level and above: trace, debug, info, warn, error.
-    #[arg(long)]
-    level: Option<Level>,
-    /// Not older than this, for example 10m, 2h, 3d.
-    #[arg(long, value_name = "DURATION", value_parser = parse)]
-    since: Option<Duration>,
-    /// Of this component.
-    #[arg(long, value_name = "NAME")]
-    component: Option<String>,
-    /// With this text in it.
-    #[arg(long)]
-    text: Option<String>,
-    /// Of this conversation.
-    #[arg(long, value_name = "ID")]
-    conversation: Option<String>,
-    /// At most so many, the newest ones.
-    #[arg(short = 'n', long = "lines", value_name = "N", default_value_t = 1000)]
-    lines: usize,
-    /// One JSON object per line.
+    /// At most so many, the newest ones; 1000 unless told otherwise.
+    #[arg(short = 'n', long = "lines", visible_alias = "limit", value_name = "N")]
+    lines: Option<usize>,
+    /// The newest first.
+    #[arg(short, long, conflicts_with = "follow")]
+    reverse: bool,
+    /// How to show a record.
+    #[arg(short, long, value_enum, default_value_t = Layout::Columns, value_name = "LAYOUT")]
+    output: Layout,
+    /// One JSON object per line; the same as --output json.
     #[arg(long)]
     json: bool,
 }
 
-fn parse(text: &str) -> Result<Duration, String> {
-    duration::parse(text)
-        .ok_or_else(|| format!("`{text}` is no duration; write a number and a unit, for example `10m`"))
+/// How a record is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Layout {
+    /// Time, level, component, message, fields.
+    Columns,
+    /// And target, process, incarnation, spans, place in the source, trace and conversation.
+    Wide,
+    /// One JSON object per line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Write records to a file or standard output, in the order of arrival, however many there are.
+    Export(Box<export::Arguments>),
+    /// Show how much is in the log, of whom, and what was deleted.
+    Stat(stat::Arguments),
+    /// Delete records, beside a running runtime or without one.
+    Prune(prune::Arguments),
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
-    let data_dir = global.data_dir()?;
+    match &arguments.verb {
+        Some(Verb::Export(arguments)) => return export::run(arguments, global, output),
+        Some(Verb::Stat(arguments)) => return stat::run(arguments, global, output),
+        Some(Verb::Prune(arguments)) => return prune::run(arguments, global, output),
+        None => {}
+    }
+    let layout = if arguments.json { Layout::Json } else { arguments.output };
+    let lines = match (arguments.filter.last_lines(), arguments.follow) {
+        (Some(lines), _) => lines,
+        (None, true) => LINES_FOLLOWING,
+        (None, false) => LINES,
+    };
+    let limit = arguments.lines.unwrap_or(lines).min(limits::QUERY_ROWS_MAX);
+    let query = LogQuery { limit, ..arguments.filter.query()? };
+    if arguments.follow {
+        return follow::run(query, layout, global, output);
+    }
+    let reader = open(global, &global.data_dir()?)?;
+    let mut found = reader.search_logs(&query)?;
+    if arguments.reverse {
+        found.records.reverse();
+    }
+    for log in &found.records {
+        show(&log.record, layout, output)?;
+    }
+    if found.cut {
+        output.say(&format!(
+            "given up after {} records that do not match: there may be more; narrow it, for example with --since",
+            limits::SCAN_ROWS_MAX
+        ));
+    }
+    if found.records.is_empty() {
+        output.say("nothing was logged that matches");
+        return Ok(Exit::Failed);
+    }
+    Ok(Exit::Done)
+}
+
+/// A connection to the log that is there.
+fn open(global: &Global, data_dir: &DataDir) -> Result<Reader, CliError> {
     let database = data_dir.database();
     if !database.exists() {
         let text = format!(
@@ -59,43 +118,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         );
         return Err(CliError::new(Exit::Failed, text));
     }
-    let key = global.data_key(&data_dir)?;
-    let mut reader = Reader::open(&database, &key)?;
-    let mut query = LogQuery {
-        min_level: arguments.level,
-        since_ns: arguments.since.map(|since| now_ns().saturating_sub(since.as_nanos() as u64)),
-        components: arguments.component.iter().map(|name| name.as_str().into()).collect(),
-        text: arguments.text.as_deref().map(Into::into),
-        conversation: arguments.conversation.clone(),
-        limit: arguments.lines.min(limits::QUERY_ROWS_MAX),
-        ..LogQuery::default()
-    };
-    // Taken before the first read: what comes in between is in that read, and raises it.
-    let mut newest = reader.newest_log_seq()?;
-    let records = reader.logs(&query)?;
-    let found = !records.is_empty();
-    for stored in records {
-        newest = newest.max(stored.seq);
-        print(&stored.record, arguments.json, output)?;
-    }
-    if !arguments.follow {
-        if !found {
-            output.say("nothing was logged that matches");
-        }
-        return Ok(if found { Exit::Done } else { Exit::Failed });
-    }
-    query.limit = limits::QUERY_ROWS_MAX;
-    loop {
-        if !reader.has_changed()? {
-            thread::sleep(FOLLOW_POLL);
-            continue;
-        }
-        query.after_seq = Some(newest);
-        for stored in reader.logs(&query)? {
-            newest = newest.max(stored.seq);
-            print(&stored.record, arguments.json, output)?;
-        }
-    }
+    Ok(Reader::open(&database, &global.data_key(data_dir)?)?)
 }
 
 /// The last records of a component up to `until`, oldest first.
@@ -113,32 +136,17 @@ pub(super) fn tail(
     Ok(reader.logs(&query)?.into_iter().map(|stored| stored.record).collect())
 }
 
-pub(super) fn print(record: &LogRecord, json: bool, output: &mut Output) -> Result<(), CliError> {
-    if json {
-        let text =
-            serde_json::to_string(record).map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
-        return output.line(&text);
+/// Prints a record in columns.
+pub(super) fn print(record: &LogRecord, output: &mut Output) -> Result<(), CliError> {
+    show(record, Layout::Columns, output)
+}
+
+fn show(record: &LogRecord, layout: Layout, output: &mut Output) -> Result<(), CliError> {
+    match layout {
+        Layout::Json => output.line(&json(record)?),
+        Layout::Columns => output.line(&columns::line(record, false, output)),
+        Layout::Wide => output.line(&columns::line(record, true, output)),
     }
-    let time = Timestamp::from_nanosecond(i128::from(record.time_ns))
-        .unwrap_or_default()
-        .to_zoned(TimeZone::system());
-    let color = match record.level {
-        Level::Error => "31",
-        Level::Warn => "33",
-        Level::Info => "32",
-        Level::Debug | Level::Trace => "2",
-    };
-    let level = output.colored(color, &format!("{:<5}", record.level.as_str()));
-    let mut line = format!(
-        "{} {level} {:<14} {}",
-        time.strftime("%Y-%m-%d %H:%M:%S%.3f"),
-        record.component,
-        record.message
-    );
-    for (name, value) in &record.fields {
-        line.push_str(&format!(" {name}={value}"));
-    }
-    output.line(&line)
 }
 
 impl From<StoreError> for CliError {

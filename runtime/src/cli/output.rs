@@ -102,7 +102,7 @@ impl Output {
 }
 
 /// Why something was not written to standard output. That nobody reads it is no failure.
-fn unwritten(error: io::Error) -> CliError {
+pub(super) fn unwritten(error: io::Error) -> CliError {
     match error.kind() {
         io::ErrorKind::BrokenPipe => CliError::new(Exit::Done, ""),
         _ => CliError::new(Exit::of_io(&error), format!("cannot write to standard output: {error}")),
@@ -135,6 +135,28 @@ pub fn ascii(text: &str) -> String {
     out
 }
 
+/// A value as JSON on one line, with every character beyond ASCII written as JSON writes it.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, CliError> {
+    let text =
+        serde_json::to_string(value).map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+    if text.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        return Ok(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            ' '..='~' => out.push(character),
+            // Control characters are escaped already, all but this one and those beyond ASCII.
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
 /// A table with aligned columns; the last one is not padded.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -163,6 +185,14 @@ mod tests {
         let text = ascii("gr\u{fc}n \u{1f600}\u{7}\r");
         assert!(text.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{text}");
         assert_eq!(text, "gr\\u{fc}n \\u{1f600}\\u{7}\\r");
+    }
+
+    #[test]
+    fn json_is_ascii_and_still_says_the_same() {
+        let value = "gr\u{fc}n \u{1f600} \u{7f}\u{1b}\n\"";
+        let text = json(&value).unwrap();
+        assert!(text.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{text}");
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), value);
     }
 
     #[test]

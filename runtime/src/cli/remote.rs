@@ -97,7 +97,7 @@ pub(super) fn decode<T: serde::de::DeserializeOwned>(message: &Message) -> Resul
 
 /// One JSON object on a line.
 pub(super) fn json(value: &impl serde::Serialize) -> Result<String, CliError> {
-    serde_json::to_string(value).map_err(|error| CliError::new(Exit::Failed, error.to_string()))
+    super::output::json(value)
 }
 
 /// The same mistake that the running instance would find, for a name that is in no answer of it.

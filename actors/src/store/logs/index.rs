@@ -40,7 +40,7 @@ pub(super) struct Block {
 pub(super) type Counts = BTreeMap<String, [u64; 5]>;
 
 impl Block {
-    fn empty(block: i64) -> Self {
+    pub(super) fn empty(block: i64) -> Self {
         Self { block, rows: 0, bytes: 0, oldest_ns: i64::MAX, newest_ns: 0, counts: Counts::new() }
     }
 
@@ -56,7 +56,7 @@ impl Block {
         ((block + 1) << BLOCK_BITS) - 1
     }
 
-    fn add(&mut self, record: &LogRecord) {
+    pub(super) fn add(&mut self, record: &LogRecord) {
         let time_ns = super::signed(record.time_ns);
         self.rows += 1;
         self.bytes += bytes(record);
@@ -100,6 +100,16 @@ pub(super) fn bytes(record: &LogRecord) -> i64 {
 /// Up to which number records are indexed.
 pub(super) fn indexed_to(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("SELECT indexed_to FROM log_totals")?.query_row([], |row| row.get(0))
+}
+
+/// How many records at most have been deleted of those that came after this number and before the oldest one there is.
+pub(super) fn deleted_between(connection: &Connection, after: i64) -> rusqlite::Result<u64> {
+    let (deleted_to, oldest): (i64, i64) = connection
+        .prepare_cached(
+            "SELECT deleted_to, (SELECT coalesce(min(seq), deleted_to + 1) FROM logs) FROM log_totals",
+        )?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(u64::try_from(deleted_to.min(oldest - 1) - after).unwrap_or(0))
 }
 
 /// Every block, the oldest first.
@@ -173,7 +183,7 @@ pub(in crate::store) fn step(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Reads records in the order of arrival while `each` says so.
-fn each(
+pub(super) fn each(
     connection: &Connection,
     first: i64,
     last: i64,
@@ -247,7 +257,7 @@ fn part_for(connection: &Connection, block: i64) -> rusqlite::Result<i64> {
         }
         (None, Some(newest)) => {
             connection
-                .prepare_cached("UPDATE log_parts SET last_block = ?2 WHERE part = ?1")?
+                .prepare_cached("UPDATE log_parts SET last_block = ?2, rebuilt = 0 WHERE part = ?1")?
                 .execute((newest.part, block))?;
             Ok(newest.part)
         }
@@ -255,19 +265,49 @@ fn part_for(connection: &Connection, block: i64) -> rusqlite::Result<i64> {
     }
 }
 
+/// Indexes anew one part most of whose records are gone: a search would go over their terms in vain. `false` if there is
+/// none.
+pub(super) fn rebuild_part(connection: &Connection) -> rusqlite::Result<bool> {
+    let sparse: Option<(i64, i64, i64)> = connection
+        .prepare_cached(
+            "SELECT part, first_block, last_block FROM log_parts AS p WHERE NOT rebuilt AND \
+             (SELECT sum(rows) FROM log_blocks WHERE block BETWEEN p.first_block AND p.last_block) \
+             < (last_block - first_block + 1) * 512 LIMIT 1",
+        )?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((part, first, last)) = sparse else { return Ok(false) };
+    empty(connection, part)?;
+    let mut insert =
+        connection.prepare_cached(&format!("INSERT INTO log_terms_{part} (rowid, terms) VALUES (?1, ?2)"))?;
+    let mut text = String::new();
+    let last = Block::last_seq(last).min(indexed_to(connection)?);
+    each(connection, Block::first_seq(first), last, |log| {
+        terms::write_terms(&mut text, &log.record);
+        insert.execute((log.seq, &text)).map(|_| true)
+    })?;
+    connection.prepare_cached("UPDATE log_parts SET rebuilt = 1 WHERE part = ?1")?.execute([part])?;
+    Ok(true)
+}
+
+fn empty(connection: &Connection, part: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(&format!("INSERT INTO log_terms_{part} (log_terms_{part}) VALUES ('delete-all')"))?
+        .execute([])
+        .map(drop)
+}
+
 /// Empties one part of which no record is left; `false` if there is none.
 pub(super) fn release_part(connection: &Connection) -> rusqlite::Result<bool> {
-    let empty: Option<i64> = connection
+    let unused: Option<i64> = connection
         .prepare_cached(
             "SELECT part FROM log_parts WHERE NOT EXISTS \
              (SELECT 1 FROM log_blocks WHERE block BETWEEN first_block AND last_block) LIMIT 1",
         )?
         .query_row([], |row| row.get(0))
         .optional()?;
-    let Some(part) = empty else { return Ok(false) };
-    connection
-        .prepare_cached(&format!("INSERT INTO log_terms_{part} (log_terms_{part}) VALUES ('delete-all')"))?
-        .execute([])?;
+    let Some(part) = unused else { return Ok(false) };
+    empty(connection, part)?;
     connection.prepare_cached("DELETE FROM log_parts WHERE part = ?1")?.execute([part])?;
     Ok(true)
 }

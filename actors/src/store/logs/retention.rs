@@ -169,14 +169,14 @@ fn delete_oldest(connection: &Connection, rows: i64) -> rusqlite::Result<u64> {
 }
 
 /// Notes that records up to this number may be gone, for those who follow.
-fn reach(connection: &Connection, seq: i64) -> rusqlite::Result<()> {
+pub(super) fn reach(connection: &Connection, seq: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached("UPDATE log_totals SET deleted_to = max(deleted_to, ?1)")?
         .execute([seq])
         .map(drop)
 }
 
-fn account(connection: &Connection, deleted: Deleted) -> rusqlite::Result<()> {
+pub(super) fn account(connection: &Connection, deleted: Deleted) -> rusqlite::Result<()> {
     if deleted.all() == 0 {
         return Ok(());
     }

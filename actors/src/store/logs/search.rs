@@ -21,8 +21,10 @@ use crate::store::limits;
 pub struct Found {
     /// The records.
     pub records: Vec<StoredLog>,
-    /// Of a query with `after_seq`: where to go on. Nothing up to this number matches but what was found.
+    /// Where to go on with `after_seq`: of what comes later in the order of arrival nothing was looked at.
     pub seen_to: i64,
+    /// Records at most that were deleted after `after_seq` and before anybody could ask for them.
+    pub missed: u64,
     /// Whether it was given up after [`limits::SCAN_ROWS_MAX`] records that did not match: there may be more.
     pub cut: bool,
 }
@@ -59,15 +61,20 @@ struct Search<'a> {
 pub(in crate::store) fn search(connection: &Connection, query: &LogQuery) -> rusqlite::Result<Found> {
     // One snapshot for blocks, index and records.
     let transaction = connection.unchecked_transaction()?;
-    let blocks = index::blocks(&transaction)?;
+    search_in(&transaction, query)
+}
+
+/// The same, in a snapshot that somebody else has taken.
+pub(super) fn search_in(transaction: &Connection, query: &LogQuery) -> rusqlite::Result<Found> {
+    let blocks = index::blocks(transaction)?;
     let components: BTreeSet<&String> = blocks.iter().flat_map(|block| block.counts.keys()).collect();
     let components: Vec<String> = components.into_iter().cloned().collect();
     let mut search = Search {
-        connection: &transaction,
+        connection: transaction,
         query,
         asked: terms::ask(query, &components),
-        indexed_to: index::indexed_to(&transaction)?,
-        parts: index::parts(&transaction)?,
+        indexed_to: index::indexed_to(transaction)?,
+        parts: index::parts(transaction)?,
         passed: 0,
         seen_to: query.after_seq.unwrap_or(0),
         cut: false,
@@ -78,9 +85,15 @@ pub(in crate::store) fn search(connection: &Connection, query: &LogQuery) -> rus
         Some(after) => search.first_after(&blocks, after, limit)?,
         None => search.newest(&blocks, limit)?,
     };
-    let newest = newest_seq(&transaction)?.max(query.after_seq.unwrap_or(0));
-    let seen_to = if records.len() == limit || search.cut { search.seen_to } else { newest };
-    Ok(Found { records, seen_to, cut: search.cut })
+    let Some(after) = query.after_seq else {
+        return Ok(Found { records, seen_to: newest_seq(transaction)?, missed: 0, cut: search.cut });
+    };
+    let seen_to = match records.len() == limit || search.cut {
+        true => search.seen_to,
+        false => newest_seq(transaction)?.max(after),
+    };
+    let missed = index::deleted_between(transaction, after)?;
+    Ok(Found { records, seen_to, missed, cut: search.cut })
 }
 
 /// Numbers in a row whose records may be in the time that is asked for, with the time of the newest one.

@@ -24,7 +24,9 @@ CREATE TABLE log_blocks (
 CREATE TABLE log_parts (
     part        INTEGER PRIMARY KEY CHECK (part BETWEEN 0 AND 7),
     first_block INTEGER NOT NULL,
-    last_block  INTEGER NOT NULL CHECK (last_block >= first_block)
+    last_block  INTEGER NOT NULL CHECK (last_block >= first_block),
+    -- Whether it was made anew after most of its records had been deleted by hand.
+    rebuilt     INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- One row: up to which `seq` records are indexed, and what has been deleted in all, by reason.
