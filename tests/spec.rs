@@ -20,6 +20,8 @@ mod chaos;
 mod chat_page;
 /// What people ask of a running tree and order: `ps`, `explain`, `plan`, `critical-path`, `start`, `stop`, `restart`.
 mod component_orders;
+/// `interlock db`: many processes at once, kills, each kind of damage, and what is made where nothing is.
+mod database;
 /// Programs in `examples/`, as a reader would run them.
 mod examples;
 /// What both programs end with, and that help and README say so.

@@ -19,6 +19,7 @@ use std::{
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::oneshot;
 
+pub mod checkup;
 mod child;
 mod chores;
 mod connection;
@@ -33,6 +34,9 @@ pub mod logs;
 mod migrate;
 pub mod passphrase;
 pub mod reader;
+pub mod repair;
+mod salvage;
+pub mod status;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -126,11 +130,7 @@ impl Store {
     /// Safe with many processes on one empty directory, and when killed at any point. A database that
     /// cannot be opened is never changed.
     pub fn open(path: &Path, key: &DataKey, options: StoreOptions) -> Result<Self, StoreError> {
-        connection::check_version()?;
-        connection::create_private_file(path)?;
-        let mut connection = connection::open(path, key, connection::Role::Writer)?;
-        migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
-        identity::record(&connection, path, key)?;
+        let (connection, _) = prepare(path, key)?;
 
         let retention = writer::Retention::new(Mutex::new(options.logs));
         let counts = Arc::new(writer::Counts::default());
@@ -295,6 +295,40 @@ pub fn index_logs(connection: &rusqlite::Connection) -> rusqlite::Result<i64> {
 /// A lock that a panic elsewhere does not take away: what it guards is whole at every instant.
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What [`initialise`] has done.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Initialised {
+    /// Whether there was no database before.
+    pub made: bool,
+    /// The migrations that were applied; none if it was up to date.
+    pub applied: Vec<u32>,
+    /// The version of the schema now.
+    pub schema_version: u32,
+}
+
+/// Makes or migrates the database, and leaves it closed. The same as the first thing that [`Store::open`] does.
+///
+/// # Errors
+/// Those of [`Store::open`].
+pub fn initialise(path: &Path, key: &DataKey) -> Result<Initialised, StoreError> {
+    let made = connection::file_bytes(path)?.is_none_or(|bytes| bytes == 0);
+    let (_, applied) = prepare(path, key)?;
+    let schema_version = migrate::known_version(migrate::MIGRATIONS);
+    // Somebody else may have been faster.
+    Ok(Initialised { made: made && !applied.is_empty(), applied, schema_version })
+}
+
+/// A database that is there, up to date and whole, and which migrations were applied.
+fn prepare(path: &Path, key: &DataKey) -> Result<(rusqlite::Connection, Vec<u32>), StoreError> {
+    connection::check_version()?;
+    file_system::check(path)?;
+    connection::create_private_file(path)?;
+    let mut connection = connection::open(path, key, connection::Role::Writer)?;
+    let applied = migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
+    identity::record(&connection, path, key)?;
+    Ok((connection, applied))
 }
 
 fn spawn(

@@ -3,6 +3,7 @@
 mod check;
 mod config_show;
 mod critical_path;
+mod db;
 mod explain;
 mod keys;
 mod logs;
@@ -114,6 +115,9 @@ enum Verb {
     /// Enrol peers and revoke their keys.
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Make, look at, check and mend the database.
+    #[command(subcommand)]
+    Db(db::Verb),
     /// Check the configuration without starting anything.
     Check,
     /// Show the configuration.
@@ -144,6 +148,7 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Restart(arguments) => order::run(ComponentOrder::Restart, &arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),
+        Verb::Db(verb) => db::run(&verb, global, output),
         Verb::Check => check::run(global, output),
         Verb::Config(verb) => config_show::run(&verb, global, output),
         Verb::Actor { component } => component::run(&component, output),

@@ -25,6 +25,8 @@ pub(super) enum Role {
     /// Reads only. It is opened for writing all the same, because a reader of a WAL database
     /// writes its shared memory; `query_only` keeps it from anything else.
     Reader,
+    /// Reads and writes, and nobody else does: open anywhere else, it is `InUse`.
+    Alone,
 }
 
 /// The oldest SQLite without the WAL-reset bug, which loses commits when two processes write.
@@ -62,7 +64,12 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
         wanted: "the data key",
         found: "refused".to_owned(),
     })?;
-    connection.busy_timeout(limits::BUSY_TIMEOUT).map_err(fail("setting the busy timeout"))?;
+    if role == Role::Alone {
+        // Before the first read: then the write-ahead log needs no shared memory, and the lock is there from the start.
+        connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE").map_err(fail("asking for it alone"))?;
+    }
+    let patience = if role == Role::Alone { limits::ALONE_TIMEOUT } else { limits::BUSY_TIMEOUT };
+    connection.busy_timeout(patience).map_err(fail("setting the busy timeout"))?;
     // A connection that fails the probe is closed again, and closing would copy the write-ahead log
     // of a killed process into a database that we could not even read.
     let checkpoint_at_close = |on: bool| {
@@ -72,8 +79,11 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
             .map_err(fail("configuring the checkpoint"))
     };
     checkpoint_at_close(false)?;
-    probe(&connection, path, data_key)?;
-    checkpoint_at_close(role == Role::Writer)?;
+    probe(&connection, path, data_key).map_err(|error| match error {
+        StoreError::Busy { path, .. } if role == Role::Alone => StoreError::InUse { path },
+        error => error,
+    })?;
+    checkpoint_at_close(role != Role::Reader)?;
     switch_to_wal(&connection, path)?;
     connection.execute_batch("PRAGMA foreign_keys = ON").map_err(fail("enabling foreign keys"))?;
     let foreign_keys: i64 = connection
@@ -95,7 +105,7 @@ pub(super) fn open(path: &Path, data_key: &DataKey, role: Role) -> Result<Connec
         ))
         .map_err(fail("setting synchronous"))?;
     let cache_kib = match role {
-        Role::Writer => limits::WRITER_CACHE_KIB,
+        Role::Writer | Role::Alone => limits::WRITER_CACHE_KIB,
         Role::Reader => limits::READER_CACHE_KIB,
     };
     connection

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// How long SQLite itself waits for another process's lock. Then the statement is `Busy`.
 pub const BUSY_TIMEOUT: Duration = Duration::from_millis(10_000);
 
+/// How long whoever needs the database alone waits for others to close it. Then it is `InUse`.
+pub const ALONE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long the store goes on trying after `Busy`. Then the caller is told so.
 pub const BUSY_LIMIT: Duration = Duration::from_secs(30);
 

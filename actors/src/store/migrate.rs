@@ -54,6 +54,15 @@ impl fmt::Display for SchemaVersion {
     }
 }
 
+impl serde::Serialize for SchemaVersion {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Unknown => serializer.serialize_str("unknown"),
+            Self::At(version) => serializer.serialize_u32(*version),
+        }
+    }
+}
+
 impl Migration {
     /// SHA-256 of the text, as `sha256sum` prints it for the file under `schema/`.
     fn checksum(&self) -> String {
@@ -66,15 +75,16 @@ pub(super) fn known_version(migrations: &[Migration]) -> u32 {
     migrations.last().map_or(0, |migration| migration.version)
 }
 
-/// Brings the database up to the last of `migrations`. A database that is there already is only read.
+/// Brings the database up to the last of `migrations`; returns which were applied. A database that is up to date is only
+/// read.
 pub(super) fn migrate(
     connection: &mut Connection,
     path: &Path,
     migrations: &[Migration],
-) -> Result<(), StoreError> {
+) -> Result<Vec<u32>, StoreError> {
     let fail = |doing| move |error| StoreError::from_sqlite(path, doing, error);
     if check_history(connection, path, migrations)? == SchemaVersion::At(known_version(migrations)) {
-        return check_complete(connection, path, migrations);
+        return check_complete(connection, path, migrations).map(|()| Vec::new());
     }
     // IMMEDIATE before the decisive look: between a deferred look and the change another process
     // could have done it all, and the upgrade of the lock would fail at once, timeout or not.
@@ -113,7 +123,8 @@ pub(super) fn migrate(
         })?;
     }
     transaction.commit().map_err(fail("committing the migration"))?;
-    check_complete(connection, path, migrations)
+    check_complete(connection, path, migrations)?;
+    Ok(migrations.iter().map(|migration| migration.version).filter(|version| *version > applied).collect())
 }
 
 /// The version of the schema, after its history has been compared with `migrations`.
@@ -174,13 +185,9 @@ pub(super) fn check_complete(
     path: &Path,
     migrations: &[Migration],
 ) -> Result<(), StoreError> {
-    let fail = |doing| move |error| StoreError::from_sqlite(path, doing, error);
-    let reference = Connection::open_in_memory().map_err(fail("making the reference schema"))?;
-    for migration in migrations {
-        reference.execute_batch(migration.sql).map_err(fail("making the reference schema"))?;
-    }
-    let wanted = objects(&reference).map_err(fail("reading the reference schema"))?;
-    let present = objects(connection).map_err(fail("reading the schema"))?;
+    let wanted = reference(path, migrations)?;
+    let present =
+        objects(connection).map_err(|error| StoreError::from_sqlite(path, "reading the schema", error))?;
     let missing: Vec<String> = wanted
         .iter()
         .filter(|object| !present.contains(object))
@@ -192,9 +199,27 @@ pub(super) fn check_complete(
     }
 }
 
+/// Something in a schema: kind, name and text.
+pub(super) type Object = (String, String, Option<String>);
+
+/// A database in memory with everything that `migrations` make.
+pub(super) fn reference_database(path: &Path, migrations: &[Migration]) -> Result<Connection, StoreError> {
+    let fail = |error| StoreError::from_sqlite(path, "making the reference schema", error);
+    let reference = Connection::open_in_memory().map_err(fail)?;
+    reference.execute_batch(BOOKKEEPING).map_err(fail)?;
+    migrations.iter().try_for_each(|migration| reference.execute_batch(migration.sql)).map_err(fail)?;
+    Ok(reference)
+}
+
+/// Everything that `migrations` make.
+pub(super) fn reference(path: &Path, migrations: &[Migration]) -> Result<Vec<Object>, StoreError> {
+    objects(&reference_database(path, migrations)?)
+        .map_err(|error| StoreError::from_sqlite(path, "reading the reference schema", error))
+}
+
 /// Kind, name and text of everything in the schema. The tables that a virtual table keeps for itself have no text here:
 /// SQLite writes it, and another version of it may write another one.
-fn objects(connection: &Connection) -> rusqlite::Result<Vec<(String, String, Option<String>)>> {
+pub(super) fn objects(connection: &Connection) -> rusqlite::Result<Vec<Object>> {
     connection
         .prepare(
             "SELECT type, name, iif(own, NULL, sql) FROM (SELECT type, name, sql, EXISTS (SELECT 1 FROM sqlite_schema AS v \

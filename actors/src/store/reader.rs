@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::{
+    checkup::{self, Checkup},
     connection::{self, FileId, Role},
     conversations::{self, Conversation, StoredMessage},
     error::StoreError,
@@ -128,33 +129,20 @@ impl Reader {
             .map_err(self.fail("reading a conversation"))
     }
 
-    /// Reads every page, checks its seal, its structure and its references. Takes as long as the database is large.
+    /// Reads every page, checks its seal, its structure, its references and the schema. Takes as long as the database is
+    /// large, and has no limit.
+    pub fn checkup(&self) -> Result<Checkup, StoreError> {
+        checkup::run(self.connection.unlimited(), &self.path)
+    }
+
+    /// The same, for whoever only wants to know whether all is well.
     pub fn check(&self) -> Result<(), StoreError> {
-        let problems = |pragma: &str| -> rusqlite::Result<Vec<String>> {
-            self.connection
-                .unlimited()
-                .prepare(pragma)?
-                .query_map([], |row| {
-                    row.get::<_, rusqlite::types::Value>(0).map(|value| format!("{value:?}"))
-                })?
-                .collect()
-        };
-        let mut found = Vec::new();
-        for (pragma, well) in [
-            ("PRAGMA cipher_integrity_check", ""),
-            ("PRAGMA integrity_check", "Text(\"ok\")"),
-            ("PRAGMA foreign_key_check", ""),
-        ] {
-            found.extend(
-                problems(pragma).map_err(self.fail("checking it"))?.into_iter().filter(|line| line != well),
-            );
-        }
-        migrate::check_complete(&self.connection, &self.path, MIGRATIONS)?;
-        match found.first() {
+        let checkup = self.checkup()?;
+        match checkup.findings.first() {
             None => Ok(()),
             Some(first) => Err(StoreError::Damaged {
                 path: self.path.clone(),
-                problem: format!("{} problems found, the first: {first}", found.len()),
+                problem: format!("{} problems found, the first: {first}", checkup.findings.len()),
             }),
         }
     }

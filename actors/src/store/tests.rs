@@ -14,9 +14,11 @@ use uuid::Uuid;
 use super::{connection, *};
 use crate::log_record::Level;
 
+mod mending;
 pub(super) mod opening;
 mod processes;
 mod sealing;
+mod soak;
 
 /// A data directory of a test.
 struct Place {

@@ -58,6 +58,13 @@ impl Other {
         let _ = self.child.wait();
     }
 
+    /// The whole lines that it said, up to its end.
+    pub(super) fn said(&mut self) -> Vec<String> {
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut self.says, &mut said).unwrap();
+        said.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
+    }
+
     /// What it acknowledged, up to its end.
     pub(super) fn rest(&mut self) -> Vec<Uuid> {
         let mut acknowledged = Vec::new();
@@ -97,6 +104,14 @@ fn in_another_process() {
     let database = place.join(DATABASE_FILE);
     if role == "reseal" {
         return super::sealing::reseal(&place, &say);
+    }
+    let soak = match role.as_str() {
+        "soak-write" => Some(super::soak::write(&place, &say)),
+        "soak-read" => Some(super::soak::read(&place, &say)),
+        _ => None,
+    };
+    if let Some(ended) = soak {
+        return ended.unwrap_or_else(|error| say(format!("failed {error}\n")));
     }
     let opened = DataKey::load_or_create(&place.join("keys"), &database)
         .and_then(|key| Store::open(&database, &key, StoreOptions::default()));
