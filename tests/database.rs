@@ -264,7 +264,15 @@ fn each_kind_of_damage_has_its_code_names_what_it_is_and_is_mended_only_on_reque
     ends(&["db", "repair", "--salvage"], 0, &["1 rows of conversations saved", "is kept as"]);
     ends(&["db", "check"], 0, &["is well"]);
     let kept = std::fs::read_dir(&data).unwrap().flatten().map(|entry| entry.path());
-    let kept = { kept }.find(|path| path.display().to_string().rsplit(".damaged-").next().is_some_and(|end| end.bytes().all(|digit| digit.is_ascii_digit()))).unwrap();
+    let kept = { kept }
+        .find(|path| {
+            path.display()
+                .to_string()
+                .rsplit(".damaged-")
+                .next()
+                .is_some_and(|end| end.bytes().all(|digit| digit.is_ascii_digit()))
+        })
+        .unwrap();
     assert!(std::fs::read(kept).unwrap() == bytes, "the damaged database was changed");
 
     bytes[..4096].fill(0);
