@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::{chaos, harness::runtime::tool, log_queries, needs, openai, stopping};
+use crate::{chaos, harness::runtime::tool, log_levels, log_queries, needs, openai, stopping};
 
 /// A key and the test that sees what it does. A key that does nothing is removed, or made to work.
 const OBSERVED: &[(&str, fn())] = &[
@@ -67,6 +67,7 @@ const OBSERVED: &[(&str, fn())] = &[
     ("conversation.instructions", model::what_a_server_is_asked_is_what_the_settings_say),
     ("conversation.history_messages_max", model::what_a_server_is_asked_is_what_the_settings_say),
     ("logs.level", runtime::records_are_kept_and_shown_as_told),
+    ("logs.levels", log_levels::levels_of_components_are_as_configured_and_as_ordered_for_a_while),
     ("logs.console", runtime::records_are_kept_and_shown_as_told),
     ("logs.retention", runtime::records_are_kept_as_long_as_told),
     ("logs.retention_rows", log_queries::the_oldest_records_go_when_they_are_too_many_or_too_large),

@@ -36,6 +36,8 @@ mod key_rotation;
 mod ledger_oracle;
 /// The journal of the log: what finds no way to the store for long, and kills meanwhile.
 mod log_journal;
+/// Which log records are kept, of whom and for how long it was ordered.
+mod log_levels;
 /// Log records: found by everything that can be asked for, followed, exported, kept and deleted as told.
 mod log_queries;
 /// Ten thousand races from the first log call to the encrypted store, with kills meanwhile.

@@ -31,6 +31,7 @@ pub use self::{
     control::Busy,
     handler_times::Handled,
     mailbox::{MAILBOX_BYTES_MAX, MAILBOX_INPUTS_MAX},
+    panic::{backtrace, words as panic_words},
     post::{Bus, Mailroom},
 };
 pub(crate) use self::{
@@ -338,8 +339,9 @@ impl Incarnation {
     /// The whole life, on the thread made for it.
     fn run<A: Actor>(self, factory: &dyn Fn() -> Result<A, Failure>) {
         hosted();
+        // Of the level that every filter lets through: without it records would not tell their component.
         let _entered =
-            tracing::info_span!("child", component = %self.name, incarnation = self.number).entered();
+            tracing::error_span!("child", component = %self.name, incarnation = self.number).entered();
         let lived = guarded_call("the host", || {
             // The runtime, and with it all spawned work, is gone when this returns.
             Ok(actix_rt::System::new().block_on(self.live(factory)))

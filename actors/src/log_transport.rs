@@ -39,6 +39,7 @@ pub mod drain;
 pub mod gate;
 pub mod journal;
 pub mod layer;
+pub mod levels;
 mod path;
 mod replay;
 mod sending;
@@ -49,8 +50,9 @@ mod tests;
 pub use buffer::LogBuffer;
 pub use drain::{Drain, DrainError, DrainReport};
 pub use layer::{Identity, LogLayer};
+pub use levels::{LevelRules, LevelSwitch, Threshold};
 pub(crate) use path::OnLogPath;
-pub use path::{is_marked, is_own_target, mark_thread};
+pub use path::{is_marked, is_own_target, mark_thread, on_log_path};
 pub use sink::{Sink, SinkReport};
 
 /// How often the status is brought up to date while records flow. Phases are told at once.

@@ -9,6 +9,7 @@
 //! | `interlock/runtime/stop-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/restart-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/reload/v1` | nothing | `{"Ok":` a [`ReloadReport`](crate::config::live::ReloadReport)`}`, or `{"Err":` all mistakes`}` |
+//! | `interlock/runtime/log-levels/v1` | [`LevelOrder`] | [`LevelStatus`] as JSON |
 //! | `interlock/runtime/stop/v1` | nothing | `{"stopping":true}`, at once |
 
 use std::{
@@ -19,12 +20,15 @@ use std::{
 use interlock_actors::{
     actor::{Actor, Failure, Input},
     context::Context,
+    log_transport::Threshold,
 };
-use interlock_bus::{Payload, Request, TopicFilter, TopicName};
+use interlock_bus::{Client, Payload, Request, TopicFilter, TopicName};
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::{
+    component,
     lifecycle::{Instance, Shutdown, ShutdownStatus, StopReason},
     peers::RUNTIME,
     process::memory,
@@ -33,7 +37,10 @@ use crate::{
         OrderError, State, SupervisorHandle, TreeSnapshot,
         stall_watch::{Health, HealthSnapshot},
     },
+    telemetry::Levels,
 };
+
+pub use crate::telemetry::levels::{LevelStatus, Override};
 
 const STATUS: &str = "interlock/runtime/status/v1";
 const PS: &str = "interlock/runtime/ps/v1";
@@ -42,6 +49,7 @@ const START: &str = "interlock/runtime/start-component/v1";
 const STOP_ONE: &str = "interlock/runtime/stop-component/v1";
 const RESTART: &str = "interlock/runtime/restart-component/v1";
 const RELOAD: &str = "interlock/runtime/reload/v1";
+const LOG_LEVELS: &str = "interlock/runtime/log-levels/v1";
 const STOP: &str = "interlock/runtime/stop/v1";
 
 /// Everything that the runtime serves.
@@ -82,6 +90,11 @@ pub fn reload_topic() -> TopicName {
     topic(RELOAD)
 }
 
+/// Where it is asked and told which log records are kept.
+pub fn log_levels_topic() -> TopicName {
+    topic(LOG_LEVELS)
+}
+
 /// Where a stop of everything is asked for.
 pub fn stop_topic() -> TopicName {
     topic(STOP)
@@ -109,6 +122,31 @@ pub struct Status {
     /// What is to be said of its configuration.
     #[serde(default)]
     pub config: ConfigStatus,
+    /// Log levels that somebody has set beside the configuration.
+    #[serde(default)]
+    pub log_levels: Vec<Override>,
+}
+
+/// An order about which log records are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LevelOrder {
+    /// Say it.
+    Show,
+    /// Another level, beside the configuration.
+    Set {
+        /// A component, or a module.
+        name: String,
+        /// What is kept of it.
+        level: Threshold,
+        /// For how long; `None` until it is taken back.
+        for_ms: Option<u64>,
+    },
+    /// What the configuration says.
+    Reset {
+        /// Of this one; `None` of all.
+        name: Option<String>,
+    },
 }
 
 /// An order about one component.
@@ -160,6 +198,7 @@ pub(crate) struct Admin {
     pub(crate) stop: mpsc::Sender<StopReason>,
     pub(crate) shutdown: Shutdown,
     pub(crate) reload: ReloadHandle,
+    pub(crate) levels: Levels,
 }
 
 /// Why a request is not answered with what it asked for.
@@ -168,9 +207,38 @@ struct Refusal {
     text: String,
 }
 
+/// Levels set at the same time; more are refused.
+const OVERRIDES_MAX: usize = 256;
+/// Bytes of a name whose level is set.
+const LEVEL_NAME_BYTES_MAX: usize = 256;
+/// How long a process of ours may take to hear of another level. It is told of the next one all the same.
+const TELL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes back in time what was set for a while, and tells processes of ours of each change.
+async fn keep_levels(levels: Levels, client: Client) -> Result<(), Failure> {
+    let mut changed = levels.watch();
+    loop {
+        let end = levels.next_end().map(|end| end.duration_since(Timestamp::now()).unsigned_abs());
+        tokio::select! {
+            is_open = changed.changed() => {
+                is_open?;
+                let rules = Payload::json(&*changed.borrow_and_update())?;
+                // Nobody is told where the model service is in this process, or down: it begins with them.
+                let _ = client.request(&component::log_levels_topic(), rules, TELL_TIMEOUT).await;
+            }
+            () = tokio::time::sleep(end.unwrap_or(Duration::MAX)), if end.is_some() => {
+                for over in levels.expire(Timestamp::now()) {
+                    tracing::info!(of = %over.name, level = %over.level, "the time of a log level is over");
+                }
+            }
+        }
+    }
+}
+
 impl Actor for Admin {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
         context.serve(&ALL.parse::<TopicFilter>()?).await?;
+        context.spawn_background(keep_levels(self.levels.clone(), context.client().clone()));
         let (mut config, own) = (self.reload.watch_status(), context.clone());
         context.spawn_background(async move {
             loop {
@@ -207,6 +275,7 @@ impl Actor for Admin {
             }
             RESTART => self.order(ComponentOrder::Restart, &request).await?,
             RELOAD => Ok(Payload::json(&self.reload.ask().await)?),
+            LOG_LEVELS => self.log_levels(&request)?,
             STOP => {
                 let peer = request.message.origin.to_string();
                 // A full queue means that a stop was asked for already.
@@ -244,7 +313,42 @@ impl Admin {
             supervisor,
             shutdown,
             config: self.reload.status(),
+            log_levels: self.levels.status().overrides,
         }
+    }
+
+    /// Each change is in the log, with who ordered it.
+    fn log_levels(&self, request: &Request) -> Result<Result<Payload, Refusal>, Failure> {
+        let order = match request.message.decode::<LevelOrder>() {
+            Ok(order) => order,
+            Err(error) => return Ok(Err(Refusal { code: "bad_request", text: error.to_string() })),
+        };
+        let by = &request.message.origin;
+        match order {
+            LevelOrder::Show => {}
+            LevelOrder::Set { name, .. } if name.is_empty() || name.len() > LEVEL_NAME_BYTES_MAX => {
+                let text = format!("a name has 1 to {LEVEL_NAME_BYTES_MAX} bytes, not {}", name.len());
+                return Ok(Err(Refusal { code: "bad_request", text }));
+            }
+            LevelOrder::Set { .. } if self.levels.status().overrides.len() >= OVERRIDES_MAX => {
+                let text = format!("{OVERRIDES_MAX} levels are set already; take some back with `reset`");
+                return Ok(Err(Refusal { code: "full", text }));
+            }
+            LevelOrder::Set { name, level, for_ms } => {
+                let span =
+                    for_ms.map(|ms| SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX)));
+                let until = span.map(|span| Timestamp::now().saturating_add(span).unwrap_or(Timestamp::MAX));
+                let end = until.map_or_else(|| "it is taken back".to_owned(), |until| until.to_string());
+                tracing::info!(%by, of = %name, %level, until = %end, "log level set");
+                self.levels.set(Override { name, level, until });
+            }
+            LevelOrder::Reset { name } => {
+                for gone in self.levels.reset(name.as_deref()) {
+                    tracing::info!(%by, of = %gone.name, level = %gone.level, "log level taken back");
+                }
+            }
+        }
+        Ok(Ok(Payload::json(&self.levels.status())?))
     }
 
     async fn plan(&self, request: &Request) -> Result<Result<Payload, Refusal>, Failure> {

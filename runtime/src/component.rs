@@ -15,9 +15,12 @@ use std::{
 use interlock_actors::{
     actor::Failure,
     host::{ActorHost, Bus, Exit as HostExit, Host, HostReport, Mailroom, Reports, Stop},
+    log_transport::LevelRules,
     model::{BackEndKind, ModelConfig, ModelService},
 };
-use interlock_bus::{Client, ConnectOptions, Credentials, PeerName};
+use interlock_bus::{
+    Client, ConnectOptions, Credentials, Payload, PeerName, TopicFilter, TopicName, client::ServeOptions,
+};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,6 +37,11 @@ pub(crate) const SETTINGS_VARIABLE: &str = "INTERLOCK_COMPONENT";
 /// The component that can be a process of its own.
 pub(crate) const MODEL: &str = "model";
 
+/// Where a component in a process of its own hears which records are kept.
+pub(crate) fn log_levels_topic() -> TopicName {
+    "modelservice/log-levels/v1".parse().expect("a constant that is a topic name")
+}
+
 /// Bytes of credentials that are read.
 const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 
@@ -46,8 +54,8 @@ const REPORTS_MAX: usize = 64;
 /// What a component in a process of its own needs to know.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ComponentSettings {
-    /// The least serious records kept.
-    pub(crate) log_level: String,
+    /// Which records are kept when it begins. Changes come over the bus.
+    pub(crate) log_levels: LevelRules,
     /// The model service's settings.
     pub(crate) model: ModelSection,
 }
@@ -65,7 +73,7 @@ pub(crate) fn run(component: &str, output: &mut Output) -> Result<Exit, CliError
     interlock_bus::keys::keep_memory_private();
     let credentials = inherited_credentials()?;
     let model = model_config(&settings.model)?;
-    let logs = telemetry::start(MODEL, &settings.log_level, "off")
+    let logs = telemetry::start(MODEL, settings.log_levels, "off")
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("logging cannot start: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
@@ -80,6 +88,8 @@ async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Log
     let name = credentials.name.clone();
     let client = Client::connect(ConnectOptions::new(credentials).timeout(CONNECT_TIMEOUT)).await?;
     let (finish_logs, logs_finished) = logs.drain_over(client.clone());
+    let told: TopicFilter = log_levels_topic().as_str().parse()?;
+    let mut told = client.serve(&told, ServeOptions::default()).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (reports_in, mut reports) = tokio::sync::mpsc::channel(REPORTS_MAX);
@@ -93,6 +103,13 @@ async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Log
         tokio::select! {
             _ = terminate.recv() => host.stop(Stop::Final),
             _ = interrupt.recv() => host.stop(Stop::Final),
+            Some(request) = told.next() => {
+                if let Ok(rules) = request.message.decode::<LevelRules>() {
+                    logs.levels.adopt(rules);
+                }
+                // Whoever told is gone.
+                let _ = request.end(Payload::bytes(Vec::new())).await;
+            }
             report = reports.recv() => match report {
                 Some(HostReport::Ready { .. }) => declare_ready()?,
                 Some(HostReport::Exited(exit)) => break exit,

@@ -198,6 +198,8 @@ pub struct ConversationSection {
 pub struct LogsSection {
     /// The least serious records kept.
     pub level: String,
+    /// The least serious records kept of single components and modules, or `off`.
+    pub levels: BTreeMap<String, String>,
     /// The least serious records written to standard error, or `off`.
     pub console: String,
     /// How long records are kept.

@@ -3,7 +3,7 @@
 use interlock_actors::{host::dead_letter, topics};
 use interlock_bus::{KeyStore, PeerName, Permissions, keys::KeyError};
 
-use crate::{admin, builder::Extra, site::Site};
+use crate::{admin, builder::Extra, component, site::Site};
 
 /// The peer that the runtime itself is.
 pub(crate) const RUNTIME: &str = "runtime";
@@ -21,7 +21,15 @@ fn own_permissions() -> [(&'static str, Permissions); 7] {
     };
     let (logs, consumer) = (topics::LOGS_ALL, topics::LOG_CONSUMER_ALL);
     [
-        ("runtime", rights(&[], &["$peers/#", "$sys/#"], &[admin::ALL], &["$sys/broker/#"])),
+        (
+            "runtime",
+            rights(
+                &[],
+                &["$peers/#", "$sys/#"],
+                &[admin::ALL],
+                &["$sys/broker/#", component::log_levels_topic().as_str()],
+            ),
+        ),
         ("log-consumer", rights(&[consumer], &[logs], &[consumer], &[])),
         ("log-transport", rights(&[logs], &[consumer], &[], &[consumer])),
         // In a process of its own it brings its own log transport, which speaks of itself as well.

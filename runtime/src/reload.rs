@@ -171,7 +171,7 @@ impl Reloader {
         let rights: Vec<_> = config.programs.iter().map(rights).collect();
         site.keys.set_all_permissions(&rights).map_err(|error| error.to_string())?;
         site.live.replace(adopted);
-        self.levels.set(&config.logs.level, &config.logs.console);
+        self.levels.configure(&config.logs);
         if let Ok(store) = site.store.store() {
             store.keep_logs(config.logs.retention());
         }

@@ -95,7 +95,8 @@ pub(crate) fn run(
     let token = Token::load_or_create(&data_dir.gateway_token())?;
     // Listen: the port is ours from here on. It is opened last.
     let port = Port::reserve(loaded.config.gateway.listen).map_err(|error| port_failed(&error))?;
-    let logs = telemetry::start("runtime", &loaded.config.logs.level, &loaded.config.logs.console)
+    let kept = telemetry::levels::configured(&loaded.config.logs.level, &loaded.config.logs.levels);
+    let logs = telemetry::start("runtime", kept, &loaded.config.logs.console)
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("logging cannot start: {error}")))?;
     let mailroom = Mailroom::open()
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("the mailroom cannot start: {error}")))?;
@@ -114,6 +115,7 @@ pub(crate) fn run(
         mailroom,
         log_buffer: logs.buffer,
         log_sink: logs.sink,
+        log_levels: logs.levels.clone(),
         seat: BrokerSeat::default(),
         vault: Arc::new(vault),
         store: StoreSeat::default(),
@@ -177,6 +179,7 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let mut reloader = Reloader::new(site, handle.clone(), life.levels.clone());
     let (instance, reload) = (Arc::clone(&shared), reloader.handle());
     let (begun, because) = (shutdown.clone(), shutdown);
+    let levels = life.levels.clone();
     let health = Health::default();
     let known = health.clone();
     let make_admin = Arc::new(move || Admin {
@@ -186,6 +189,7 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
         stop: stop.clone(),
         shutdown: because.clone(),
         reload: reload.clone(),
+        levels: levels.clone(),
     });
     let children = site::children(site, extras, make_admin).map_err(|failure| misbuilt(&failure))?;
     let supervision = supervisor

@@ -31,6 +31,7 @@ use crate::{
     peers::{RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
     supervisor::{ChildKind, ChildSpecification, Children, No, Restart, ShutdownPhases},
+    telemetry::Levels,
     tree::{self, BrokerActor, BrokerSeat, BuiltIn, Presence, Tie},
 };
 
@@ -88,6 +89,8 @@ pub(crate) struct Site {
     pub(crate) log_buffer: LogBuffer,
     /// Where the log path's own events go.
     pub(crate) log_sink: Sink,
+    /// Which records are kept; processes of ours begin with them.
+    pub(crate) log_levels: Levels,
     /// Where the running broker is found.
     pub(crate) seat: BrokerSeat,
     /// Where the data key is found.
@@ -291,7 +294,7 @@ impl Site {
     /// This same binary as the model service, with the settings that are in force.
     fn model_program(&self) -> Program {
         let config = self.config();
-        let settings = ComponentSettings { log_level: config.logs.level, model: config.model };
+        let settings = ComponentSettings { log_levels: self.log_levels.rules(), model: config.model };
         let data_dir = self.data_dir.root();
         let settings = serde_json::to_string(&settings)
             .expect("text, numbers and paths that were UTF-8 are always JSON");

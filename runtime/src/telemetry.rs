@@ -1,37 +1,25 @@
 //! Where events go: into the log path, which ends in the encrypted store, and, the serious ones, to standard error.
 
 mod console;
+pub(crate) mod levels;
+mod log_crate;
+mod panics;
 pub(crate) mod rest;
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeMap, io};
 
-use interlock_actors::log_transport::{self, Drain, Identity, LogBuffer, LogLayer, Sink, buffer};
+use interlock_actors::log_transport::{
+    self, Drain, Identity, LevelRules, LevelSwitch, LogBuffer, LogLayer, Sink, buffer,
+};
 use interlock_bus::Client;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::Level;
 use tracing_subscriber::{
-    Layer,
-    filter::{LevelFilter, Targets, filter_fn},
-    fmt,
-    layer::SubscriberExt,
-    reload,
-    util::SubscriberInitExt,
+    Layer, filter::filter_fn, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
 use self::console::Console;
-
-/// Crates that tell at `info` and `debug` what is of use to their own authors only.
-const TALKATIVE: &[&str] = &[
-    "actix_http",
-    "actix_rt",
-    "actix_server",
-    "actix_web",
-    "hyper",
-    "hyper_util",
-    "mio",
-    "reqwest",
-    "rustls",
-];
+pub(crate) use self::levels::Levels;
 
 /// Target of what is told on standard error in another way, and is in the log only: one thing is printed once.
 pub(crate) const TOLD_OTHERWISE: &str = "interlock::told_otherwise";
@@ -49,53 +37,38 @@ pub(crate) struct Logs {
     pub(crate) console: Console,
 }
 
-/// Changes the levels of this process while it runs.
-#[derive(Clone)]
-pub(crate) struct Levels(Arc<SetLevels>);
-
-/// Takes `logs.level` and `logs.console`.
-type SetLevels = dyn Fn(&str, &str) + Send + Sync;
-
-impl std::fmt::Debug for Levels {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Levels")
-    }
-}
-
-impl Levels {
-    /// From now on; both are checked settings.
-    pub(crate) fn set(&self, level: &str, console: &str) {
-        (self.0)(level, console);
-    }
-}
-
-/// Begins to log as `component`. `level` and `console` are checked settings; `console` may be `off`.
-pub(crate) fn start(component: &str, level: &str, console: &str) -> io::Result<Logs> {
+/// Begins to log as `component`. `console` is a checked setting; it may be `off`.
+pub(crate) fn start(component: &str, rules: LevelRules, console: &str) -> io::Result<Logs> {
     let buffer = LogBuffer::new(buffer::RECORDS_MAX, buffer::BYTES_MAX);
     let identity = Identity { component: component.to_owned(), incarnation: 0 };
     let sink = Sink::standard_error()?;
-    let layer = LogLayer::new(identity, buffer.clone(), sink.clone());
+    let (kept, kept_handle) = reload::Layer::new(levels::targets(&rules));
+    let switch = LevelSwitch::new(rules);
+    let layer = LogLayer::new(identity, buffer.clone(), sink.clone()).with_levels(switch.clone());
     let printer = Console::open(io::stderr())?;
     let shown_on = printer.clone();
     let printed = fmt::layer().with_writer(move || shown_on.event()).with_ansi(false).with_target(false);
     // The log path's own warnings and errors go to the sink, which prints them.
     let not_told = filter_fn(|event| {
         let is_own = log_transport::is_marked() || log_transport::is_own_target(event.target());
-        !(is_own && *event.level() <= Level::WARN) && event.target() != TOLD_OTHERWISE
+        !(is_own && *event.level() <= Level::WARN)
+            && ![TOLD_OTHERWISE, panics::TARGET].contains(&event.target())
     });
-    let (kept, kept_handle) = reload::Layer::new(targets(level));
-    let (shown, shown_handle) = reload::Layer::new(targets(console));
+    let shown = levels::targets(&levels::configured(console, &BTreeMap::new()));
+    let (shown, shown_handle) = reload::Layer::new(shown);
     // Fails if the program of somebody who uses this library logs already: then that goes on.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(kept))
         .with(printed.with_filter(shown).with_filter(not_told))
         .try_init();
-    let levels = Levels(Arc::new(move |level, console| {
+    log_crate::into_the_log(component, &buffer, &sink, &switch);
+    panics::into_the_log();
+    let apply = Box::new(move |kept, shown| {
         // Fails only if nothing of it was installed, and then there is nothing to change.
-        let _ = kept_handle.reload(targets(level));
-        let _ = shown_handle.reload(targets(console));
-    }));
-    Ok(Logs { buffer, sink, levels, console: printer })
+        let _ = kept_handle.reload(kept);
+        let _ = shown_handle.reload(shown);
+    });
+    Ok(Logs { buffer, sink, levels: Levels::new(switch, console, apply), console: printer })
 }
 
 impl Logs {
@@ -114,10 +87,4 @@ impl Logs {
         });
         (finish, task)
     }
-}
-
-fn targets(level: &str) -> Targets {
-    let level = level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO);
-    let quiet = level.min(LevelFilter::WARN);
-    Targets::new().with_default(level).with_targets(TALKATIVE.iter().map(|name| (*name, quiet)))
 }

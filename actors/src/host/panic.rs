@@ -6,7 +6,10 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     panic::AssertUnwindSafe,
-    sync::Once,
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use futures_util::FutureExt;
@@ -31,12 +34,28 @@ pub(crate) fn hosted() {
                 return before(info);
             }
             let place = info.location().map(ToString::to_string);
-            let backtrace = Backtrace::capture();
-            tracing::error!(place, %backtrace, "panic: {}", words(info.payload()));
+            let thread = std::thread::current().name().unwrap_or_default().to_owned();
+            tracing::error!(place, thread, backtrace = backtrace(), "panic: {}", words(info.payload()));
             PLACE.set(place);
         }));
     });
     HOSTED.set(true);
+}
+
+/// Bytes of a back trace that are logged: its first dozens of frames.
+const BACKTRACE_BYTES_MAX: usize = 8 << 10;
+
+/// Panics of a process whose back trace is taken unasked: it costs milliseconds. Of later ones with `RUST_BACKTRACE` only.
+const BACKTRACES_MAX: u32 = 32;
+
+/// Where this thread is, bounded.
+pub fn backtrace() -> String {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let unasked = TAKEN.fetch_add(1, Ordering::Relaxed) < BACKTRACES_MAX;
+    let backtrace = if unasked { Backtrace::force_capture() } else { Backtrace::capture() };
+    let mut text = backtrace.to_string();
+    text.truncate(text.floor_char_boundary(BACKTRACE_BYTES_MAX));
+    text
 }
 
 /// Runs a future; a panic in it becomes a failure.
@@ -58,7 +77,7 @@ fn panicked(doing: &str, panic: &(dyn Any + Send)) -> Failure {
 }
 
 /// What a panic said.
-fn words(panic: &(dyn Any + Send)) -> &str {
+pub fn words(panic: &(dyn Any + Send)) -> &str {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(words), _) => words,
         (_, Some(words)) => words,

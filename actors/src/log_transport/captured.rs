@@ -79,6 +79,13 @@ impl Captured {
         Level::from(self.metadata.level())
     }
 
+    /// The component it belongs to, as it was named.
+    pub(super) fn component(&self) -> &str {
+        let of_spans = self.spans.iter().flat_map(|span| span.values.iter());
+        let named = self.values.iter().chain(of_spans).find(|(name, _)| *name == "component");
+        named.map_or(&self.identity.component, |(_, component)| component)
+    }
+
     /// About how many bytes of memory it holds, without those of spans, which it shares.
     pub(super) fn memory_bytes(&self) -> usize {
         let spilled = |is_spilled, count, each| if is_spilled { count * each } else { 0 };

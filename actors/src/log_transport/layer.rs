@@ -11,6 +11,7 @@ use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 use super::{
     buffer::LogBuffer,
     captured::{Captured, RandomBytes, SpanValues},
+    levels::LevelSwitch,
     path::{self, Marked},
     sink::Sink,
 };
@@ -34,13 +35,19 @@ pub struct LogLayer {
     identity: Arc<Identity>,
     buffer: LogBuffer,
     sink: Sink,
+    levels: Option<LevelSwitch>,
 }
 
 impl LogLayer {
     /// A layer that fills `buffer`. Events of the log path itself go to `sink`.
     pub fn new(identity: Identity, buffer: LogBuffer, sink: Sink) -> Self {
         let component = topic_level(&identity.component);
-        Self { identity: Arc::new(Identity { component, ..identity }), buffer, sink }
+        Self { identity: Arc::new(Identity { component, ..identity }), buffer, sink, levels: None }
+    }
+
+    /// The same with rules for components; a filter for modules stands in front of it.
+    pub fn with_levels(self, levels: LevelSwitch) -> Self {
+        Self { levels: Some(levels), ..self }
     }
 }
 
@@ -80,7 +87,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
         let captured = Captured::new(identity, metadata, |visitor| event.record(visitor), spans);
         if own {
             self.sink.write(&captured.into_record(&mut RandomBytes::new()));
-        } else {
+        } else if self
+            .levels
+            .as_ref()
+            .is_none_or(|levels| levels.keeps(captured.level(), metadata.target(), || captured.component()))
+        {
             self.buffer.capture(captured);
         }
     }

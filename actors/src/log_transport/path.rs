@@ -20,6 +20,12 @@ pub fn mark_thread() {
     MARKED.set(true);
 }
 
+/// Does something as part of the log path: events that it raises do not enter the log.
+pub fn on_log_path<T>(work: impl FnOnce() -> T) -> T {
+    let _marked = Marked::enter();
+    work()
+}
+
 /// Whether this thread is at work for the log path at this moment.
 pub fn is_marked() -> bool {
     MARKED.get()

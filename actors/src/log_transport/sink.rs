@@ -93,6 +93,13 @@ impl Sink {
         wanted
     }
 
+    /// Writes a record if it is serious enough, and counts it in any case.
+    pub fn take(&self, record: &LogRecord) {
+        if self.wants(record.level) {
+            self.write(record);
+        }
+    }
+
     /// Writes a record as one line, or counts it.
     pub fn write(&self, record: &LogRecord) {
         let shared = &self.shared;

@@ -4,6 +4,7 @@ mod columns;
 mod export;
 mod filter;
 mod follow;
+mod level;
 mod moment;
 mod prune;
 mod size;
@@ -67,6 +68,8 @@ enum Verb {
     Stat(stat::Arguments),
     /// Delete records, beside a running runtime or without one.
     Prune(prune::Arguments),
+    /// Show or change which records are kept of whom, for a while, without a restart.
+    Level(level::Arguments),
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
@@ -74,6 +77,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         Some(Verb::Export(arguments)) => return export::run(arguments, global, output),
         Some(Verb::Stat(arguments)) => return stat::run(arguments, global, output),
         Some(Verb::Prune(arguments)) => return prune::run(arguments, global, output),
+        Some(Verb::Level(arguments)) => return level::run(arguments, global, output),
         None => {}
     }
     let layout = if arguments.json { Layout::Json } else { arguments.output };

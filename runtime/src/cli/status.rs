@@ -66,6 +66,10 @@ fn text(status: &Status) -> String {
         let _ = writeln!(out, "gateway   {url}");
     }
     let _ = writeln!(out, "answers   {}", status.model);
+    for level in &status.log_levels {
+        let until = level.until.map_or_else(String::new, |until| format!(" until {until}"));
+        let _ = writeln!(out, "logs      {} of `{}`{until}, by order", level.level, level.name);
+    }
     if let Some(stalled) = status.supervisor.stalled_ms {
         let _ = writeln!(
             out,

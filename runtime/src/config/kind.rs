@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use interlock_actors::log_transport::Threshold;
 use interlock_bus::{Endpoint, PeerName, TopicFilter};
 use serde_json::json;
 use toml::Value;
@@ -44,6 +45,8 @@ pub enum Kind {
     Filters,
     /// A table of texts.
     TextTable,
+    /// A table of components and modules, and the level of each.
+    LevelTable,
 }
 
 impl Kind {
@@ -73,6 +76,11 @@ impl Kind {
             Self::Filters => each(value, |text| text.parse::<TopicFilter>().is_ok()),
             Self::TextTable => value.as_table().is_some_and(|table| {
                 table.iter().all(|(name, value)| !name.is_empty() && is_variable(name) && value.is_str())
+            }),
+            Self::LevelTable => value.as_table().is_some_and(|table| {
+                let is_level =
+                    |value: &Value| value.as_str().is_some_and(|text| text.parse::<Threshold>().is_ok());
+                table.iter().all(|(name, value)| !name.is_empty() && printable(name) && is_level(value))
             }),
         }
     }
@@ -107,6 +115,7 @@ impl Kind {
             Self::Probe => "a URL that begins with http:// and names no user, or \"\"".to_owned(),
             Self::Texts => "a list of texts".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
+            Self::LevelTable => "a table of components or modules and \"off\", \"trace\", \"debug\", \"info\", \"warn\" or \"error\", for example { gateway = \"debug\" }".to_owned(),
             Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
         }
     }
@@ -127,6 +136,10 @@ impl Kind {
             }
             Self::PeerName => json!({ "type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$" }),
             Self::Needs | Self::Texts | Self::Filters => texts(),
+            Self::LevelTable => json!({
+                "type": "object",
+                "additionalProperties": { "enum": ["off", "trace", "debug", "info", "warn", "error"] }
+            }),
             Self::TextTable => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         }
     }
@@ -146,6 +159,19 @@ impl Kind {
                 }
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
+            }
+            // As TOML, or `gateway=debug,mio=info`.
+            Self::LevelTable => {
+                let toml = toml::from_str::<toml::Table>(&format!("value = {text}"));
+                if let Some(table) = toml.ok().and_then(|mut table| table.remove("value")) {
+                    return table;
+                }
+                let rules = text.split(',').map(str::trim).filter(|rule| !rule.is_empty());
+                let rule = |rule: &str| {
+                    let (name, level) = rule.split_once('=')?;
+                    Some((name.trim().to_owned(), Value::String(level.trim().to_owned())))
+                };
+                rules.map(rule).collect::<Option<toml::Table>>().map_or_else(plain, Value::Table)
             }
             _ => plain(),
         }

@@ -92,6 +92,7 @@ pub const SETTINGS: &[Setting] = &[
     restarts(CONVERSATION, "conversation", "instructions", Kind::Text),
     restarts(CONVERSATION, "conversation", "history_messages_max", Kind::Integer(2, 10_000)),
     at_once("logs", "level", Kind::Choice(LEVELS)),
+    at_once("logs", "levels", Kind::LevelTable),
     at_once("logs", "console", Kind::Choice(CONSOLE_LEVELS)),
     at_once("logs", "retention", Kind::Duration(MINUTE, Duration::from_secs(3650 * 86_400))),
     at_once("logs", "retention_rows", Kind::Integer(1000, 1_000_000_000)),
