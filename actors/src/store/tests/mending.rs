@@ -73,6 +73,36 @@ fn a_well_database_has_exactly_the_schema_and_each_deviation_is_found() {
 }
 
 #[test]
+fn a_page_that_a_killed_checkpoint_left_half_written_is_no_damage_while_the_log_has_it() {
+    let place = Place::new();
+    place.open().close();
+    let mut other = processes::Other::start("write", &place);
+    other.release();
+    assert_eq!(other.line(), "opened");
+    (0..30).for_each(|_| drop(other.line()));
+    other.kill();
+    // Of the write-ahead log: 32 bytes of head, then frames of 24 bytes, of which the first four are its number, and a page.
+    let wal = fs::read(place.directory.path().join("interlock.db-wal")).unwrap();
+    let number = |frame: &[u8]| u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
+    let logged: Vec<usize> = wal[32..].chunks_exact(24 + 4096).map(number).collect();
+    let whole = fs::read(place.database()).unwrap();
+    let with = |page: usize, change: fn(&mut [u8])| {
+        let mut bytes = whole.clone();
+        change(&mut bytes[(page - 1) * 4096..page * 4096]);
+        fs::write(place.database(), &bytes).unwrap();
+        // Some pages are read before anything can be looked at.
+        let checkup = Reader::open(&place.database(), &place.key()).and_then(|reader| reader.checkup());
+        checkup.is_ok_and(|checkup| checkup.is_well())
+    };
+    let pages = || 2..=whole.len() / 4096;
+    let half_written = pages().find(|page| logged.contains(page)).unwrap();
+    assert!(with(half_written, |page| page[2000..].fill(0)));
+    // One that nothing supersedes is damage all the same.
+    let others: Vec<usize> = pages().filter(|page| !logged.contains(page)).collect();
+    assert!(others.iter().any(|page| !with(*page, |page| page[2000] ^= 1)), "of {others:?}");
+}
+
+#[test]
 fn what_is_missing_is_made_again_only_on_request_and_tables_empty() {
     let place = filled(10);
     place
