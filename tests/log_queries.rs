@@ -131,6 +131,19 @@ pub(crate) fn the_oldest_records_go_when_they_are_too_many_or_too_large() {
     // A record of 500 bytes, its index included, takes between these.
     set("retention_bytes = 1048576");
     kept((1 << 20) / 1500..(1 << 20) / 500);
+    // It is said once for the whole pass.
+    eventually("that to be said", || {
+        let output = runtime.interlock(&["logs", "--json", "--text", "retention deleted"]);
+        let told: Vec<Value> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let deleted: usize =
+            told.first()?["message"].as_str().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
+        assert!(told.len() == 1 && told[0]["component"] == "store", "{told:?}");
+        (deleted * 2 >= 4000 - said(&runtime).len()).then_some(())
+    });
     set("retention_rows = 1000");
     kept(500..1001);
 }

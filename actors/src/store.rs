@@ -113,6 +113,8 @@ pub struct Statistics {
     /// Those of them since something was written, but for jobs that could never be done: above zero the store cannot write
     /// at present.
     pub failed_in_a_row: u64,
+    /// Log records deleted by the retention, in passes that are over.
+    pub deleted: Deleted,
 }
 
 /// Something to do with a reading connection.
@@ -265,6 +267,7 @@ impl Store {
             commits: counts.commits.load(Ordering::Relaxed),
             failures: counts.failures.load(Ordering::Relaxed),
             failed_in_a_row: counts.failed_in_a_row.load(Ordering::Relaxed),
+            deleted: *locked(&counts.deleted),
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::{Statistics, Store, StoreError, StoreOptions, Vault};
+use super::{Deleted, Statistics, Store, StoreError, StoreOptions, Vault};
 use crate::{
     actor::{Actor, Failure, Input},
     context::Context,
@@ -14,6 +14,8 @@ use crate::{
 /// How often the store looks whether its writing thread is alive, brings its status up to date, and tries to write when it
 /// could not.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often at most it says what the retention has deleted: in a steady flow there is always something.
+const TELL_DELETED_EVERY: Duration = Duration::from_secs(60);
 
 /// Where the open store is to be found. Clones are the same place.
 #[derive(Clone, Debug, Default)]
@@ -53,12 +55,32 @@ pub struct StoreActor {
     seat: StoreSeat,
     store: Option<Store>,
     told: Option<Statistics>,
+    /// What had been deleted when that was last told, and when.
+    deleted: (Deleted, Option<Instant>),
 }
 
 impl StoreActor {
     /// A store with its key in `vault`, which will be found in `seat`.
     pub fn new(vault: Arc<Vault>, options: StoreOptions, seat: StoreSeat) -> Self {
-        Self { vault, options, seat, store: None, told: None }
+        Self { vault, options, seat, store: None, told: None, deleted: Default::default() }
+    }
+
+    /// Says what the retention has deleted since it was last said. Not as the store, which never logs into the log: this
+    /// is bounded by time, whatever it leads to.
+    fn tell_deleted(&mut self, now: Deleted) {
+        let (before, told) = self.deleted;
+        if now == before || told.is_some_and(|told| told.elapsed() < TELL_DELETED_EVERY) {
+            return;
+        }
+        self.deleted = (now, Some(Instant::now()));
+        tracing::info!(
+            target: "interlock_actors::retention",
+            by_age = now.by_age - before.by_age,
+            by_rows = now.by_rows - before.by_rows,
+            by_bytes = now.by_bytes - before.by_bytes,
+            "retention deleted {} log records",
+            now.all() - before.all()
+        );
     }
 
     /// Takes the store out of the seat, so that nobody finds one that is being closed.
@@ -103,18 +125,22 @@ impl Actor for StoreActor {
         }
         let now = store.statistics();
         if self.told != Some(now) {
-            let Statistics { waiting, jobs, commits, failures, failed_in_a_row } = now;
+            let Statistics { waiting, jobs, commits, failures, failed_in_a_row, deleted } = now;
             if self.told.map_or(0, |told| told.failed_in_a_row) != failed_in_a_row {
                 context.impaired(match failed_in_a_row {
                     0 => None,
                     failed => Some(format!("cannot write: the last {failed} writes failed")),
                 });
             }
-            context.status(format!(
-                "{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting"
-            ));
+            let mut status =
+                format!("{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting");
+            if deleted.all() > 0 {
+                status.push_str(&format!(", {} log records deleted by the retention", deleted.all()));
+            }
+            context.status(status);
             self.told = Some(now);
         }
+        self.tell_deleted(now.deleted);
         Ok(())
     }
 

@@ -89,11 +89,6 @@ impl NamePattern {
     pub(super) fn names(&self, name: &str) -> bool {
         glob(self.glob.as_bytes(), name.as_bytes())
     }
-
-    /// Whether it stands for one name only.
-    pub(super) fn is_exact(&self) -> bool {
-        !self.glob.contains('*')
-    }
 }
 
 /// Shell's `*`, by going back to the last star where the rest does not fit.

@@ -20,6 +20,8 @@ const WORD_BYTES_MAX: usize = 64;
 pub(super) const RECORD_BYTES_MAX: usize = 64 << 10;
 /// Words of a query that the index is asked for; the others are compared with the records only.
 const QUERY_WORDS_MAX: usize = 64;
+/// Components that the index is asked for, or told to leave out; with more it is not asked for them at all.
+const QUERY_COMPONENTS_MAX: usize = 256;
 /// Stands at records that are not indexed whole.
 const LONG: &str = "z_long";
 
@@ -94,7 +96,7 @@ pub(super) enum Asked {
 
 /// What `query` asks the index for; `components` are those that have records in it.
 pub(super) fn ask(query: &LogQuery, components: &[String]) -> Asked {
-    let mut groups: Vec<String> = Vec::new();
+    let (mut groups, mut excluded): (Vec<String>, Option<String>) = (Vec::new(), None);
     let one = |kind, name: &str, value: &str| {
         let mut term = String::new();
         facet(&mut term, kind, name, value);
@@ -104,21 +106,18 @@ pub(super) fn ask(query: &LogQuery, components: &[String]) -> Asked {
     if let Some(level) = query.min_level.filter(|level| *level > Level::Trace) {
         groups.push(any(levels(level)));
     }
-    let (unwanted, wanted): (Vec<_>, Vec<_>) = query.components.iter().partition(|pattern| pattern.exclude);
-    if !wanted.is_empty() {
-        // An exact name is one term, known or not; of a glob the names that are there.
-        let mut terms: Vec<String> = wanted
-            .iter()
-            .filter(|pattern| pattern.is_exact())
-            .map(|pattern| one('c', &pattern.glob, ""))
-            .collect();
-        let globs = || wanted.iter().filter(|pattern| !pattern.is_exact());
-        let named = components.iter().filter(|name| globs().any(|pattern| pattern.names(name)));
-        terms.extend(named.map(|name| one('c', name, "")));
-        if terms.is_empty() {
-            return Asked::Nothing;
+    if !query.components.is_empty() {
+        // Which components have records is known, so what is not wanted need not be gone over to be left out.
+        let (wanted, unwanted): (Vec<_>, Vec<_>) =
+            components.iter().partition(|name| query.wants_component(name));
+        let terms = |names: &[&String]| any(names.iter().map(|name| one('c', name, "")).collect());
+        match (wanted.len(), unwanted.len()) {
+            (0, _) => return Asked::Nothing,
+            (_, 0) => {}
+            (1..=QUERY_COMPONENTS_MAX, _) => groups.push(terms(&wanted)),
+            (_, 1..=QUERY_COMPONENTS_MAX) => excluded = Some(terms(&unwanted)),
+            _ => {}
         }
-        groups.push(any(terms));
     }
     if !query.targets.is_empty() {
         groups.push(any(query.targets.iter().map(|target| one('t', target, "")).collect()));
@@ -160,20 +159,15 @@ pub(super) fn ask(query: &LogQuery, components: &[String]) -> Asked {
         let star = if *prefix { "*" } else { "" };
         groups.push(format!("({}{star} OR {})", quoted(&cut), quoted(LONG)));
     }
-    let excluded: Vec<String> = components
-        .iter()
-        .filter(|name| unwanted.iter().any(|pattern| pattern.names(name)))
-        .map(|name| one('c', name, ""))
-        .collect();
-    if groups.is_empty() && excluded.is_empty() {
+    if groups.is_empty() && excluded.is_none() {
         return Asked::All;
     }
     if groups.is_empty() {
         groups.push(any(levels(Level::Trace)));
     }
     let mut expression = groups.join(" AND ");
-    if !excluded.is_empty() {
-        expression = format!("({expression}) NOT {}", any(excluded));
+    if let Some(excluded) = excluded {
+        expression = format!("({expression}) NOT {excluded}");
     }
     Asked::Records(expression)
 }
@@ -232,8 +226,15 @@ mod tests {
                 "(\"say\" {long} AND (\"a b\"* {long} AND (\"or\" {long} AND (\"near x\" {long}"
             ))
         );
-        let none = LogQuery { components: vec!["nobody*".into()], ..LogQuery::default() };
-        assert_eq!(ask(&none), Asked::Nothing);
+        let components = |patterns: &[&str]| LogQuery {
+            components: patterns.iter().map(|pattern| (*pattern).into()).collect(),
+            ..LogQuery::default()
+        };
+        assert_eq!(ask(&components(&["nobody*"])), Asked::Nothing);
+        assert_eq!(ask(&components(&["*"])), Asked::All);
+        let only = ask(&components(&["gateway"]));
+        assert_eq!(ask(&components(&["!model", "!nobody"])), only);
+        assert_eq!(only, Asked::Records("(\"c_kccjfl63\")".into()));
         let many = LogQuery { text: Some("w ".repeat(1000).as_str().into()), ..LogQuery::default() };
         let Asked::Records(expression) = ask(&many) else { panic!("many words ask for nothing") };
         assert_eq!(expression.matches("\"w\"").count(), QUERY_WORDS_MAX);

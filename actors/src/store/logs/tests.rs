@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use super::{
     Append, StoredLog,
     filter::{FieldPattern, Grep, LogQuery, NamePattern},
-    index,
+    index::{self, Block},
     retention::{Deleted, LogRetention, Trim},
     search,
     words::TextQuery,
@@ -297,4 +297,79 @@ fn a_store_in_steady_flow_does_not_grow() {
     assert!(logs.count("SELECT count(*) FROM log_parts") <= 3);
     let one = LogQuery { text: Some(TextQuery::new("279999")), ..LogQuery::default() };
     assert_eq!(logs.find(&one).len(), 1);
+}
+
+#[test]
+fn what_is_left_of_a_sparse_part_is_found_and_its_index_is_small_again() {
+    let logs = Logs::new();
+    let mut records = numbered(0..10_000);
+    records.iter_mut().step_by(100).for_each(|record| record.level = Level::Warn);
+    logs.append(&records);
+    logs.index_all();
+    logs.0.execute("DELETE FROM logs WHERE level < 4", []).unwrap();
+    for block in 0..=Block::of(10_000) {
+        index::refresh(&logs.0, block).unwrap();
+    }
+    logs.assert_blocks_are_true();
+    let query = LogQuery { text: Some(TextQuery::new("record")), ..LogQuery::default() };
+    let (before, free) = (logs.find(&query), logs.count("PRAGMA freelist_count"));
+    assert_eq!(before.len(), 100);
+    assert!(index::rebuild_part(&logs.0).unwrap());
+    assert_eq!(logs.find(&query), before);
+    let freed = logs.count("PRAGMA freelist_count") - free;
+    assert!(freed > 50, "{freed} pages were freed");
+    assert!(!index::rebuild_part(&logs.0).unwrap(), "it is made anew again and again");
+    // It takes records as before.
+    logs.append(&numbered(10_000..15_000));
+    logs.index_all();
+    assert_eq!(logs.find(&LogQuery { limit: 10_000, ..query }).len(), 5100);
+}
+
+#[test]
+fn who_follows_is_told_how_many_were_deleted_before_they_could_be_read() {
+    let logs = Logs::new();
+    logs.append(&numbered(0..3000));
+    let follow = |after| {
+        let query = LogQuery { after_seq: Some(after), limit: 500, ..LogQuery::default() };
+        let found = search::search(&logs.0, &query).unwrap();
+        (found.missed, found.records.first().unwrap().seq, found.seen_to)
+    };
+    assert_eq!(follow(0), (0, 1, 500));
+    logs.index_all();
+    logs.trim(LogRetention { rows_max: 2000, ..LogRetention::default() }, 3000);
+    assert_eq!(follow(500), (500, 1001, 1500));
+    assert_eq!(follow(1500), (0, 1501, 2000));
+}
+
+#[test]
+fn a_summary_counts_what_is_there_indexed_or_not() {
+    let logs = Logs::new();
+    let mut records = numbered(10..5010);
+    records[0].level = Level::Error;
+    records[4999].component = "other".into();
+    let mut told = LogRecord::new(
+        Level::Warn,
+        "log-transport",
+        "7 log records dropped between a and b: the log buffer was full",
+    );
+    told.fields = vec![
+        ("dropped_info".into(), "4".into()),
+        ("dropped_debug".into(), "3".into()),
+        ("dropped_x".into(), "9".into()),
+    ];
+    told.time_ns = 4000;
+    records.push(told);
+    logs.append(&records[..3000]);
+    logs.index_all();
+    logs.append(&records[3000..]);
+    let summary = super::summary::summary(&logs.0).unwrap();
+    assert_eq!((summary.rows, summary.unindexed, summary.dropped), (5001, 2001, 7));
+    assert_eq!((summary.oldest_ns, summary.newest_ns), (Some(10), Some(5009)));
+    assert_eq!(summary.counts["test"], [0, 0, 4998, 0, 1]);
+    assert_eq!(
+        (summary.counts["other"], summary.counts["log-transport"]),
+        ([0, 0, 1, 0, 0], [0, 0, 0, 1, 0])
+    );
+    logs.index_all();
+    assert_eq!(super::summary::summary(&logs.0).unwrap().bytes, summary.bytes);
 }
