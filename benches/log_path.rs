@@ -25,6 +25,7 @@ pub struct LogPath {
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
     broker: Option<BrokerHandle>,
+    waits: tokio::runtime::Runtime,
     _directory: tempfile::TempDir,
 }
 
@@ -64,7 +65,8 @@ impl LogPath {
             consume(attach("log-consumer"), store.clone(), stop.subscribe()),
             drain(attach("log-transport"), buffer.clone(), stop.subscribe()),
         ];
-        Self { buffer, store, stop, threads, broker: Some(broker), _directory: directory }
+        let waits = tokio::runtime::Builder::new_current_thread().build().expect("an event loop");
+        Self { buffer, store, stop, threads, broker: Some(broker), waits, _directory: directory }
     }
 
     /// What the layer of [`layer`](Self::layer) fills.
@@ -72,9 +74,13 @@ impl LogPath {
         &self.buffer
     }
 
-    /// What the records end in.
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// Records that are stored and not indexed yet.
+    ///
+    /// # Panics
+    /// If the store cannot be read.
+    pub fn not_indexed(&self) -> i64 {
+        let reading = self.store.read(|reader| reader.logs_not_indexed());
+        self.waits.block_on(reading).expect("the store can be read")
     }
 
     /// The layer of a program that logs.

@@ -13,6 +13,11 @@ pub fn say(line: &str) {
 pub struct Repeats(Vec<f64>);
 
 impl Repeats {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// Adds a repeat.
     pub fn add(&mut self, value: f64) {
         self.0.push(value);

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Records written in one call to the store.
-const BATCH_RECORDS_MAX: usize = 1024;
+const BATCH_RECORDS_MAX: usize = 2048;
 /// Bytes of a message that is taken for a record; a longer one is noted, not kept.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Confirmations waiting for records. More are answered `busy`, and the asker begins again.

@@ -24,8 +24,8 @@ use crate::log_record::{Confirmed, ConsumerState, Level, LogRecord, ProbeAnswer}
 pub(super) const WINDOW_RECORDS_MAX: usize = 1024;
 /// Bytes of them; a fraction of what a subscription may queue at the broker.
 pub(super) const WINDOW_BYTES_MAX: usize = 1 << 20;
-/// Windows sent and not yet confirmed: one travels while the one before is written. The journal's go one by one.
-const WINDOWS_MAX: usize = 2;
+/// Windows sent and not yet confirmed: some travel while one is written. The journal's go one by one.
+const WINDOWS_MAX: usize = 4;
 /// Windows in a row of which nothing was stored. Then the drain fails, so that its supervisor slows it down.
 const FRUITLESS_WINDOWS_MAX: u32 = 3;
 

@@ -31,6 +31,8 @@ pub(super) struct Chores {
     unindexed: usize,
     rows_since_trim: usize,
     trimmed_at: Instant,
+    /// When jobs were done last.
+    busy_at: Instant,
     /// What the pass that is under way has deleted; a pass ends with a step that finds nothing.
     pass: Option<Deleted>,
     /// The last step could not be done: nothing is tried before jobs, or the next look.
@@ -48,6 +50,7 @@ impl Chores {
             unindexed: usize::try_from(unindexed).unwrap_or(0),
             rows_since_trim: 0,
             trimmed_at: Instant::now(),
+            busy_at: Instant::now(),
             pass: Some(Deleted::default()),
             stalled: false,
         }
@@ -56,7 +59,7 @@ impl Chores {
     /// How long to wait for jobs before a step.
     pub(super) fn pause(&self) -> Duration {
         match self.is_due() && !self.stalled {
-            true => Duration::ZERO,
+            true => limits::QUIET.saturating_sub(self.busy_at.elapsed()),
             false => limits::TRIM_EVERY.saturating_sub(self.trimmed_at.elapsed()),
         }
     }
@@ -73,6 +76,7 @@ impl Chores {
     /// Counts records that have been committed.
     pub(super) fn appended(&mut self, rows: usize) {
         self.stalled = false;
+        self.busy_at = Instant::now();
         self.unindexed += rows;
         self.rows_since_trim += rows;
         if self.rows_since_trim >= limits::TRIM_EVERY_ROWS {

@@ -60,9 +60,14 @@ pub const TRIM_EVERY: Duration = Duration::from_secs(60);
 /// query, which takes some milliseconds.
 pub const INDEX_AT_ROWS: usize = 1024;
 
-/// Log records that may be not indexed while jobs wait for the writer. Beyond, each batch waits until it is fewer: a
-/// flood is stored as fast as a table takes it at first, and then as fast as it can be indexed.
-pub const INDEX_LAG_ROWS_MAX: usize = 32_768;
+/// Time without a job after which the writer begins with work of its own: between two batches of a stream it would make
+/// the second one wait.
+pub const QUIET: Duration = Duration::from_millis(5);
+
+/// Log records that may be not indexed while jobs come. Beyond, each batch waits until it is fewer: a flood is stored as
+/// fast as a table takes it at first, and then as fast as it can be indexed. A query looks at so many one by one, some
+/// tenths of a second.
+pub const INDEX_LAG_ROWS_MAX: usize = 262_144;
 
 /// Bytes of log records indexed in one transaction, so that long records do not hold up writers for long.
 pub const INDEX_STEP_BYTES: i64 = 4 << 20;

@@ -95,6 +95,11 @@ impl Reader {
         logs::newest_seq(&self.connection).map_err(self.fail("reading log records"))
     }
 
+    /// How many of the newest log records are not indexed yet; a query looks at them one by one.
+    pub fn logs_not_indexed(&self) -> Result<i64, StoreError> {
+        logs::index::unindexed(&self.connection).map_err(self.fail("reading log records"))
+    }
+
     /// Which of these log records are in the store.
     pub fn logs_present(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
         logs::present(&self.connection, ids).map_err(self.fail("looking for log records"))
