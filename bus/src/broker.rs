@@ -208,6 +208,7 @@ impl Broker {
         let thread = thread::Builder::new()
             .name("bus-broker".to_owned())
             .spawn(move || {
+                crate::threads::started();
                 let _last_words = LastWords(ended_sender.clone());
                 // Built here: the hub stays on this thread.
                 let ending = Reactor::new(config, reactor_key, poll, source, listeners).run();

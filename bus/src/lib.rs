@@ -22,6 +22,7 @@ mod local;
 pub mod native;
 pub mod peer;
 pub mod schema;
+pub mod threads;
 pub mod tool;
 pub mod topic;
 pub mod zmtp;

@@ -40,7 +40,10 @@ pub struct LogLayer {
 
 impl LogLayer {
     /// A layer that fills `buffer`. Events of the log path itself go to `sink`.
+    ///
+    /// Threads that the bus starts from now on belong to the log path, with all that libraries raise on them.
     pub fn new(identity: Identity, buffer: LogBuffer, sink: Sink) -> Self {
+        interlock_bus::threads::on_start(path::mark_thread);
         let component = topic_level(&identity.component);
         Self { identity: Arc::new(Identity { component, ..identity }), buffer, sink, levels: None }
     }

@@ -659,22 +659,60 @@ fn a_store_that_fails_fails_the_consumer_and_loses_nothing() {
     });
 }
 
+/// Raises more events for every event that is raised on the log path, as libraries beneath it would: of its own targets
+/// and of foreign ones, at every level. Only for its own it raises none, or it would be the one that never ends.
+struct Talkative(std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Talkative {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        thread_local! {
+            static TALKING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+        }
+        let thread = std::thread::current();
+        let of_path =
+            ["bus-", "store-", "log-"].iter().any(|of| thread.name().unwrap_or_default().starts_with(of));
+        if TALKING.get() || !(of_path || path::is_marked()) {
+            return;
+        }
+        let _ = event;
+        TALKING.set(true);
+        tracing::error!(target: "some_library", "a library at work for the log path");
+        tracing::info!(target: "some_library::part", "a library at work for the log path");
+        tracing::trace!(target: "interlock_actors::store", "a library at work for the log path");
+        self.0.fetch_add(3, std::sync::atomic::Ordering::Relaxed);
+        TALKING.set(false);
+    }
+}
+
 #[test]
-fn the_log_path_under_the_layer_at_full_detail_comes_to_rest() {
+fn the_log_path_comes_to_rest_though_everything_beneath_it_logs_at_full_detail() {
     use tracing_subscriber::layer::SubscriberExt;
-    let buffer = LogBuffer::default();
+    let buffer = LogBuffer::new(2000, 16 << 20);
     let sink = Sink::new(Box::new(std::io::sink()), Level::Trace).unwrap();
     let identity = Identity { component: "test".to_owned(), incarnation: 1 };
     let layer = LogLayer::new(identity, buffer.clone(), sink.clone());
+    let raised = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+    let subscriber =
+        tracing_subscriber::registry().with(layer).with(Talkative(std::sync::Arc::clone(&raised)));
     // For the whole process, since broker and store have threads of their own; other tests' events do no harm.
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer));
+    let _ = tracing::subscriber::set_global_default(subscriber);
     run(async {
         let mut site = Site::with_broker();
-        for _ in 0..3 {
-            let consumer = consumer(site.attach("log-consumer"), &site.store).await;
-            let drain = drain(site.attach("log-transport"), &buffer);
+        let place = journal::JournalPlace {
+            directory: site.directory.path().join("journal"),
+            bytes_max: journal::BYTES_MAX,
+            key: Box::new(|| Ok(zeroize::Zeroizing::new([1; 32]))),
+        };
+        buffer.attach_journal(place).unwrap();
+        for round in 0..3 {
             (0..100).for_each(|number| tracing::info!(target: "program", number, "an event of the program"));
-            drain.until(is_empty).await;
+            // The journal is on the way, too: written and read.
+            buffer.journal().unwrap().spill_all().await;
+            let consumer = consumer(site.attach("log-consumer"), &site.store).await;
+            let client =
+                if round == 1 { site.connect("log-transport").await } else { site.attach("log-transport") };
+            let drain = drain(client, &buffer);
+            drain.until(|report| report.buffer.waiting == 0 && report.flushed() >= 100 * (round + 1)).await;
             drain.stop().await;
             consumer.stop().await;
             site.stop_broker();
@@ -683,10 +721,17 @@ fn the_log_path_under_the_layer_at_full_detail_comes_to_rest() {
         let query = LogQuery { text: Some("an event of the program".into()), ..LogQuery::default() };
         assert_eq!(site.store.read(move |reader| reader.logs(&query)).await.unwrap().len(), 300);
         let all = site.store.read(|reader| reader.logs(&LogQuery::default())).await.unwrap();
+        let of_library: Vec<_> =
+            all.iter().filter(|log| log.record.message.starts_with("a library at work")).collect();
+        assert!(of_library.is_empty(), "the log path logged into itself: {of_library:?}");
         let own: Vec<_> = all.iter().filter(|log| path::is_own_target(&log.record.target)).collect();
         // Each of the three tells its steps and what it flushed; nothing else of the path is in the log.
         assert!(own.iter().all(|log| log.record.message.starts_with("log path ")), "{own:?}");
-        assert!(own.len() <= 3 * 5, "{own:?}");
+        assert!(own.len() <= 3 * 6, "{own:?}");
+        // All of them were seen by the sink, which bounds what it writes.
+        let (raised, seen) = (raised.load(std::sync::atomic::Ordering::Relaxed), sink.report());
+        assert!(raised > 0 && seen.seen >= raised, "{raised} raised, {seen:?}");
+        assert!(buffer.report().dropped_total() == 0, "{:?}", buffer.report());
     });
 }
 

@@ -55,6 +55,7 @@ pub(super) fn start(options: ConnectOptions) -> Result<Started, ConnectError> {
     let thread = thread::Builder::new()
         .name(name)
         .spawn(move || {
+            crate::threads::started();
             let _last_words = LastWords(Arc::clone(&thread_core));
             let events = Events::with_capacity(8);
             let credentials = options.credentials.clone();

@@ -253,7 +253,10 @@ impl Client {
         let report = driver.report.subscribe();
         let thread = thread::Builder::new()
             .name("bus-gate".to_owned())
-            .spawn(move || blocking::wait(driver.run()))
+            .spawn(move || {
+                crate::threads::started();
+                blocking::wait(driver.run());
+            })
             .map_err(|error| GateError::Thread(error.to_string()))?;
         Ok(GatedPublisher { shared, report, thread: Some(thread) })
     }
