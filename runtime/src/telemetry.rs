@@ -51,8 +51,9 @@ pub(crate) fn start(component: &str, rules: LevelRules, console: &str) -> io::Re
     // The log path's own warnings and errors go to the sink, which prints them.
     let not_told = filter_fn(|event| {
         let is_own = log_transport::is_marked() || log_transport::is_own_target(event.target());
-        !(is_own && *event.level() <= Level::WARN)
-            && ![TOLD_OTHERWISE, panics::TARGET].contains(&event.target())
+        let is_told = [TOLD_OTHERWISE, panics::TARGET].contains(&event.target());
+        let is_printed_by_sink = is_own && *event.level() <= Level::WARN;
+        !is_told && !is_printed_by_sink
     });
     let shown = levels::targets(&levels::configured(console, &BTreeMap::new()));
     let (shown, shown_handle) = reload::Layer::new(shown);
