@@ -52,6 +52,8 @@ mod memory;
 mod native_client;
 /// Programs that wait for others: for their start, readiness, health, end, or a line of them.
 mod needs;
+/// A text that is logged and said again and again: which files can be read for it.
+mod never_plaintext;
 /// A capture of the wire: what anybody on the path can read.
 mod nothing_readable;
 /// A server of a language model that refuses, dies and hangs.
