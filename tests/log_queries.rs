@@ -227,6 +227,27 @@ fn records_are_found_by_every_flag_and_by_several_together() {
 }
 
 #[test]
+fn what_one_turn_caused_in_every_component_is_one_trace() {
+    let runtime = TestRuntime::start_with("[logs]\nlevel = \"debug\"\n");
+    let turns = ["one", "two"].map(|conversation| {
+        let events = runtime.turn(conversation, "Hello");
+        events.last().unwrap().1["turn"].as_str().unwrap().to_owned()
+    });
+    for turn in &turns {
+        eventually("the turn to be in the log", || {
+            let output = runtime.interlock(&["logs", "--trace", turn, "--json"]);
+            let lines = String::from_utf8(output.stdout).unwrap();
+            let records: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let others =
+                turns.iter().filter(|other| *other != turn).any(|other| lines.contains(other.as_str()));
+            assert!(!others, "{lines}");
+            let of = |component: &str| records.iter().any(|record| record["component"] == component);
+            (of("conversation") && of("model")).then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_follower_shows_each_record_once_before_the_first_start_across_restarts_and_other_databases() {
     let logged = Logged::new();
     let mut command = logged.command(&["--follow", "--json", "-n", "3"]);

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use super::words::{Searched, TextQuery};
 use crate::log_record::{Level, LogRecord};
 
+/// The field in which our components name the turn of a conversation that they work at.
+pub(super) const TURN: &str = "turn";
+
 /// Which log records to read. The default is the newest 1000 of all. What is said of several things must all hold;
 /// of several values for one thing one is enough.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub struct LogQuery {
     pub targets: Vec<String>,
     /// With these fields. Several values for one name: one of them is enough.
     pub fields: Vec<FieldPattern>,
-    /// Of this trace.
+    /// Of this trace, or of the turn of a conversation with this id (field `turn`): our components name that.
     pub trace_id: Option<String>,
     /// Of this conversation.
     pub conversation: Option<String>,
@@ -181,7 +184,10 @@ impl LogQuery {
             && self.wants_component(&record.component)
             && (self.targets.is_empty()
                 || self.targets.iter().any(|target| is_in_module(&record.target, target)))
-            && self.trace_id.as_ref().is_none_or(|trace| record.trace_id.as_ref() == Some(trace))
+            && self.trace_id.as_ref().is_none_or(|trace| {
+                let is_turn = |(name, value): &(String, String)| name == TURN && value == trace;
+                record.trace_id.as_ref() == Some(trace) || record.fields.iter().any(is_turn)
+            })
             && self.conversation.as_ref().is_none_or(|id| record.conversation.as_ref() == Some(id))
             && self.process.is_none_or(|process| record.process == process)
             && self.incarnation.is_none_or(|incarnation| record.incarnation == incarnation)
@@ -273,6 +279,17 @@ mod tests {
         {
             assert!(!fields(patterns), "{patterns:?}");
         }
+    }
+
+    #[test]
+    fn a_trace_is_also_the_turn_that_components_name() {
+        let trace = |id: &str| of(|query| query.trace_id = Some(id.to_owned()));
+        assert!(trace("t1") && !trace("3") && !trace("c1"));
+        let query = LogQuery { trace_id: Some("turn 7".into()), ..LogQuery::default() };
+        let mut record = record();
+        assert!(!query.matches(&record));
+        record.fields.push(("turn".into(), "turn 7".into()));
+        assert!(query.matches(&record));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    filter::LogQuery,
+    filter::{LogQuery, TURN},
     words::{self, Item},
 };
 use crate::log_record::{Level, LogRecord};
@@ -122,9 +122,8 @@ pub(super) fn ask(query: &LogQuery, components: &[String]) -> Asked {
     if !query.targets.is_empty() {
         groups.push(any(query.targets.iter().map(|target| one('t', target, "")).collect()));
     }
-    for (kind, value) in [('x', &query.trace_id), ('v', &query.conversation)] {
-        groups.extend(value.as_ref().map(|value| one(kind, value, "")));
-    }
+    groups.extend(query.trace_id.as_ref().map(|id| any(vec![one('x', id, ""), one('f', TURN, id)])));
+    groups.extend(query.conversation.as_ref().map(|id| one('v', id, "")));
     groups.extend(query.process.map(|process| one('p', &process.to_string(), "")));
     groups.extend(query.incarnation.map(|incarnation| one('i', &incarnation.to_string(), "")));
     for (name, values) in query.fields_by_name() {

@@ -121,7 +121,7 @@ const WORDS: &[&str] = &[
 ];
 const COMPONENTS: &[&str] = &["gateway", "model", "log-consumer", "log-transport", "G\u{e4}te"];
 const TARGETS: &[&str] = &["a", "a::b", "a::b::c", "ab", ""];
-const VALUES: &[&str] = &["", "1", "11", "one two", "\u{1f600}", "a=b", "\"", "c1"];
+const VALUES: &[&str] = &["", "t1", "1", "11", "one two", "\u{1f600}", "a=b", "\"", "c1"];
 
 fn text() -> impl Strategy<Value = String> {
     proptest::collection::vec(proptest::sample::select(WORDS), 0..5).prop_map(|words| words.join(" "))
@@ -133,7 +133,7 @@ prop_compose! {
         component in proptest::sample::select(COMPONENTS),
         target in proptest::sample::select(TARGETS),
         message in text(),
-        fields in proptest::collection::vec((proptest::sample::select(&["k", "key", "trace_id"][..]), proptest::sample::select(VALUES)), 0..3),
+        fields in proptest::collection::vec((proptest::sample::select(&["k", "key", "trace_id", "turn"][..]), proptest::sample::select(VALUES)), 0..3),
         time_ns in 1000_u64..1100,
         (process, incarnation) in (1_u32..3, 0_u64..3),
         trace in proptest::option::of(proptest::sample::select(&["t1", "T1"][..])),

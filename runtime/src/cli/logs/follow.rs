@@ -112,9 +112,10 @@ fn news(
     }
 }
 
-/// What cannot heal ends it; what can is waited for.
+/// What cannot heal ends it; what can is waited for. A database that is being replaced is gone for a moment.
 fn bear(error: &StoreError) -> Result<(), CliError> {
-    if error.is_transient() {
+    let is_gone = matches!(error, StoreError::NotInitialised { .. } | StoreError::OlderSchema { .. });
+    if is_gone || error.is_transient() {
         thread::sleep(POLL);
         return Ok(());
     }
