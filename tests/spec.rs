@@ -42,6 +42,7 @@ mod log_levels;
 mod log_queries;
 /// Ten thousand races from the first log call to the encrypted store, with kills meanwhile.
 mod log_races;
+mod log_traces;
 /// The main job on the real binary: a conversation, its history, the tools, starting and stopping.
 mod main_job;
 /// Somebody on the path who holds no key: what each manipulation comes to, on both sides.

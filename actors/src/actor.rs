@@ -4,7 +4,7 @@
 
 use std::{fmt, future::Future, time::Duration};
 
-use interlock_bus::{Message, Request, TopicFilter};
+use interlock_bus::{Message, Request, TopicFilter, trace::Trace};
 
 use crate::context::Context;
 
@@ -93,6 +93,17 @@ pub enum Input {
         /// Why, in the bus's words.
         reason: String,
     },
+}
+
+impl Input {
+    /// The trace that it belongs to; its handler, and what that spawns, work as part of it.
+    pub fn trace(&self) -> Option<Trace> {
+        match self {
+            Self::Message(message) => Trace::of(&message.header),
+            Self::Request(request) => Trace::of(&request.message.header),
+            Self::Gap { .. } => None,
+        }
+    }
 }
 
 /// Why an actor failed: one reason, and the chain of causes behind it.

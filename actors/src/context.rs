@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interlock_bus::{Client, PeerName, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter};
+use interlock_bus::{
+    Client, PeerName, ServeOptions, SubscribeError, SubscribeOptions, TopicFilter, trace::Trace,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -107,7 +109,7 @@ impl Context {
         self.inner.post.serve(self.client(), self.inner.incarnation, filter, options).await
     }
 
-    /// Runs work beside the handler. Its error or panic fails the actor; a failing actor drops it.
+    /// Runs work beside the handler, as part of the same trace. Its error or panic fails the actor; a failing actor drops it.
     ///
     /// A stop waits for it, within the grace: work that would go on for ever has to watch
     /// [`stopping`](Context::stopping), or be given to [`spawn_background`](Context::spawn_background).
@@ -121,7 +123,8 @@ impl Context {
     }
 
     fn run(&self, work: impl Future<Output = Result<(), Failure>> + 'static, background: bool) {
-        let inner = self.inner.clone();
+        let (inner, trace) = (self.inner.clone(), Trace::current());
+        let work = Trace::scope(trace, work);
         if !background {
             inner.spawned.set(inner.spawned.get() + 1);
         }

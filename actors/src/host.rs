@@ -25,7 +25,7 @@ use std::{
 };
 
 use actix::{ActorFutureExt, WrapFuture};
-use interlock_bus::PeerName;
+use interlock_bus::{PeerName, trace::Trace};
 
 pub use self::{
     control::Busy,
@@ -580,7 +580,14 @@ async fn take<A: Actor>(actor: &mut A, step: Step, context: &Context) -> Result<
             guarded("`started`", async { actor.started(context).await }).await?;
             return guarded_call("`tick_every`", || Ok(actor.tick_every()));
         }
-        Step::Input(input) => guarded("`handle`", async { actor.handle(*input, context).await }).await?,
+        Step::Input(input) => {
+            let trace = input.trace();
+            let work = guarded("`handle`", async { actor.handle(*input, context).await });
+            match trace {
+                None => work.await?,
+                trace => Trace::scope(trace, work).await?,
+            }
+        }
         Step::Tick => guarded("`tick`", async { actor.tick(context).await }).await?,
         Step::Stop => guarded("`stopping`", async { actor.stopping(context).await }).await?,
         Step::Retire => {}

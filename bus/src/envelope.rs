@@ -11,6 +11,7 @@ use crate::{
     codec::{self, CodecError},
     peer::PeerName,
     topic::TopicName,
+    trace::Trace,
 };
 
 /// What the bytes of a payload are.
@@ -112,6 +113,15 @@ impl Header {
             stream: None,
             user: Vec::new(),
         }
+    }
+
+    /// The header as part of the trace that is worked for, unless it names one.
+    #[must_use]
+    pub fn traced(mut self) -> Self {
+        if self.traceparent.is_none() {
+            self.traceparent = Trace::current().map(|trace| trace.to_string());
+        }
+        self
     }
 
     /// A header for `payload` with an id that is there already.

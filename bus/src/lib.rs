@@ -25,6 +25,7 @@ pub mod schema;
 pub mod threads;
 pub mod tool;
 pub mod topic;
+pub mod trace;
 pub mod zmtp;
 
 pub use broker::{Bounds, Broker, BrokerConfig, BrokerError, BrokerHandle, Incarnations, Timeouts};

@@ -6,12 +6,14 @@ use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer, ResponseError,
     body::{BoxBody, MessageBody},
     dev::{Server, ServiceRequest, ServiceResponse},
-    http::header,
+    http::header::{self, HeaderName, HeaderValue},
     middleware::{Next, from_fn},
     rt::net::TcpStream,
     web,
 };
+use interlock_bus::trace::Trace;
 use socket2::SockRef;
+use tracing::Instrument;
 
 use super::{
     Shared, body,
@@ -29,6 +31,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long a connection that is being closed may take.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The trace of a request and of its answer (W3C Trace Context).
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The conversation of `POST /v1/chat` when none is named.
 const CHAT_CONVERSATION: &str = "chat";
@@ -108,7 +113,17 @@ async fn admit(
         .app_data::<Data>()
         .is_some_and(|shared| is_open || shared.options.token.permits(header.as_deref()));
     if permitted {
-        return next.call(request).await.map(ServiceResponse::map_into_boxed_body);
+        // The trace of whoever asks, or else a new one; what comes of the request has its id.
+        let theirs = request.headers().get(TRACEPARENT).and_then(|value| Trace::parse(value.to_str().ok()?));
+        let trace = theirs.unwrap_or_else(Trace::new);
+        // The threads of the server are none of the actor's, which would be in its span.
+        let within = tracing::error_span!("http", component = "gateway");
+        let called = Trace::scope(Some(trace), next.call(request)).instrument(within);
+        let mut response = called.await?.map_into_boxed_body();
+        if let Ok(value) = HeaderValue::from_str(&trace.to_string()) {
+            response.headers_mut().insert(TRACEPARENT, value);
+        }
+        return Ok(response);
     }
     Ok(request.into_response(ApiError::Unauthorized.error_response()))
 }

@@ -8,12 +8,13 @@ use std::{convert::Infallible, fmt::Write, future::Future, pin::pin, time::Durat
 use actix_web::{HttpResponse, http::header};
 use bytes::Bytes;
 use futures_util::stream;
-use interlock_bus::{Payload, ReplyStream, RequestError};
+use interlock_bus::{Payload, ReplyStream, RequestError, trace::Trace};
 use serde_json::{Value, json};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, timeout, timeout_at},
 };
+use tracing::Instrument;
 
 use super::{Shared, error::ApiError};
 use crate::topics::{self, ConversationId, TurnPart, UserInput, code};
@@ -50,6 +51,7 @@ pub(super) async fn run(
     form: Form,
 ) -> Result<HttpResponse, ApiError> {
     let permit = shared.stream_permit()?;
+    tracing::debug!(%conversation, bytes = text.len(), "a turn is asked for");
     let deadline = Instant::now() + shared.options.turn_timeout;
     let input = UserInput { conversation: Some(conversation.clone()), turn: None, text };
     let payload = Payload::encode(&input)
@@ -65,7 +67,8 @@ pub(super) async fn run(
     };
     let (sender, receiver) = mpsc::channel(PIECES_WAITING);
     let write_timeout = shared.options.write_timeout;
-    actix_web::rt::spawn(stream_turn(replies, first, Sink { sender, form, write_timeout }, deadline, permit));
+    let streaming = stream_turn(replies, first, Sink { sender, form, write_timeout }, deadline, permit);
+    actix_web::rt::spawn(Trace::scope(Trace::current(), streaming).in_current_span());
     let body = stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|piece| (Ok::<_, Infallible>(piece), receiver))
     });

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use interlock_bus::trace::Trace;
 use smallvec::SmallVec;
 use tracing::{
     Metadata,
@@ -42,6 +43,7 @@ pub(super) struct Captured {
     pub(super) time_ns: u64,
     metadata: &'static Metadata<'static>,
     identity: Arc<Identity>,
+    trace: Option<Trace>,
     values: Values,
     /// Innermost first.
     spans: SmallVec<[Arc<SpanValues>; SPANS_INLINE]>,
@@ -71,7 +73,8 @@ impl Captured {
         spans: impl Iterator<Item = Arc<SpanValues>>,
     ) -> Self {
         let time_ns = interlock_bus::envelope::now_ns();
-        Self { time_ns, metadata, identity, values: Values::new(record), spans: spans.collect() }
+        let trace = Trace::current();
+        Self { time_ns, metadata, identity, trace, values: Values::new(record), spans: spans.collect() }
     }
 
     /// How much it matters.
@@ -96,7 +99,8 @@ impl Captured {
     }
 
     /// The record of it. Fields of the event or of a span around it that have a meaning of their own are `message`,
-    /// `component`, `incarnation`, `conversation` and `trace_id`; the innermost wins.
+    /// `component`, `incarnation`, `conversation` and `trace_id`; the innermost wins. Without the last it is of the trace
+    /// that the caller worked for.
     pub(super) fn into_record(self, random: &mut RandomBytes) -> LogRecord {
         let of_spans = self.spans.iter().flat_map(|span| span.values.iter());
         let mut fields = Fields(
@@ -124,7 +128,7 @@ impl Captured {
             spans: self.spans.iter().rev().map(|span| span.name.to_owned()).collect(),
             file: self.metadata.file().map(str::to_owned),
             line: self.metadata.line(),
-            trace_id: fields.take("trace_id"),
+            trace_id: fields.take("trace_id").or_else(|| self.trace.map(|trace| trace.id())),
             conversation: fields.take("conversation"),
             origin: None,
         };

@@ -104,6 +104,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
 mod tests {
     use std::fmt;
 
+    use interlock_bus::trace::Trace;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -140,6 +141,22 @@ mod tests {
         assert_eq!(fields, ["answer=42", "text=t", "late=x", "number=7", "number=1"]);
         assert!(record.file.is_some_and(|file| file.ends_with("layer.rs")) && record.line.is_some());
         assert_eq!(record.process, std::process::id());
+    }
+
+    #[test]
+    fn a_record_is_of_the_trace_that_its_thread_works_for_unless_it_says_another() {
+        let (buffer, _sink, subscriber) = layer();
+        let trace = Trace::new();
+        let work = Trace::scope(Some(trace), async {
+            tracing::info!(target: "test", "of the trace");
+            tracing::info!(target: "test", trace_id = "mine", "of another");
+        });
+        tracing::subscriber::with_default(subscriber, || {
+            interlock_bus::blocking::wait(work);
+            tracing::info!(target: "test", "of none");
+        });
+        let traces: Vec<_> = buffer.take_rest().into_iter().map(|record| record.trace_id).collect();
+        assert_eq!(traces, [Some(trace.id()), Some("mine".to_owned()), None]);
     }
 
     #[test]

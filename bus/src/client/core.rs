@@ -160,13 +160,14 @@ struct InFlight {
 
 /// Header bytes of a reply, or its size and the limit it exceeds.
 pub(crate) fn part_header(payload: &Payload) -> Result<Bytes, (usize, usize)> {
+    encoded_header(&Header::for_payload(payload), payload)
+}
+
+/// Header bytes of something small enough, or its size and the limit it exceeds.
+fn encoded_header(header: &Header, payload: &Payload) -> Result<Bytes, (usize, usize)> {
     if payload.bytes.len() > limits::PAYLOAD_BYTES_MAX {
         return Err((payload.bytes.len(), limits::PAYLOAD_BYTES_MAX));
     }
-    encoded_header(&Header::for_payload(payload))
-}
-
-fn encoded_header(header: &Header) -> Result<Bytes, (usize, usize)> {
     let mut bytes = Vec::with_capacity(128);
     codec::put_header(header, &mut bytes);
     if bytes.len() > limits::HEADER_BYTES_MAX {
@@ -521,12 +522,13 @@ impl Core {
         }
         let payload = self.gate.pass(topic, payload)?;
         let header = match &options.header {
-            None => Header::for_payload(&payload),
+            None => Header::for_payload(&payload).traced(),
             Some(header) => Header {
                 content_type: payload.content_type.clone(),
                 schema: payload.schema.or(header.schema),
                 ..header.clone()
-            },
+            }
+            .traced(),
         };
         let acknowledge = if waiter.is_some() { Block::ACKNOWLEDGE } else { 0 };
         let retain = if options.retain { Block::RETAIN } else { 0 };
@@ -608,7 +610,7 @@ impl Core {
         deadline: Duration,
     ) -> Result<(u64, Arc<ReplyQueue>), RequestError> {
         let too_large = |(bytes, limit)| RequestError::TooLarge { bytes, limit };
-        let header = part_header(&payload).map_err(too_large)?;
+        let header = encoded_header(&Header::for_payload(&payload).traced(), &payload).map_err(too_large)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut block = Block::with_payload(topic, &header, payload.bytes);
         block.deadline_ms = deadline_ms(deadline);
