@@ -135,7 +135,7 @@ fn record(at: u64, rows: u64, random: &mut Random, words: &[String]) -> LogRecor
     record.time_ns = BASE_NS + at * 1_000_000 + random.below(3_000_000);
     record.target = format!("interlock_actors::{component}::part{}", random.below(5));
     let path = format!("/v1/{}/{}", words[random.below(20) as usize], random.below(50));
-    let status = if at % 7 == 0 { "503" } else { "200" };
+    let status = if at.is_multiple_of(7) { "503" } else { "200" };
     record.fields = vec![
         ("status".to_owned(), status.to_owned()),
         ("duration_us".to_owned(), random.below(1_000_000).to_string()),
@@ -145,7 +145,7 @@ fn record(at: u64, rows: u64, random: &mut Random, words: &[String]) -> LogRecor
         record.fields.push(("once".to_owned(), "only".to_owned()));
     }
     record.trace_id = Some(trace(at / 8));
-    record.conversation = (at % 3 == 0).then(|| format!("c{}", at / 300));
+    record.conversation = at.is_multiple_of(3).then(|| format!("c{}", at / 300));
     record.spans = vec!["request".to_owned()];
     record
 }
