@@ -179,7 +179,8 @@ fn broken_seals(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     Ok(broken.into_iter().collect())
 }
 
-fn orphans(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+/// Rows whose parent is not there.
+pub(super) fn orphans(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     connection
         .prepare("PRAGMA foreign_key_check")?
         .query_map([], |row| {

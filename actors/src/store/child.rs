@@ -1,6 +1,8 @@
 //! The store as a component, and the place where others find it.
 
 use std::{
+    cell::RefCell,
+    rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -55,6 +57,9 @@ pub struct StoreActor {
     seat: StoreSeat,
     store: Option<Store>,
     told: Option<Statistics>,
+    /// What is wrong with the content, once somebody has looked.
+    orphans: Rc<RefCell<Option<String>>>,
+    told_impaired: Option<String>,
     /// What had been deleted when that was last told, and when.
     deleted: (Deleted, Option<Instant>),
 }
@@ -62,7 +67,16 @@ pub struct StoreActor {
 impl StoreActor {
     /// A store with its key in `vault`, which will be found in `seat`.
     pub fn new(vault: Arc<Vault>, options: StoreOptions, seat: StoreSeat) -> Self {
-        Self { vault, options, seat, store: None, told: None, deleted: Default::default() }
+        Self {
+            vault,
+            options,
+            seat,
+            store: None,
+            told: None,
+            orphans: Rc::default(),
+            told_impaired: None,
+            deleted: Default::default(),
+        }
     }
 
     /// Says what the retention has deleted since it was last said. Not as the store, which never logs into the log: this
@@ -81,6 +95,36 @@ impl StoreActor {
             "retention deleted {} log records",
             now.all() - before.all()
         );
+    }
+
+    /// Looks for rows that have lost what they belong to, beside everything else.
+    fn look_for_orphans(&self, store: Store, context: &Context) {
+        let found = Rc::clone(&self.orphans);
+        context.spawn_background(async move {
+            let orphans = match store.read(|reader| reader.orphans()).await {
+                Ok(orphans) => orphans,
+                Err(error) => {
+                    tracing::warn!(%error, "nobody knows whether rows have lost what they belong to");
+                    return Ok(());
+                }
+            };
+            if let Some(first) = orphans.first() {
+                let count = orphans.len();
+                let text = format!(
+                    "{count} rows have lost what they belong to, the first: {first}; `interlock db check` names all"
+                );
+                tracing::error!(target: "interlock_actors::orphans", count, first, "rows have lost what they belong to");
+                *found.borrow_mut() = Some(text);
+            }
+            Ok(())
+        });
+    }
+
+    fn impairment(&self, failed_in_a_row: u64) -> Option<String> {
+        match failed_in_a_row {
+            0 => self.orphans.borrow().clone(),
+            failed => Some(format!("cannot write: the last {failed} writes failed")),
+        }
     }
 
     /// Takes the store out of the seat, so that nobody finds one that is being closed.
@@ -105,6 +149,7 @@ impl Actor for StoreActor {
         seat.store = Some(store.clone());
         drop(seat);
         context.status(format!("opened `{}`", store.path().display()));
+        self.look_for_orphans(store.clone(), context);
         self.store = Some(store);
         Ok(())
     }
@@ -124,14 +169,13 @@ impl Actor for StoreActor {
             return Err(Failure::new("the writing thread of the store has ended"));
         }
         let now = store.statistics();
+        let why = self.impairment(now.failed_in_a_row);
+        if self.told_impaired != why {
+            context.impaired(why.clone());
+            self.told_impaired = why;
+        }
         if self.told != Some(now) {
-            let Statistics { waiting, jobs, commits, failures, failed_in_a_row, deleted } = now;
-            if self.told.map_or(0, |told| told.failed_in_a_row) != failed_in_a_row {
-                context.impaired(match failed_in_a_row {
-                    0 => None,
-                    failed => Some(format!("cannot write: the last {failed} writes failed")),
-                });
-            }
+            let Statistics { waiting, jobs, commits, failures, deleted, .. } = now;
             let mut status =
                 format!("{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting");
             if deleted.all() > 0 {

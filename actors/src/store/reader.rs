@@ -100,6 +100,12 @@ impl Reader {
         logs::index::unindexed(&self.connection).map_err(self.fail("reading log records"))
     }
 
+    /// Rows that have lost what they belong to, one text for each: somebody wrote without foreign keys. Reads the tables that
+    /// refer to others whole.
+    pub fn orphans(&self) -> Result<Vec<String>, StoreError> {
+        checkup::orphans(&self.connection).map_err(self.fail("looking for orphans"))
+    }
+
     /// Which of these log records are in the store.
     pub fn logs_present(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
         logs::present(&self.connection, ids).map_err(self.fail("looking for log records"))

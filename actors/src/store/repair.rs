@@ -6,7 +6,7 @@
 //! | the full text index | [`repair`] empties it, and the writer fills it again | nothing |
 //! | an index, trigger or view that is missing | [`repair`] with `recreate` | nothing |
 //! | a table that is missing | [`repair`] with `recreate` makes it, empty | what was in it |
-//! | damaged pages, other damaged structure | [`salvage`](super::repair::salvage) | the rows on those pages |
+//! | damaged pages, other damaged structure | [`salvage`] | the rows on those pages |
 //! | rows without the one they belong to, foreign and changed objects | a person | |
 
 use std::path::Path;

@@ -18,7 +18,7 @@ use crate::store::{
 pub struct LogRetention {
     /// At most so many.
     pub rows_max: u64,
-    /// At most so many bytes, by the measure of [`LogTotals::bytes`].
+    /// At most so many bytes, by the measure of [`LogSummary::bytes`](crate::store::LogSummary::bytes).
     pub bytes_max: u64,
     /// None older than this.
     pub age_max: std::time::Duration,

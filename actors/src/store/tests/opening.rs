@@ -5,6 +5,11 @@ use std::{cell::RefCell, sync::Mutex};
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use super::*;
+use crate::{
+    host::HostReport,
+    store::{PassphraseSources, StoreActor, StoreSeat, Vault},
+    test_stage::Stage,
+};
 
 thread_local! {
     /// Where the statements of connections that this thread opens are written down.
@@ -166,4 +171,30 @@ fn a_store_whose_file_is_replaced_goes_on_with_the_new_one() {
     assert_eq!(count(&store).unwrap(), 3);
     store.close();
     place.reader().check().unwrap();
+}
+
+#[test]
+fn rows_that_have_lost_what_they_belong_to_show_in_the_status_of_the_store() {
+    let place = Place::new();
+    place.open().close();
+    let connection = place.connection();
+    connection.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+    let insert = "INSERT INTO messages (id, conversation, turn, role, state, text, time_ns) \
+                  VALUES (randomblob(16), 'nowhere', 't', 'user', 'complete', 'x', 0)";
+    connection.execute_batch(&format!("{insert}; {insert}")).unwrap();
+    drop(connection);
+
+    let (keys, database) = (place.keys(), place.database());
+    let stage = Stage::new();
+    let mut stand = stage.start("runtime", move || {
+        let vault = Vault::new(keys.clone(), database.clone(), PassphraseSources::default());
+        Ok(StoreActor::new(Arc::new(vault), StoreOptions::default(), StoreSeat::default()))
+    });
+    let told = stand.wait_for("an impairment", |report| matches!(report, HostReport::Impaired(Some(_))));
+    assert!(
+        format!("{told:?}").contains("2 rows have lost what they belong to, the first: row "),
+        "{told:?}"
+    );
+    stand.stop();
+    place.reader().check().unwrap_err();
 }
