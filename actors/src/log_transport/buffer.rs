@@ -348,6 +348,12 @@ impl LogBuffer {
         done.len()
     }
 
+    /// Whether a window that was handed out is under way still. The journal takes all that is, to hand it out again.
+    pub(super) fn is_under_way(&self, window: &[Arc<LogRecord>]) -> bool {
+        let under_way = self.under_way();
+        window.first().is_some_and(|first| under_way.iter().any(|record| Arc::ptr_eq(record, first)))
+    }
+
     /// Whether the journal should take what waits.
     pub(super) fn wants_spill(&self) -> bool {
         self.state().spill_asked

@@ -347,6 +347,8 @@ impl Drain {
         let settled = match answer {
             Ok(Confirmed { missing, consumer }) => {
                 let missing: HashSet<Uuid> = missing.into_iter().collect();
+                // What went to the journal meanwhile comes again from there.
+                let is_gone = self.replay.is_none() && !self.buffer.is_under_way(&sent.records);
                 let settled = match &mut self.replay {
                     Some(replay) => replay.settle(&missing),
                     None => self.buffer.settle(&sent.records, &missing),
@@ -360,8 +362,7 @@ impl Drain {
                     // It does not take what was sent to the one before; its path is to be proven.
                     self.learn(Fact::ConsumerReady { consumer });
                 }
-                if settled == 0 && (is_another || missing.is_empty()) {
-                    // Or what was under way went to the journal meanwhile, and comes again from there.
+                if settled == 0 && (is_another || is_gone) {
                     return Ok(());
                 }
                 settled

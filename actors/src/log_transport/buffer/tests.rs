@@ -94,6 +94,20 @@ fn a_drain_that_waits_is_woken_by_the_first_record() {
     thread.join().unwrap();
 }
 
+#[test]
+fn a_window_that_the_journal_took_is_under_way_no_more_and_settles_nothing() {
+    let buffer = LogBuffer::default();
+    (0..3).for_each(|_| buffer.add(record(Level::Info, "x")));
+    let window = buffer.window(2, usize::MAX);
+    assert!(buffer.is_under_way(&window));
+    let spilled = buffer.take_to_spill(Level::Trace, usize::MAX);
+    assert_eq!(spilled.len(), 2, "what is under way goes first");
+    assert!(!buffer.is_under_way(&window));
+    assert_eq!(buffer.settle(&window, &HashSet::new()), 0);
+    buffer.spill_refused(spilled, true);
+    assert_eq!(buffer.window(9, usize::MAX).len(), 3, "and comes again");
+}
+
 proptest! {
     #[test]
     fn every_record_is_flushed_waiting_or_dropped(
