@@ -41,6 +41,8 @@ const READS_MAX: usize = 10;
 pub struct DataKey {
     bytes: Zeroizing<[u8; KEY_BYTES]>,
     origin: PathBuf,
+    /// What it was opened from, or sealed as since: who replaces a seal must have opened that one.
+    sealed: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for DataKey {
@@ -73,7 +75,7 @@ impl DataKey {
         // "database, but no key" can only be seen when the key is really gone.
         let database_exists = exists(database)?;
         if exists(&path)? {
-            let (key, wrap) = Self::read(&path, ask)?;
+            let (mut key, wrap) = Self::read(&path, ask)?;
             if wrap == KeyWrap::Bare {
                 key.seal_bare(keys);
             }
@@ -88,8 +90,9 @@ impl DataKey {
             drop(lock);
             return Ok(Self::read(&path, ask)?.0);
         }
-        let key = Self { bytes: Zeroizing::new(interlock_bus::crypto::random()), origin: path };
-        wrap::seal(&key, &NewWrap::KeyStore)?;
+        let bytes = Zeroizing::new(interlock_bus::crypto::random());
+        let mut key = Self { bytes, origin: path, sealed: Zeroizing::default() };
+        wrap::seal(&mut key, &NewWrap::KeyStore)?;
         Ok(key)
     }
 
@@ -111,19 +114,24 @@ impl DataKey {
     /// Seals the key anew, under something else. The old seal counts until the new one was read back from the disk and
     /// opened; killed at any point, it leaves exactly one of them. Others who have the database open notice nothing.
     ///
+    /// Of two who do it at once, one succeeds. No lock is held between opening the key and this, because a person may be
+    /// typing meanwhile; instead the seal that is replaced must be, byte for byte, the one that was opened.
+    ///
     /// # Errors
-    /// `KeyChanged` if another process has done the same meanwhile.
-    pub fn reseal(&self, wrap: &NewWrap<'_>) -> Result<(), StoreError> {
+    /// `KeyChanged` if the file has another seal than the one this key was opened from, be it of the same key: who was let
+    /// in by a passphrase that was replaced meanwhile may not replace the new one.
+    pub fn reseal(&mut self, wrap: &NewWrap<'_>) -> Result<(), StoreError> {
         let path = self.origin.as_path();
         let _lock = file::lock(path.parent().unwrap_or(Path::new(".")))?;
-        if KeyFile::read(path)?.check != self.check() {
+        let present = KeyFile::read(path)?;
+        if present.sealed != self.sealed || present.check != self.check() {
             return Err(StoreError::KeyChanged { path: path.to_owned() });
         }
         wrap::seal(self, wrap)
     }
 
     /// A key that lies bare, as earlier versions wrote it, is sealed. One that cannot be is as good as it was.
-    fn seal_bare(&self, keys: &Path) {
+    fn seal_bare(&mut self, keys: &Path) {
         let sealed = file::lock(keys).and_then(|_lock| match KeyFile::read(&self.origin)?.wrap {
             KeyWrap::Bare => wrap::seal(self, &NewWrap::KeyStore),
             // Somebody else was here meanwhile.

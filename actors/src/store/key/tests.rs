@@ -125,7 +125,7 @@ fn debug_does_not_show_the_key() {
 /// A key file as the first version of the program wrote it.
 fn write_bare(keys: &Path) -> Zeroizing<[u8; KEY_BYTES]> {
     let bytes = Zeroizing::new([0xab; KEY_BYTES]);
-    let key = DataKey { bytes: bytes.clone(), origin: keys.join(KEY_FILE) };
+    let key = DataKey { bytes: bytes.clone(), origin: keys.join(KEY_FILE), sealed: Zeroizing::default() };
     create_private_directory(keys).unwrap();
     let text = format!(
         "version = 1\nwrap = \"none\"\nkey = \"{}\"\ncheck = \"{}\"\n",
@@ -156,7 +156,7 @@ fn a_bare_key_of_an_earlier_version_is_read_and_sealed_by_the_next_writer() {
 #[test]
 fn after_a_change_the_old_passphrase_fails_the_new_one_opens_and_the_key_is_the_same() {
     let (_place, keys, database) = place();
-    let key = DataKey::load_or_create(&keys, &database).unwrap();
+    let mut key = DataKey::load_or_create(&keys, &database).unwrap();
     key.reseal(&NewWrap::Passphrase(&passphrase("the first one"), CHEAP)).unwrap();
     assert_eq!(names(&keys), [KEY_FILE], "the wrapping key is still there");
     assert!(matches!(DataKey::load(&keys, &database), Err(StoreError::PassphraseNeeded { .. })));
@@ -176,6 +176,50 @@ fn after_a_change_the_old_passphrase_fails_the_new_one_opens_and_the_key_is_the_
 }
 
 #[test]
+fn of_two_changes_at_once_one_is_made_and_the_other_refused() {
+    let (_place, keys, database) = place();
+    let mut key = DataKey::load_or_create(&keys, &database).unwrap();
+    key.reseal(&NewWrap::Passphrase(&passphrase("the old one"), CHEAP)).unwrap();
+    // Both were let in by the old passphrase before either changed it.
+    let mut opened = [(); 2].map(|()| open_with(&keys, &database, "the old one").unwrap());
+    let texts = ["new one of A", "new one of B"];
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let change = |(key, text): (_, &'static str)| {
+            let key: &mut DataKey = key;
+            scope.spawn(move || key.reseal(&NewWrap::Passphrase(&passphrase(text), CHEAP)))
+        };
+        let threads: Vec<_> = opened.iter_mut().zip(texts).map(change).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (outcome, text) in outcomes.iter().zip(texts) {
+        let opens = open_with(&keys, &database, text).is_ok();
+        assert_eq!(outcome.is_ok(), opens, "`{text}`: {outcome:?}");
+    }
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    let refused = outcomes.into_iter().find_map(Result::err).unwrap();
+    assert!(matches!(refused, StoreError::KeyChanged { .. }) && refused.exit_code() == 5, "{refused}");
+}
+
+#[test]
+fn who_was_let_in_by_a_passphrase_replaced_since_changes_nothing_not_even_by_removing_it() {
+    let (_place, keys, database) = place();
+    let mut key = DataKey::load_or_create(&keys, &database).unwrap();
+    key.reseal(&NewWrap::Passphrase(&passphrase("the old one"), CHEAP)).unwrap();
+    let mut late = open_with(&keys, &database, "the old one").unwrap();
+    key.reseal(&NewWrap::Passphrase(&passphrase("the new one"), CHEAP)).unwrap();
+    let before = fs::read(keys.join(KEY_FILE)).unwrap();
+    let theirs = passphrase("one of theirs");
+    for wrap in [NewWrap::Passphrase(&theirs, CHEAP), NewWrap::KeyStore] {
+        let error = late.reseal(&wrap).unwrap_err();
+        assert!(matches!(error, StoreError::KeyChanged { .. }), "{error}");
+    }
+    assert_eq!(fs::read(keys.join(KEY_FILE)).unwrap(), before);
+    assert_eq!(names(&keys), [KEY_FILE]);
+    // Opened anew, with the one that counts, it may.
+    open_with(&keys, &database, "the new one").unwrap().reseal(&NewWrap::KeyStore).unwrap();
+}
+
+#[test]
 fn a_wrapping_key_that_is_missing_or_another_is_told_from_a_damaged_one() {
     let ((_place, keys, database), (_elsewhere, other_keys, other)) = (place(), place());
     DataKey::load_or_create(&keys, &database).unwrap();
@@ -191,13 +235,14 @@ fn a_wrapping_key_that_is_missing_or_another_is_told_from_a_damaged_one() {
 #[test]
 fn who_reads_while_it_is_sealed_anew_again_and_again_always_gets_the_key() {
     let (_place, keys, database) = place();
-    let key = DataKey::load_or_create(&keys, &database).unwrap();
+    let mut key = DataKey::load_or_create(&keys, &database).unwrap();
+    let bytes = key.bytes.clone();
     let is_over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut reads = 0;
             while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
-                assert_eq!(*open_with(&keys, &database, "some passphrase").unwrap().bytes, *key.bytes);
+                assert_eq!(*open_with(&keys, &database, "some passphrase").unwrap().bytes, *bytes);
                 reads += 1;
             }
             reads
@@ -214,7 +259,7 @@ fn who_reads_while_it_is_sealed_anew_again_and_again_always_gets_the_key() {
 #[test]
 fn a_vault_asks_once_and_not_again_after_the_passphrase_was_changed_but_never_hides_another_key() {
     let (place, keys, database) = place();
-    let key = DataKey::load_or_create(&keys, &database).unwrap();
+    let mut key = DataKey::load_or_create(&keys, &database).unwrap();
     key.reseal(&NewWrap::Passphrase(&passphrase("the first one"), CHEAP)).unwrap();
     let file = place.path().join("passphrase");
     fs::write(&file, "the first one\n").unwrap();
@@ -229,8 +274,9 @@ fn a_vault_asks_once_and_not_again_after_the_passphrase_was_changed_but_never_hi
     let text = fs::read(keys.join(KEY_FILE)).unwrap();
     fs::remove_file(keys.join(KEY_FILE)).unwrap();
     assert!(matches!(vault.open(), Err(StoreError::NotInitialised { .. })));
-    let other = DataKey { bytes: Zeroizing::new([1; KEY_BYTES]), origin: keys.join(KEY_FILE) };
-    wrap::seal(&other, &NewWrap::KeyStore).unwrap();
+    let (bytes, sealed) = (Zeroizing::new([1; KEY_BYTES]), Zeroizing::default());
+    let mut other = DataKey { bytes, origin: keys.join(KEY_FILE), sealed };
+    wrap::seal(&mut other, &NewWrap::KeyStore).unwrap();
     assert_eq!(*vault.open().unwrap().bytes, *other.bytes);
     assert!(matches!(key.reseal(&NewWrap::KeyStore), Err(StoreError::KeyChanged { .. })));
     fs::write(keys.join(KEY_FILE), text).unwrap();

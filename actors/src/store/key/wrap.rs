@@ -55,14 +55,14 @@ pub(super) fn open(path: &Path, file: &KeyFile, ask: Ask<'_>) -> Result<DataKey,
     let damaged = |problem| StoreError::KeyDamaged { path: path.to_owned(), problem };
     let bytes = <[u8; KEY_BYTES]>::try_from(bytes.as_slice()).map(Zeroizing::new);
     let bytes = bytes.map_err(|_| damaged("what is sealed in it is no key"))?;
-    let key = DataKey { bytes, origin: path.to_owned() };
+    let key = DataKey { bytes, origin: path.to_owned(), sealed: file.sealed.clone() };
     if key.check() == file.check { Ok(key) } else { Err(damaged("its key does not fit its check value")) }
 }
 
 /// Seals `key` and puts it at its place. What is written is read back and opened before it takes the old one's name.
 /// The caller holds the lock of the directory.
-pub(super) fn seal(key: &DataKey, wrap: &NewWrap<'_>) -> Result<(), StoreError> {
-    let path = key.origin();
+pub(super) fn seal(key: &mut DataKey, wrap: &NewWrap<'_>) -> Result<(), StoreError> {
+    let path = key.origin.as_path();
     let wrapping_path = path.with_file_name(WRAPPING_KEY_FILE);
     let (wrap, wrapping) = match wrap {
         NewWrap::KeyStore => {
@@ -81,8 +81,8 @@ pub(super) fn seal(key: &DataKey, wrap: &NewWrap<'_>) -> Result<(), StoreError> 
     };
     let associated = KeyFile::associated_with(wrap, &key.check());
     let sealed = Zeroizing::new(crypto::seal_beside(&wrapping, &associated, key.bytes.as_slice()));
-    let text = KeyFile { wrap, check: key.check(), sealed }.text();
-    file::replace(path, &text, |new| {
+    let new_file = KeyFile { wrap, check: key.check(), sealed };
+    file::replace(path, &new_file.text(), |new| {
         // From what is on the disk now, with what a later start will have.
         let damaged = |problem| StoreError::KeyDamaged { path: new.to_owned(), problem };
         let wrapping = match wrap {
@@ -101,6 +101,7 @@ pub(super) fn seal(key: &DataKey, wrap: &NewWrap<'_>) -> Result<(), StoreError> 
     if wrap != KeyWrap::KeyStore {
         forget_wrapping_key(&wrapping_path);
     }
+    key.sealed = new_file.sealed;
     Ok(())
 }
 

@@ -27,7 +27,7 @@ fn vault(place: &Path, passphrase: &str) -> Vault {
 
 /// What the child does: one passphrase, the other, none, without end.
 pub(super) fn reseal(place: &Path, say: &dyn Fn(String)) {
-    let key = PASSPHRASES.iter().find_map(|text| vault(place, text).open().ok()).unwrap();
+    let mut key = PASSPHRASES.iter().find_map(|text| vault(place, text).open().ok()).unwrap();
     loop {
         for text in PASSPHRASES {
             let passphrase = Passphrase::from_file(&place.join(text)).unwrap();

@@ -56,7 +56,7 @@ pub(super) fn run(
 
 fn seal(arguments: &Passphrase, global: &Global, data_dir: &DataDir) -> Result<KeyWrap, CliError> {
     // The one that counts now first: who does not have it is not asked for another.
-    let key = global.vault(data_dir).open()?;
+    let mut key = global.vault(data_dir).open()?;
     if arguments.remove {
         key.reseal(&NewWrap::KeyStore)?;
     } else {
