@@ -17,7 +17,7 @@ use super::{limits, passphrase::PassphraseError};
 /// | `Passphrase` | no | its own |
 /// | `KeyExposed`, `NotOurs`, `NetworkFileSystem` | no: configuration | 2 |
 /// | `KeyDamaged`, `Damaged`, `SchemaIncomplete` | no | 8 |
-/// | `NewerSchema`, `OlderSchema`, `ChangedChecksum`, `OldSqlite`, `KeyVersion` | no | 9 |
+/// | `NewerSchema`, `OlderSchema`, `ChangedChecksum`, `HistoryGap`, `OldSqlite`, `KeyVersion` | no | 9 |
 /// | `KeyChanged`, `InUse` | yes | 5 |
 /// | `ReadTooLong` | with a smaller question | 3 |
 /// | the rest | no | 1 |
@@ -192,6 +192,16 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
+    /// A later migration is recorded, and an earlier one is not: the history was changed.
+    #[error("database `{}`: its history was changed: migration {next} is recorded, but not migration {version} before it; it was left as it is: restore a copy", path.display())]
+    HistoryGap {
+        /// The database.
+        path: PathBuf,
+        /// The lowest one that is missing.
+        version: u32,
+        /// The one that is recorded in its place.
+        next: u32,
+    },
     /// A migration failed and was rolled back.
     #[error("database `{}`: migration {version} `{name}` failed and was rolled back: {source}", path.display())]
     Migration {
@@ -317,6 +327,7 @@ impl StoreError {
             Self::NewerSchema { .. }
             | Self::OlderSchema { .. }
             | Self::ChangedChecksum { .. }
+            | Self::HistoryGap { .. }
             | Self::KeyVersion { .. }
             | Self::OldSqlite { .. } => 9,
             _ => 1,

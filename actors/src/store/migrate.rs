@@ -151,12 +151,20 @@ pub(super) fn check_history(
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .and_then(Iterator::collect)
         .map_err(fail("reading schema_migrations"))?;
-    let Some((found, ..)) = rows.last() else { return Ok(SchemaVersion::At(0)) };
+    let stamped: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(fail("reading user_version"))?;
+    // Either of them alone says that a newer program was here.
+    let found = rows.last().map_or(0, |(version, ..)| *version);
+    let newest = found.max(u32::try_from(stamped).unwrap_or(0));
     let known = known_version(migrations);
-    if *found > known {
-        return Err(StoreError::NewerSchema { path: path.to_owned(), found: *found, known });
+    if newest > known {
+        return Err(StoreError::NewerSchema { path: path.to_owned(), found: newest, known });
     }
-    for (version, name, checksum) in &rows {
+    for (expected, (version, name, checksum)) in (1..).zip(&rows) {
+        if *version > expected {
+            return Err(StoreError::HistoryGap { path: path.to_owned(), version: expected, next: *version });
+        }
         let ours = migrations.iter().find(|migration| migration.version == *version);
         if ours.is_none_or(|ours| ours.checksum() != *checksum) {
             return Err(StoreError::ChangedChecksum {
@@ -166,7 +174,7 @@ pub(super) fn check_history(
             });
         }
     }
-    Ok(SchemaVersion::At(*found))
+    Ok(SchemaVersion::At(found))
 }
 
 fn apply(connection: &Connection, migration: &Migration) -> rusqlite::Result<()> {
@@ -273,6 +281,35 @@ mod tests {
         let (mut connection, path) = memory();
         connection.execute_batch("CREATE TABLE theirs (n)").unwrap();
         assert!(matches!(migrate(&mut connection, path, &[FIRST]), Err(StoreError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn a_user_version_above_the_known_one_is_a_newer_schema_whatever_is_recorded() {
+        for recorded in ["", "DELETE FROM schema_migrations"] {
+            let (mut connection, path) = memory();
+            migrate(&mut connection, path, &[FIRST, SECOND]).unwrap();
+            connection.execute_batch(recorded).unwrap();
+            connection.pragma_update(None, "user_version", 999).unwrap();
+            let error = migrate(&mut connection, path, &[FIRST, SECOND]).unwrap_err();
+            assert!(matches!(error, StoreError::NewerSchema { found: 999, known: 2, .. }), "{error}");
+            assert_eq!(error.exit_code(), 9);
+        }
+        // Of somebody else's database the number says nothing.
+        let (mut connection, path) = memory();
+        connection.execute_batch("CREATE TABLE theirs (n); PRAGMA user_version = 999").unwrap();
+        assert!(matches!(migrate(&mut connection, path, &[FIRST]), Err(StoreError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn a_history_with_a_hole_is_refused_and_the_missing_version_named() {
+        let (mut connection, path) = memory();
+        migrate(&mut connection, path, &[FIRST, SECOND]).unwrap();
+        connection.execute_batch("DELETE FROM schema_migrations WHERE version = 1").unwrap();
+        for _ in 0..2 {
+            let error = migrate(&mut connection, path, &[FIRST, SECOND]).unwrap_err();
+            assert!(matches!(error, StoreError::HistoryGap { version: 1, next: 2, .. }), "{error}");
+            assert!(error.exit_code() == 9 && error.to_string().contains("migration 1"), "{error}");
+        }
     }
 
     #[test]

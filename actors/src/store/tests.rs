@@ -476,7 +476,10 @@ fn a_plain_database_a_newer_schema_and_a_missing_table_are_refused_untouched() {
 
     place
         .connection()
-        .execute_batch("DELETE FROM schema_migrations WHERE version = 999; DROP TABLE messages")
+        .execute_batch(&format!(
+            "DELETE FROM schema_migrations WHERE version = 999; PRAGMA user_version = {}; DROP TABLE messages",
+            migrate::known_version(migrate::MIGRATIONS)
+        ))
         .unwrap();
     let error = open();
     assert!(matches!(error, StoreError::SchemaIncomplete { .. }), "{error}");
