@@ -62,13 +62,15 @@ pub struct Salvaged {
 /// under a name of its own, with its write-ahead log.
 ///
 /// # Errors
-/// `InUse` if anybody else has it open; `Damaged` if its first page cannot be read, so that nothing can; and what keeps the
+/// `InUse` if anybody else has it open; `NewerSchema`, `ChangedChecksum` or `HistoryGap` if another program has to save it,
+/// because this one would lose what it does not know; `Damaged` if its first page cannot be read, so that nothing can; and what keeps the
 /// new one from being written. The damaged one is where it was then.
 pub fn salvage(path: &Path, key: &DataKey) -> Result<Salvaged, StoreError> {
     if connection::file_bytes(path)?.is_none_or(|bytes| bytes == 0) {
         return Err(StoreError::NotInitialised { path: path.to_owned() });
     }
     let mut source = Source::open(path, key)?;
+    source.check_history()?;
     let now = interlock_bus::envelope::now_ns() / 1_000_000_000;
     let (new, kept) = (beside(path, &format!(".salvaged-{now}")), beside(path, &format!(".damaged-{now}")));
     let outcome = copy(&mut source, path, &new, key).and_then(|mut salvaged| {
@@ -104,10 +106,31 @@ impl<'a> Source<'a> {
             none => {
                 let connection = connection::open(self.path, self.key, Role::Alone)?;
                 // What is in its write-ahead log stays there: the damaged file is not to be changed.
-                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(
-                    |error| StoreError::from_sqlite(self.path, "configuring the checkpoint", error),
-                )?;
+                checkpoint_at_close(&connection, self.path, false)?;
                 Ok(none.insert(connection))
+            }
+        }
+    }
+
+    /// Refuses what is whole enough to say that it is not for this program; a history that cannot be read is damage.
+    fn check_history(&mut self) -> Result<(), StoreError> {
+        let path = self.path;
+        match migrate::check_history(self.get()?, path, MIGRATIONS) {
+            Ok(_) => Ok(()),
+            Err(
+                error @ (StoreError::NewerSchema { .. }
+                | StoreError::ChangedChecksum { .. }
+                | StoreError::HistoryGap { .. }),
+            ) => {
+                // Closing takes an empty write-ahead log away, which is the one that opening made.
+                if connection::file_bytes(&beside(path, "-wal"))? == Some(0) {
+                    checkpoint_at_close(self.get()?, path, true)?;
+                }
+                Err(error)
+            }
+            Err(_) => {
+                self.close();
+                Ok(())
             }
         }
     }
@@ -116,6 +139,13 @@ impl<'a> Source<'a> {
     fn close(&mut self) {
         self.connection = None;
     }
+}
+
+fn checkpoint_at_close(connection: &Connection, path: &Path, on: bool) -> Result<(), StoreError> {
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !on)
+        .map(drop)
+        .map_err(|error| StoreError::from_sqlite(path, "configuring the checkpoint", error))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

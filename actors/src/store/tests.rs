@@ -55,6 +55,14 @@ impl Place {
         connection::open(&self.database(), &self.key(), connection::Role::Writer).unwrap()
     }
 
+    /// What lies in the directory.
+    fn names(&self) -> Vec<std::ffi::OsString> {
+        let mut names: Vec<_> =
+            fs::read_dir(self.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
     /// Every byte of the database and of what stands beside it. Only with the store closed.
     fn bytes(&self) -> Vec<u8> {
         let mut files: Vec<PathBuf> = fs::read_dir(self.directory.path())

@@ -1,5 +1,7 @@
 //! Finding damage, mending it on request, and saving what is left.
 
+use rusqlite::config::DbConfig;
+
 use super::*;
 use crate::store::{
     checkup::FindingKind,
@@ -163,6 +165,30 @@ fn repair_and_salvage_refuse_while_anybody_has_the_database_open() {
     drop(reader);
     assert!(repair(&place.database(), &place.key(), true).unwrap().left.is_empty());
     place.open().close();
+}
+
+#[test]
+fn salvage_refuses_what_another_program_wrote_and_touches_nothing() {
+    for change in [
+        "INSERT INTO schema_migrations VALUES (999, 'of the future', 'x', 0)",
+        "PRAGMA user_version = 999",
+        "UPDATE schema_migrations SET checksum = 'x' WHERE version = 1",
+        "DELETE FROM schema_migrations WHERE version = 1",
+    ] {
+        for wal_stays in [false, true] {
+            let place = filled(10);
+            let connection = place.connection();
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_stays).unwrap();
+            connection.execute_batch(change).unwrap();
+            drop(connection);
+            let (bytes, names) = (place.bytes(), place.names());
+            assert_eq!(names.iter().any(|name| name == "interlock.db-wal"), wal_stays);
+            let error = salvage(&place.database(), &place.key()).unwrap_err();
+            assert_eq!(error.exit_code(), 9, "{change}: {error}");
+            assert_eq!(place.names(), names, "{change}");
+            assert!(place.bytes() == bytes, "{change}: something was changed");
+        }
+    }
 }
 
 #[test]
