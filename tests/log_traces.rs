@@ -9,6 +9,23 @@ use crate::harness::{
     runtime::{TestRuntime, events},
 };
 
+#[test]
+fn what_is_logged_after_the_store_was_restarted_is_stored_too() {
+    let runtime = TestRuntime::start_with("[logs]\nlevel = \"debug\"\n");
+    for round in 0..3 {
+        let output = runtime.interlock(&["restart", "store"]);
+        assert!(output.status.success(), "{output:?}");
+        let id = format!("after-{round}");
+        eventually("a turn after the restart", || {
+            runtime.turn(&id, "hello").last().is_some_and(|(kind, _)| kind == "final").then_some(())
+        });
+        eventually("the turn is in the log", || {
+            let output = runtime.interlock(&["logs", "--conversation", &id, "--json"]);
+            (output.status.success() && !output.stdout.is_empty()).then_some(())
+        });
+    }
+}
+
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 /// Asks for a turn; the trace that the answer names.

@@ -117,6 +117,9 @@ impl Actor for LogTransport {
     async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
         let Some(latest) = self.latest.get() else { return Ok(()) };
         let journal = self.buffer.journal_report();
+        if journal.is_some_and(|journal| journal.trouble.is_some()) {
+            self.buffer.look_at_journal();
+        }
         let own = self.sink.as_ref().map(Sink::report).unwrap_or_default();
         let now = (DrainReport { buffer: self.buffer.report(), journal, ..latest }, own);
         if self.told != Some(now) {

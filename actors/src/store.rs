@@ -156,7 +156,7 @@ impl Store {
         }
         let (jobs, commands) = writer::Queue::new(options.queue_jobs.max(1));
         // Joined in `close`, or ends by itself when the last `Store` is dropped.
-        let thread = spawn(path, "store-writer".to_owned(), move || writer.run(&commands))?;
+        let thread = spawn(path, "store-writer".to_owned(), move || writer.run(commands.receiver()))?;
         let shared = Shared {
             path: path.to_owned(),
             jobs,
@@ -327,9 +327,29 @@ pub fn initialise(path: &Path, key: &DataKey) -> Result<Initialised, StoreError>
 fn prepare(path: &Path, key: &DataKey) -> Result<(rusqlite::Connection, Vec<u32>), StoreError> {
     connection::check_version()?;
     file_system::check(path)?;
+    let recorded = match connection::file_bytes(path)? {
+        None => {
+            identity::forget(path);
+            identity::Recorded::read(path, key)
+        }
+        bytes => {
+            let recorded = identity::Recorded::read(path, key);
+            if bytes == Some(0) {
+                recorded.refuse_empty(path)?;
+            }
+            recorded
+        }
+    };
     connection::create_private_file(path)?;
     let mut connection = connection::open(path, key, connection::Role::Writer)?;
+    if migrate::check_history(&connection, path, migrate::MIGRATIONS)? == SchemaVersion::Unknown {
+        recorded.refuse_without_schema(&connection, path)?;
+    }
     let applied = migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
+    if !applied.is_empty() {
+        // So that the schema does not hang on the write-ahead log alone. Others may be busy; then it is there later.
+        let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    }
     identity::record(&connection, path, key)?;
     Ok((connection, applied))
 }

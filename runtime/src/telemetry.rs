@@ -77,13 +77,21 @@ impl Logs {
     /// log transport of its own; belongs to the present tokio runtime.
     pub(crate) fn drain_over(&self, client: Client) -> (oneshot::Sender<()>, JoinHandle<()>) {
         let (finish, finished) = oneshot::channel::<()>();
-        let drain = Drain::new(client, self.buffer.clone());
+        let (drain, rest) = (Drain::new(client, self.buffer.clone()), self.buffer.clone());
         let task = tokio::spawn(async move {
             let stop = async {
                 let _ = finished.await;
             };
-            if let Err(error) = drain.run(|_report| {}, stop).await {
-                tracing::error!(%error, "log records of this process are not stored");
+            match drain.run(|_report| {}, stop).await {
+                Ok(()) if rest.is_empty() => {}
+                Ok(()) => {
+                    let waiting = rest.report().waiting;
+                    tracing::error!(
+                        waiting,
+                        "log records of this process are not stored: the stop took too long"
+                    );
+                }
+                Err(error) => tracing::error!(%error, "log records of this process are not stored"),
             }
         });
         (finish, task)

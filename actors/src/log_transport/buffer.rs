@@ -215,6 +215,13 @@ impl LogBuffer {
         self.shared.journal.get()
     }
 
+    /// Lets the journal look whether it can be used again.
+    pub(super) fn look_at_journal(&self) {
+        if let Some(journal) = self.journal() {
+            journal.look();
+        }
+    }
+
     /// The counts of its journal.
     pub fn journal_report(&self) -> Option<JournalReport> {
         self.journal().map(JournalHandle::report)

@@ -101,15 +101,22 @@ impl Journal {
         key: Zeroizing<[u8; KEY_BYTES]>,
         bytes_max: u64,
     ) -> io::Result<Self> {
-        let mut segments = Vec::new();
+        let mut segments = VecDeque::new();
+        let mut last_number = numbers(&directory.join(QUARANTINE))?.pop().unwrap_or_default();
         for number in numbers(directory)? {
-            let file = read(&path(directory, number))?;
-            let records = segment::count(number, &file);
-            segments.push(Segment { number, bytes: file.len() as u64, records });
+            last_number = last_number.max(number);
+            let path = path(directory, number);
+            match read(&path) {
+                Ok(file) => {
+                    let records = segment::count(number, &file);
+                    segments.push_back(Segment { number, bytes: file.len() as u64, records });
+                }
+                // The others are good.
+                Err(error) => {
+                    tracing::error!(file = %path.display(), %error, "a segment of the log's journal cannot be read; it is left as it is");
+                }
+            }
         }
-        let kept = numbers(&directory.join(QUARANTINE))?.pop().unwrap_or_default();
-        let last_number = segments.last().map_or(0, |segment| segment.number).max(kept);
-        let segments = segments.into();
         Ok(Self {
             directory: directory.to_owned(),
             key,
@@ -148,6 +155,22 @@ impl Journal {
         let has_room =
             |level: &Level| bytes < self.bytes_max / 100 * LEVEL_SHARE_PERCENT[*level as usize - 1];
         Level::ALL.into_iter().find(has_room)
+    }
+
+    /// Writes, syncs and removes a page, to see whether the disk takes one.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let path = self.directory.join("probe");
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(O_NOFOLLOW)
+            .open(&path)
+            .and_then(|mut file| file.write_all(&[0; 4096]).and_then(|()| file.sync_all()));
+        let removed = fs::remove_file(&path);
+        written.and(removed)
     }
 
     /// Writes `records` behind the others and syncs. After an error none of them is there.

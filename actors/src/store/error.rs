@@ -12,7 +12,8 @@ use super::{limits, passphrase::PassphraseError};
 /// |---|---|---|
 /// | `Busy` | yes: it has already waited its limit | 5 |
 /// | `QueueFull` | yes: the caller has its work back | 7 |
-/// | `Disk`, `DiskFull`, `ReadOnly`, `File` | after the cause is removed | 6 |
+/// | `Disk`, `ReadOnly`, `File` | after the cause is removed | 6 |
+/// | `DiskFull` | after the cause is removed | 7 |
 /// | `WrongKey`, `KeyMissing`, `WrappingKeyMissing`, `WrongWrappingKey`, `WrongPassphrase`, `PassphraseNeeded` | no | 4 |
 /// | `Passphrase` | no | its own |
 /// | `KeyExposed`, `NotOurs`, `NetworkFileSystem` | no: configuration | 2 |
@@ -63,6 +64,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong; never a part of the content.
         problem: &'static str,
+    },
+    /// A passphrase was given, and the key is not sealed under one: whoever gave it would believe that it is.
+    #[error("a passphrase was given, but the key in `{}` is not sealed under one; `interlock keys passphrase` does that, or leave the passphrase out", path.display())]
+    PassphraseUnused {
+        /// The key file.
+        path: PathBuf,
     },
     /// The key file is one of a later version of the program.
     #[error("key file `{}` has version {found}, this program knows {known}; use the program that wrote it, or a newer one", path.display())]
@@ -311,7 +318,10 @@ impl StoreError {
     /// The exit code of a program that ends because of it; the numbers are those of the table in ARCHITECTURE.md.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::KeyExposed { .. } | Self::NotOurs { .. } | Self::NetworkFileSystem { .. } => 2,
+            Self::KeyExposed { .. }
+            | Self::NotOurs { .. }
+            | Self::NetworkFileSystem { .. }
+            | Self::PassphraseUnused { .. } => 2,
             Self::WrongKey { .. }
             | Self::KeyMissing { .. }
             | Self::WrappingKeyMissing { .. }
@@ -321,8 +331,8 @@ impl StoreError {
             Self::Passphrase(error) => error.exit_code(),
             Self::ReadTooLong { .. } => 3,
             Self::Busy { .. } | Self::InUse { .. } | Self::KeyChanged { .. } => 5,
-            Self::DiskFull { .. } | Self::ReadOnly { .. } | Self::Disk { .. } | Self::File { .. } => 6,
-            Self::QueueFull { .. } => 7,
+            Self::ReadOnly { .. } | Self::Disk { .. } | Self::File { .. } => 6,
+            Self::QueueFull { .. } | Self::DiskFull { .. } => 7,
             Self::KeyDamaged { .. } | Self::Damaged { .. } | Self::SchemaIncomplete { .. } => 8,
             Self::NewerSchema { .. }
             | Self::OlderSchema { .. }

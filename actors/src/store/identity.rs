@@ -68,6 +68,53 @@ fn any_page_verifies(path: &Path, key: &str) -> bool {
     bad_pages.is_ok_and(|bad| bad < pages)
 }
 
+/// What the record says, read before the database is: it is written after the schema, so that a database which has been
+/// recorded and has no schema has lost it.
+#[derive(Clone, Debug)]
+pub(super) struct Recorded(Option<String>);
+
+impl Recorded {
+    /// The record of this database, if it is about this key.
+    pub(super) fn read(path: &Path, data_key: &DataKey) -> Self {
+        let text = fs::read_to_string(record_path(path)).unwrap_or_default();
+        let salt = text.trim().split_once(' ').filter(|(_, check)| *check == data_key.check());
+        Self(salt.map(|(salt, _)| salt.to_owned()))
+    }
+
+    /// Says that the file has been emptied.
+    pub(super) fn refuse_empty(&self, path: &Path) -> Result<(), StoreError> {
+        match &self.0 {
+            Some(_) => Err(StoreError::Damaged {
+                path: path.to_owned(),
+                problem: "it is empty, and was not when it was recorded beside it".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Says that the schema has been there and is not.
+    pub(super) fn refuse_without_schema(
+        &self,
+        connection: &Connection,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        match &self.0 {
+            Some(recorded) if salt(connection).as_ref() == Some(recorded) => Err(StoreError::Damaged {
+                path: path.to_owned(),
+                problem: "its schema (`schema_migrations`) is gone, perhaps with its write-ahead log"
+                    .to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes the record of a database that is gone; a new one will have its own.
+pub(super) fn forget(path: &Path) {
+    // If it stays, the next one is recorded over it.
+    let _ = fs::remove_file(record_path(path));
+}
+
 /// Writes the record if it is missing or speaks of another file. Called with a connection that works.
 pub(super) fn record(connection: &Connection, path: &Path, data_key: &DataKey) -> Result<(), StoreError> {
     let Some(salt) = salt(connection) else { return Ok(()) };

@@ -10,10 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use interlock_bus::crypto::PassphraseCost;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::error::StoreError;
+use super::{error::StoreError, passphrase::Passphrase};
 
 mod file;
 mod vault;
@@ -57,7 +58,7 @@ impl DataKey {
     ///
     /// Safe with many processes at once: one of them makes the key, all of them get it.
     pub fn load_or_create(keys: &Path, database: &Path) -> Result<Self, StoreError> {
-        Self::load_or_create_with(keys, database, &no_passphrase)
+        Self::load_or_create_with(keys, database, &no_passphrase, || Ok(None))
     }
 
     /// The key in `keys/data.key`; never makes one. One that is sealed under a passphrase is `PassphraseNeeded`.
@@ -69,6 +70,7 @@ impl DataKey {
         keys: &Path,
         database: &Path,
         ask: wrap::Ask<'_>,
+        new: impl FnOnce() -> Result<Option<Passphrase>, StoreError>,
     ) -> Result<Self, StoreError> {
         let path = keys.join(KEY_FILE);
         // The database first: whoever makes both makes the key before the database, so that
@@ -92,7 +94,12 @@ impl DataKey {
         }
         let bytes = Zeroizing::new(interlock_bus::crypto::random());
         let mut key = Self { bytes, origin: path, sealed: Zeroizing::default() };
-        wrap::seal(&mut key, &NewWrap::KeyStore)?;
+        match new()? {
+            Some(passphrase) => {
+                wrap::seal(&mut key, &NewWrap::Passphrase(&passphrase, PassphraseCost::DEFAULT))?;
+            }
+            None => wrap::seal(&mut key, &NewWrap::KeyStore)?,
+        }
         Ok(key)
     }
 

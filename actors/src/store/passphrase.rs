@@ -222,6 +222,14 @@ impl PassphraseSources {
         }
     }
 
+    /// Whether somebody has named a source: a file or a credential, not the terminal that is there anyway.
+    pub(super) fn is_given(&self) -> bool {
+        let credential = self.credentials.as_ref().map(|directory| directory.join(CREDENTIAL));
+        self.flag.is_some()
+            || self.variable.is_some()
+            || credential.is_some_and(|path| std::fs::symlink_metadata(path).is_ok())
+    }
+
     /// A new passphrase, from `file` or typed twice, that is good enough.
     ///
     /// # Errors

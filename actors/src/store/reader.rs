@@ -17,6 +17,7 @@ use super::{
     connection::{self, FileId, Role},
     conversations::{self, Conversation, StoredMessage},
     error::StoreError,
+    identity,
     key::DataKey,
     limited::Limited,
     logs::{
@@ -178,10 +179,16 @@ pub fn schema_version(path: &Path, key: &DataKey) -> Result<SchemaVersion, Store
 /// A connection and the version behind it. A file without content is not touched.
 fn look(path: &Path, key: &DataKey) -> Result<(Option<Connection>, SchemaVersion), StoreError> {
     connection::check_version()?;
-    if connection::file_bytes(path)?.is_none_or(|bytes| bytes == 0) {
-        return Ok((None, SchemaVersion::Unknown));
+    let recorded = identity::Recorded::read(path, key);
+    match connection::file_bytes(path)? {
+        None => return Ok((None, SchemaVersion::Unknown)),
+        Some(0) => return recorded.refuse_empty(path).map(|()| (None, SchemaVersion::Unknown)),
+        Some(_) => {}
     }
     let connection = connection::open(path, key, Role::Reader)?;
     let version = migrate::check_history(&connection, path, MIGRATIONS)?;
+    if version == SchemaVersion::Unknown {
+        recorded.refuse_without_schema(&connection, path)?;
+    }
     Ok((Some(connection), version))
 }

@@ -135,15 +135,66 @@ pub(super) struct Queue {
     limit: usize,
     /// Whether a wish to trim is on its way: one is enough.
     trims: Arc<AtomicBool>,
+    end: Arc<End>,
+}
+
+/// The writer's end of a [`Queue`]. When it is dropped, however the writer has ended, whoever waits is told.
+pub(super) struct Commands {
+    commands: Receiver<Command>,
+    end: Arc<End>,
+}
+
+impl Commands {
+    pub(super) fn receiver(&self) -> &Receiver<Command> {
+        &self.commands
+    }
+}
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        self.end.has_come.store(true, Ordering::SeqCst);
+        self.end.refuse_rest();
+    }
+}
+
+/// What comes to a writer that has ended, for example while it closed its connection, is refused: a channel keeps what
+/// nobody receives, and whoever had sent it would wait for ever.
+struct End {
+    has_come: AtomicBool,
+    rest: Receiver<Command>,
+}
+
+impl End {
+    fn refuse_rest(&self) {
+        for command in self.rest.try_iter() {
+            if let Command::Write(BoxedJob(job, _place)) = command {
+                job.finish(Err(StoreError::Closed));
+            }
+        }
+    }
+
+    /// To be called after something was sent: either the writer has seen it, or the end is seen here.
+    fn refuse_if_come(&self) {
+        if self.has_come.load(Ordering::SeqCst) {
+            self.refuse_rest();
+        }
+    }
 }
 
 impl Queue {
     /// A queue for `limit` jobs, and its other end.
-    pub(super) fn new(limit: usize) -> (Self, Receiver<Command>) {
+    pub(super) fn new(limit: usize) -> (Self, Commands) {
         // Two more: the wishes to close and to trim never take a job's place.
         let (jobs, commands) = crossbeam_channel::bounded(limit + 2);
-        let trims = Arc::default();
-        (Self { jobs, places: Arc::new(Semaphore::new(limit)), limit, trims }, commands)
+        let end = Arc::new(End { has_come: AtomicBool::new(false), rest: commands.clone() });
+        let queue = Self {
+            jobs,
+            places: Arc::new(Semaphore::new(limit)),
+            limit,
+            trims: Arc::default(),
+            end: Arc::clone(&end),
+        };
+        (queue, Commands { commands, end })
     }
 
     /// Jobs that wait.
@@ -153,15 +204,19 @@ impl Queue {
 
     /// After the jobs that are there the writer ends. Blocks while two others want the same.
     pub(super) fn close(&self) {
-        // An error says that the writer has ended already.
-        let _ = self.jobs.send(Command::Close);
+        if !self.end.has_come.load(Ordering::SeqCst) {
+            // Never an error: the other end is held here, too.
+            let _ = self.jobs.send(Command::Close);
+            self.end.refuse_if_come();
+        }
     }
 
     /// Lets the writer look for what is kept no longer, as soon as it has written what is queued.
     pub(super) fn trim(&self) {
         if !self.trims.swap(true, Ordering::Relaxed) {
-            // An error says that the writer has ended.
+            // An error says that the queue is full, and then the writer looks by itself.
             let _ = self.jobs.try_send(Command::Trim(Arc::clone(&self.trims)));
+            self.end.refuse_if_come();
         }
     }
 
@@ -190,7 +245,7 @@ impl Queue {
         let (reply, answer) = oneshot::channel();
         let job = BoxedJob(Box::new(Waiting { work, output: None, reply }), place);
         match self.jobs.try_send(Command::Write(job)) {
-            Ok(()) => {}
+            Ok(()) => self.end.refuse_if_come(),
             // Whoever has a place finds the queue full only while it is being closed.
             Err(
                 TrySendError::Full(Command::Write(BoxedJob(job, _)))
@@ -507,7 +562,7 @@ mod tests {
         let counts = Arc::clone(&writer.counts);
         counts.failed_in_a_row.store(1, Ordering::Relaxed);
         let (queue, commands) = Queue::new(1);
-        let thread = std::thread::spawn(move || writer.run(&commands));
+        let thread = std::thread::spawn(move || writer.run(commands.receiver()));
         interlock_bus::blocking::wait(counts.writable());
         assert_eq!(counts.failed_in_a_row.load(Ordering::Relaxed), 0);
         queue.close();

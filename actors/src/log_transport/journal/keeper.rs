@@ -204,7 +204,7 @@ impl Keeper {
             // Told before the answer. Whoever asked may have been killed meanwhile: nothing is forgotten by an answer that
             // nobody hears.
             match order {
-                Order::Look => {}
+                Order::Look => self.try_again(&buffer),
                 Order::Next { finished, reply } => {
                     let batch = self.next(&buffer, finished);
                     self.tell();
@@ -242,6 +242,21 @@ impl Keeper {
             }
         }
         self.journal.as_mut()
+    }
+
+    /// Looks whether what was in the way still is, though nothing is to be spilled: otherwise it would be told for ever.
+    fn try_again(&mut self, buffer: &LogBuffer) {
+        if self.told.is_none() || buffer.wants_spill() {
+            return;
+        }
+        let Some(journal) = self.open() else { return };
+        let is_full = journal.takes() != Some(Level::Trace);
+        match journal.probe() {
+            Ok(()) if !is_full => self.well(),
+            Ok(()) => {}
+            Err(error) => self.trouble(Trouble::of(&error), &error),
+        }
+        self.tell();
     }
 
     fn trouble(&mut self, trouble: Trouble, reason: &dyn fmt::Display) {

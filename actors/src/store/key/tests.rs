@@ -277,7 +277,34 @@ fn a_vault_asks_once_and_not_again_after_the_passphrase_was_changed_but_never_hi
     let (bytes, sealed) = (Zeroizing::new([1; KEY_BYTES]), Zeroizing::default());
     let mut other = DataKey { bytes, origin: keys.join(KEY_FILE), sealed };
     wrap::seal(&mut other, &NewWrap::KeyStore).unwrap();
+    let unused = vault.open().unwrap_err();
+    assert!(matches!(unused, StoreError::PassphraseUnused { .. }) && unused.exit_code() == 2, "{unused}");
+    fs::remove_file(keys.join(KEY_FILE)).unwrap();
+    fs::write(&file, "the first one\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    wrap::seal(&mut other, &NewWrap::Passphrase(&passphrase("the first one"), CHEAP)).unwrap();
     assert_eq!(*vault.open().unwrap().bytes, *other.bytes);
     assert!(matches!(key.reseal(&NewWrap::KeyStore), Err(StoreError::KeyChanged { .. })));
     fs::write(keys.join(KEY_FILE), text).unwrap();
+}
+
+#[test]
+fn a_new_key_is_sealed_under_the_passphrase_that_is_given() {
+    let (place, keys, database) = place();
+    let file = place.path().join("passphrase");
+    let vault = || {
+        let sources = PassphraseSources { variable: Some(file.clone()), ..PassphraseSources::default() };
+        Vault::new(keys.clone(), database.clone(), sources)
+    };
+    let missing = vault().open_or_create().unwrap_err();
+    assert!(matches!(missing, StoreError::Passphrase(_)), "{missing}");
+    fs::write(&file, "short\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(vault().open_or_create().is_err(), "too short for a new one");
+    assert!(!keys.join(KEY_FILE).exists(), "a key was made all the same");
+    fs::write(&file, "long enough for one\n").unwrap();
+    let made = vault().open_or_create().unwrap();
+    assert!(matches!(DataKey::wrap(&keys), Ok(Some(KeyWrap::Passphrase { .. }))));
+    assert_eq!(*vault().open().unwrap().bytes, *made.bytes);
+    assert!(matches!(DataKey::load(&keys, &database), Err(StoreError::PassphraseNeeded { .. })));
 }

@@ -51,7 +51,14 @@ impl Vault {
     /// # Errors
     /// As [`open`](Self::open), or it cannot be made.
     pub fn open_or_create(&self) -> Result<DataKey, StoreError> {
-        self.with(|ask| DataKey::load_or_create_with(&self.keys, &self.database, ask))
+        let path = self.keys.join(KEY_FILE);
+        let new = || {
+            // A new key is sealed under what is given, under the same rules as any new passphrase.
+            let given = self.sources.is_given().then(|| self.ask(&path)).transpose()?;
+            given.as_ref().map_or(Ok(()), |passphrase| passphrase.check_new().map_err(StoreError::from))?;
+            Ok(given)
+        };
+        self.with(|ask| DataKey::load_or_create_with(&self.keys, &self.database, ask, new))
     }
 
     /// As [`open_or_create`](Self::open_or_create) if there is a key or a database: what can be asked is asked now, and what
@@ -80,6 +87,10 @@ impl Vault {
             return Ok(key.clone());
         }
         let key = load(&|path| self.ask(path))?;
+        let is_sealed = matches!(KeyFile::read(key.origin())?.wrap, super::KeyWrap::Passphrase { .. });
+        if self.sources.is_given() && !is_sealed {
+            return Err(StoreError::PassphraseUnused { path: key.origin().to_owned() });
+        }
         *held = Some(key.clone());
         Ok(key)
     }

@@ -198,3 +198,62 @@ fn rows_that_have_lost_what_they_belong_to_show_in_the_status_of_the_store() {
     stand.stop();
     place.reader().check().unwrap_err();
 }
+
+#[test]
+fn a_database_that_has_lost_its_schema_or_everything_is_damaged_and_not_begun_anew() {
+    let place = Place::new();
+    place.open().close();
+    let connection = place.connection();
+    connection.execute_batch("PRAGMA writable_schema = ON; DELETE FROM sqlite_schema").unwrap();
+    drop(connection);
+    let refused = |what: &str| {
+        for error in [
+            Store::open(&place.database(), &place.key(), StoreOptions::default()).unwrap_err(),
+            Reader::open(&place.database(), &place.key()).unwrap_err(),
+            schema_version(&place.database(), &place.key()).unwrap_err(),
+        ] {
+            assert!(matches!(error, StoreError::Damaged { .. }) && error.exit_code() == 8, "{error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    };
+    refused("schema_migrations");
+    fs::write(place.database(), "").unwrap();
+    refused("it is empty");
+    // One that is gone altogether is somebody's will: a new one is begun.
+    fs::remove_file(place.database()).unwrap();
+    place.open().close();
+    place.reader().check().unwrap();
+}
+
+#[test]
+fn a_new_schema_is_in_the_file_and_not_only_in_its_log() {
+    let place = Place::new();
+    let store = place.open();
+    let copy = place.directory.path().join("copy.db");
+    // Of a store that is open: without its log, as it is when that is lost.
+    fs::copy(place.database(), &copy).unwrap();
+    fs::copy(place.directory.path().join("interlock.db.id"), place.directory.path().join("copy.db.id"))
+        .unwrap();
+    assert_eq!(schema_version(&copy, &place.key()).unwrap(), SchemaVersion::At(2));
+    store.close();
+}
+
+#[test]
+fn whoever_waits_for_a_store_that_closes_is_told() {
+    let place = Place::new();
+    for _ in 0..50 {
+        let store = place.open();
+        let asker = store.clone();
+        let waiting = std::thread::spawn(move || {
+            loop {
+                let record = LogRecord::new(Level::Info, "test", "again");
+                if let Err(refused) = wait(asker.append_waiting(vec![record])) {
+                    return refused.error;
+                }
+            }
+        });
+        store.close();
+        let error = waiting.join().unwrap();
+        assert!(matches!(error, StoreError::Closed), "{error}");
+    }
+}

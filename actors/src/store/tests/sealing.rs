@@ -6,7 +6,7 @@ use super::{
     processes::{Other, random, rounds},
     *,
 };
-use crate::store::key::NewWrap;
+use crate::store::key::{KeyWrap, NewWrap};
 
 const CHEAP: PassphraseCost = PassphraseCost { passes: 1, memory_kib: 8 };
 const PASSPHRASES: [&str; 2] = ["passphrase one", "passphrase two"];
@@ -19,10 +19,15 @@ fn file(place: &Path, text: &str) -> PathBuf {
     path
 }
 
-/// The vault of a process that was given this passphrase.
+/// The vault of a process that was given this passphrase, if one is needed.
 fn vault(place: &Path, passphrase: &str) -> Vault {
-    let sources = PassphraseSources { flag: Some(file(place, passphrase)), ..PassphraseSources::default() };
-    Vault::new(place.join("keys"), place.join(DATABASE_FILE), sources)
+    let is_sealed = matches!(DataKey::wrap(&place.join("keys")), Ok(Some(KeyWrap::Passphrase { .. })));
+    let flag = is_sealed.then(|| file(place, passphrase));
+    Vault::new(
+        place.join("keys"),
+        place.join(DATABASE_FILE),
+        PassphraseSources { flag, ..Default::default() },
+    )
 }
 
 /// What the child does: one passphrase, the other, none, without end.

@@ -156,6 +156,11 @@ impl Target {
         let Some(path) = path else {
             return Ok(Self::Standard(BufWriter::with_capacity(1 << 16, io::stdout())));
         };
+        // Of a link the file that it names is meant.
+        let path = &match path.is_symlink() {
+            true => fs::canonicalize(path).map_err(|error| failed(path, "follow", &error))?,
+            false => path.to_owned(),
+        };
         if path.exists() && !path.is_file() {
             let text = format!("`{}` is no file; name one that is there or can be made", path.display());
             return Err(CliError::new(Exit::Misuse, text));

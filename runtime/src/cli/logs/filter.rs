@@ -67,7 +67,14 @@ impl Filter {
 
     /// The question to the store, all but the number of records.
     pub(super) fn query(&self) -> Result<LogQuery, CliError> {
-        let ns = |time: Timestamp| u64::try_from(time.as_nanosecond()).unwrap_or(0);
+        // Before 1970 nothing was logged, and after 2554 nothing will be.
+        let ns = |time: Timestamp| {
+            u64::try_from(time.as_nanosecond()).unwrap_or(if time < Timestamp::UNIX_EPOCH {
+                0
+            } else {
+                u64::MAX
+            })
+        };
         let since_ns = match self.last {
             Some(Last::Time(time)) => {
                 Some(now_ns().saturating_sub(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
