@@ -262,3 +262,26 @@ fn a_command_killed_while_it_changes_the_passphrase_leaves_exactly_one_that_work
     let left = left.filter(|entry| entry.file_name().to_string_lossy().starts_with(".data.key.")).count();
     assert_eq!(left, 0, "files of killed commands");
 }
+
+#[test]
+fn a_key_that_opens_another_database_or_is_gone_is_not_sealed_anew() {
+    let [one, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let run = |place: &Path, arguments: &[&str]| {
+        tool("interlock").arg("--data-dir").arg(place).args(arguments).output().unwrap()
+    };
+    for place in [&one, &other] {
+        assert!(run(place.path(), &["db", "init"]).status.success());
+    }
+    let new = private(one.path(), "new", FIRST);
+    let change = ["keys", "passphrase", "--new-passphrase-file", text(&new)];
+    for file in ["data.key", "wrap.key"] {
+        std::fs::copy(other.path().join("keys").join(file), one.path().join("keys").join(file)).unwrap();
+    }
+    let before = std::fs::read(one.path().join("keys/data.key")).unwrap();
+    let refused = run(one.path(), &change);
+    assert_eq!(refused.status.code(), Some(4), "{}", said(&refused));
+    assert_eq!(std::fs::read(one.path().join("keys/data.key")).unwrap(), before);
+    std::fs::remove_file(one.path().join("keys/data.key")).unwrap();
+    let missing = run(one.path(), &change);
+    assert_eq!(missing.status.code(), Some(4), "{}", said(&missing));
+}

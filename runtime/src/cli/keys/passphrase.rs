@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use interlock_actors::store::{DataKey, KeyWrap, StoreError, key::NewWrap};
+use interlock_actors::store::{DataKey, KeyWrap, StoreError, key::NewWrap, schema_version};
 use interlock_bus::crypto::PassphraseCost;
 
 use super::super::{CliError, Global, Output};
@@ -29,6 +29,8 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<Exit, CliError> {
     let Some(was) = DataKey::wrap(&data_dir.keys())? else {
+        // There is no key: with a database it is missing, without one it was never made.
+        DataKey::load(&data_dir.keys(), &data_dir.database())?;
         return Err(StoreError::NotInitialised { path: data_dir.database() }.into());
     };
     let change = !(arguments.remove && was == KeyWrap::KeyStore);
@@ -57,6 +59,8 @@ pub(super) fn run(
 fn seal(arguments: &Passphrase, global: &Global, data_dir: &DataDir) -> Result<KeyWrap, CliError> {
     // The one that counts now first: who does not have it is not asked for another.
     let mut key = global.vault(data_dir).open()?;
+    // A key that opens something else is not worth a seal; a database that is not there yet is no obstacle.
+    schema_version(&data_dir.database(), &key)?;
     if arguments.remove {
         key.reseal(&NewWrap::KeyStore)?;
     } else {

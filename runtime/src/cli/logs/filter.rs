@@ -36,7 +36,8 @@ pub(super) struct Filter {
     /// With this field, NAME=VALUE, or NAME for any value. Repeated: one of the values of each name.
     #[arg(short = 'F', long, value_name = "NAME=VALUE")]
     field: Vec<String>,
-    /// Of this trace, or of the turn with this id: what one request caused, in every component.
+    /// Of this trace, or of the turn with this id: what one request caused, in every component. Turns that go well are told
+    /// at the level debug.
     #[arg(long, value_name = "ID")]
     trace: Option<String>,
     /// Of this conversation.
