@@ -100,6 +100,8 @@ fn a_text_logged_and_said_ten_thousand_times_is_in_no_file_not_after_kill_9_and_
             "{what} (cores are left here: {leaves_cores})"
         );
     }
+    // Waited for: while a thread of it is still ending it holds the lock of the directory.
+    runtime.process.kill();
     // Killed between two writes, with the log and the journal as they were.
     for _ in 0..2 {
         let mut command = TestRuntime::command(runtime.directory.path());
