@@ -341,6 +341,19 @@ fn an_export_is_whole_and_other_programs_read_it() {
         Some(2)
     );
     assert_eq!(logged.logs(&["export", "--to", "/nowhere/out"]).status.code(), Some(6));
+    // Of a link the file that it names is written, and the link stays one.
+    let link = logged.directory.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    assert_eq!(
+        logged.logs(&["export", "--text", "1234", "--to", link.to_str().unwrap()]).status.code(),
+        Some(0)
+    );
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 1);
+    // Times that no clock of ours has are before or after everything.
+    assert_eq!(logged.messages(&["--until", "2600-01-01", "-n", "9"]).len(), 9);
+    assert!(logged.messages(&["--since", "2600-01-01"]).is_empty());
+    assert_eq!(logged.messages(&["--since", "1960-01-01", "-n", "9"]).len(), 9);
     let parts = std::fs::read_dir(logged.directory.path()).unwrap().flatten();
     let parts: Vec<_> = parts.filter(|entry| entry.file_name().to_string_lossy().contains(".part")).collect();
     assert!(parts.is_empty(), "{parts:?}");

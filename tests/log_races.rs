@@ -29,30 +29,16 @@ use tokio::sync::oneshot;
 use self::producer::{Orders, Produced, produce};
 use crate::harness::{
     TestProcess,
-    dice::{Dice, environment, seed},
+    dice::{Dice, environment, round_deadline, seed},
 };
 
+/// How many rounds there are.
+const SOAK: &str = "INTERLOCK_LOG_RACES";
 const DIRECTORY: &str = "INTERLOCK_LOG_RACES_DIRECTORY";
 const SOCKET: &str = "INTERLOCK_LOG_RACES_SOCKET";
 const NAME: &str = "INTERLOCK_LOG_RACES_NAME";
 const COUNT: &str = "INTERLOCK_LOG_RACES_COUNT";
 const DICE: &str = "INTERLOCK_LOG_RACES_DICE";
-
-/// How long a round may take that should take some tens of milliseconds: the machine may be busy, and a soak may be
-/// stopped for minutes.
-fn round_deadline() -> Duration {
-    let is_soak = environment("INTERLOCK_LOG_RACES").is_some_and(|races| races >= 1000);
-    Duration::from_secs(if is_soak { 900 } else { 60 })
-}
-
-/// The delay before a step: none, a few turns of the scheduler, or some milliseconds.
-fn delay(dice: &mut Dice) {
-    match dice.below(4) {
-        0 => {}
-        1 => (0..dice.below(50)).for_each(|_| thread::yield_now()),
-        _ => thread::sleep(Duration::from_micros(dice.below(12_000))),
-    }
-}
 
 #[allow(clippy::print_stdout, reason = "the line that the parent waits for")]
 fn say(line: &str) {
@@ -126,10 +112,10 @@ fn credentials(directory: &Path, name: &str, socket: &Path) -> Credentials {
 }
 
 async fn connect(credentials: &Credentials) -> Client {
-    let deadline = Instant::now() + round_deadline();
+    let deadline = Instant::now() + round_deadline(SOAK);
     loop {
         let options =
-            ConnectOptions::new(credentials.clone()).timeout(round_deadline()).waits_for_broker(true);
+            ConnectOptions::new(credentials.clone()).timeout(round_deadline(SOAK)).waits_for_broker(true);
         match Client::connect(options).await {
             Ok(client) => return client,
             // A broker that is killed in the middle of a handshake; whoever supervises a program starts it again.
@@ -145,10 +131,10 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 /// The consumer's life, as its supervisor would have it: again after each failure. Ends when dropped.
 async fn consume(credentials: Credentials, store: Store, mut dice: Dice) {
-    delay(&mut dice);
+    dice.delay();
     loop {
         let client = connect(&credentials).await;
-        delay(&mut dice);
+        dice.delay();
         if let Ok(consumer) = Consumer::start(client.clone(), store.clone()).await {
             // Its end is a lost session.
             let _ = consumer.run(|_report| (), std::future::pending()).await;
@@ -341,18 +327,18 @@ impl<'a> Round<'a> {
                 1 => self.start_consumer(),
                 number => producing.push(self.start_producer(producers[number - 2])),
             }
-            delay(&mut self.dice);
+            self.dice.delay();
         }
         if self.fate.kills_consumer_process() || self.fate == Fate::ConsumerActorKilled {
             thread::sleep(Duration::from_micros(self.dice.below(60_000)));
             self.end_consumer();
-            delay(&mut self.dice);
+            self.dice.delay();
             self.start_consumer();
         }
         if self.fate.kills_broker() {
             thread::sleep(Duration::from_micros(self.dice.below(60_000)));
             self.end_broker();
-            delay(&mut self.dice);
+            self.dice.delay();
             self.start_broker();
         }
         let produced: Vec<Produced> =
@@ -406,7 +392,7 @@ fn produce_in_process(
 ) -> Produced {
     let process = spawn_producer(component, variables, count, dice);
     loop {
-        let line = process.line_within(round_deadline()).expect("the second producer has not flushed");
+        let line = process.line_within(round_deadline(SOAK)).expect("the second producer has not flushed");
         if let Some(count) = line.strip_prefix("flushed: ") {
             return Produced::whole(component, count.parse().unwrap());
         }
@@ -429,14 +415,14 @@ fn produce_and_be_killed(
         produced.count
     };
     let enough = 1 + dice.below(count);
-    while let Some(line) = process.line_within(round_deadline()) {
+    while let Some(line) = process.line_within(round_deadline(SOAK)) {
         if take(&line) >= enough || line.starts_with("flushed: ") {
             break;
         }
     }
-    delay(dice);
+    dice.delay();
     process.kill();
-    while let Some(line) = process.line_within(round_deadline()) {
+    while let Some(line) = process.line_within(round_deadline(SOAK)) {
         take(&line);
     }
     produced
@@ -444,7 +430,7 @@ fn produce_and_be_killed(
 
 #[test]
 fn races_from_the_first_log_call_to_the_store_lose_nothing_and_store_nothing_twice() {
-    let races = environment("INTERLOCK_LOG_RACES").unwrap_or(100);
+    let races = environment(SOAK).unwrap_or(100);
     let seed = seed("log races");
     let site = Site::new();
     let (mut records, mut lost) = (0, 0);

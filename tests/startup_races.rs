@@ -23,48 +23,14 @@ use interlock_bus::{
     error::SubscribeError,
 };
 
-use crate::harness::TestProcess;
+use crate::harness::{
+    TestProcess,
+    dice::{Dice, environment, round_deadline},
+};
 
 const CREDENTIALS: &str = "INTERLOCK_RACES_CREDENTIALS";
 const DIRECTORY: &str = "INTERLOCK_RACES_DIRECTORY";
 const FIRST: &str = "INTERLOCK_RACES_FIRST";
-
-/// How long a round may take that should take a few tens of milliseconds: the machine may be busy, a client
-/// that was refused a few times in a row backs off for seconds, and a soak may be stopped for minutes.
-fn round_deadline() -> Duration {
-    let is_soak = number("INTERLOCK_RACES").is_some_and(|races| races >= 1000);
-    Duration::from_secs(if is_soak { 900 } else { 60 })
-}
-
-/// Numbers that depend on the seed alone (splitmix64).
-#[derive(Clone)]
-struct Draw(u64);
-
-impl Draw {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn another(&mut self) -> Self {
-        Self(self.next())
-    }
-
-    /// The delay before a step: none, a few turns of the scheduler, or some milliseconds.
-    fn delay(&mut self) {
-        match self.below(4) {
-            0 => {}
-            1 => (0..self.below(50)).for_each(|_| thread::yield_now()),
-            _ => thread::sleep(Duration::from_micros(self.below(12_000))),
-        }
-    }
-}
 
 /// What happens beside the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,10 +93,11 @@ impl Taken {
 }
 
 fn connect(credentials: &Credentials) -> Client {
-    let deadline = Instant::now() + round_deadline();
+    let deadline = Instant::now() + round_deadline("INTERLOCK_RACES");
     loop {
-        let options =
-            ConnectOptions::new(credentials.clone()).timeout(round_deadline()).waits_for_broker(true);
+        let options = ConnectOptions::new(credentials.clone())
+            .timeout(round_deadline("INTERLOCK_RACES"))
+            .waits_for_broker(true);
         match Client::connect_blocking(options) {
             Ok(client) => return client,
             // A broker that is killed in the middle of a handshake; whoever supervises a program starts it again.
@@ -147,7 +114,7 @@ fn subscribe(client: &Client) -> Subscription {
                 let mut state = client.watch();
                 let ready = wait_until(
                     state.wait_for(|state| *state == LinkState::Ready),
-                    Instant::now() + round_deadline(),
+                    Instant::now() + round_deadline("INTERLOCK_RACES"),
                 );
                 assert!(ready.is_some_and(|ready| ready.is_ok()), "no session came");
             }
@@ -159,16 +126,16 @@ fn subscribe(client: &Client) -> Subscription {
 /// The consumer's application: tells each message that it takes before it asks for the next one.
 fn consume(
     credentials: &Credentials,
-    draw: &mut Draw,
+    dice: &mut Dice,
     connected: impl FnOnce(Client),
     mut took: impl FnMut(Taken),
 ) {
-    draw.delay();
+    dice.delay();
     let client = connect(credentials);
     connected(client.clone());
-    draw.delay();
+    dice.delay();
     let mut subscription = subscribe(&client);
-    draw.delay();
+    dice.delay();
     let mut continuity = Continuity::default();
     while let Some(event) = wait(subscription.next()) {
         let Event::Message(message) = event else { continue };
@@ -191,23 +158,23 @@ fn gate(client: &Client, first: u64) -> GatedPublisher {
 /// The publisher's application: publishes from `first` to `last` and tells each that was accepted.
 fn publish(
     credentials: &Credentials,
-    draw: &mut Draw,
+    dice: &mut Dice,
     first: u64,
     last: u64,
     mut told: impl FnMut(u64, String),
 ) {
-    draw.delay();
+    dice.delay();
     let client = connect(credentials);
     let gate = gate(&client, first);
     for number in first..=last {
-        if draw.below(3) == 0 {
-            draw.delay();
+        if dice.below(3) == 0 {
+            dice.delay();
         }
         let accepted = gate.publish(Payload::text(format!("{}/{number}", std::process::id()))).unwrap();
         assert_eq!(accepted.sequence, number);
         told(number, accepted.id.to_string());
     }
-    match wait_until(gate.flushed(), Instant::now() + round_deadline()) {
+    match wait_until(gate.flushed(), Instant::now() + round_deadline("INTERLOCK_RACES")) {
         Some(flushed) => flushed.unwrap(),
         None => panic!("not flushed: {:?}", gate.report()),
     }
@@ -241,8 +208,8 @@ fn variable(name: &str) -> Option<PathBuf> {
 #[ignore = "not a test: the consumer that races start and kill"]
 fn consumer_process() {
     let Some(path) = variable(CREDENTIALS) else { return };
-    let mut draw = Draw(u64::from(std::process::id()));
-    consume(&Credentials::load(&path).unwrap(), &mut draw, drop, |taken| say(&taken.line()));
+    let mut dice = Dice(u64::from(std::process::id()));
+    consume(&Credentials::load(&path).unwrap(), &mut dice, drop, |taken| say(&taken.line()));
 }
 
 #[test]
@@ -250,8 +217,8 @@ fn consumer_process() {
 fn publisher_process() {
     let Some(path) = variable(CREDENTIALS) else { return };
     let first = std::env::var(FIRST).unwrap().parse().unwrap();
-    let mut draw = Draw(u64::from(std::process::id()));
-    publish(&Credentials::load(&path).unwrap(), &mut draw, first, first + 30, |number, id| {
+    let mut dice = Dice(u64::from(std::process::id()));
+    publish(&Credentials::load(&path).unwrap(), &mut dice, first, first + 30, |number, id| {
         say(&format!("accepted: {number} {id}"));
     });
     say("flushed: all");
@@ -292,7 +259,7 @@ enum RunningConsumer {
 struct Round<'a> {
     site: &'a Site,
     fate: Fate,
-    draw: Draw,
+    dice: Dice,
     directory: tempfile::TempDir,
     publisher: Credentials,
     consumer: Credentials,
@@ -305,7 +272,7 @@ struct Round<'a> {
 type Accepted = Vec<(u64, String)>;
 
 impl<'a> Round<'a> {
-    fn new(site: &'a Site, fate: Fate, draw: Draw) -> Self {
+    fn new(site: &'a Site, fate: Fate, dice: Dice) -> Self {
         let directory = tempfile::tempdir_in(site.directory.path()).unwrap();
         let endpoints = vec![Endpoint::Ipc(directory.path().join("bus.sock"))];
         let at_home = |credentials: &Credentials| {
@@ -317,7 +284,7 @@ impl<'a> Round<'a> {
         Self {
             site,
             fate,
-            draw,
+            dice,
             directory,
             publisher,
             consumer,
@@ -349,12 +316,12 @@ impl<'a> Round<'a> {
         } else {
             let (took, taken) = mpsc::channel();
             let (connected, client) = mpsc::channel();
-            let (credentials, mut draw) = (self.consumer.clone(), self.draw.another());
+            let (credentials, mut dice) = (self.consumer.clone(), self.dice.another());
             // Nobody listens any more once the round is judged.
             let work = move || {
                 consume(
                     &credentials,
-                    &mut draw,
+                    &mut dice,
                     |client| drop(connected.send(client)),
                     |one| drop(took.send(one)),
                 );
@@ -367,22 +334,22 @@ impl<'a> Round<'a> {
     fn kill_consumer(&mut self) {
         if let Some(RunningConsumer::Process(mut process)) = self.consuming.take() {
             process.kill();
-            while let Some(line) = process.line_within(round_deadline()) {
+            while let Some(line) = process.line_within(round_deadline("INTERLOCK_RACES")) {
                 self.taken.extend(Taken::parse(&line));
             }
         }
     }
 
     fn start_publisher(&mut self) -> JoinHandle<Accepted> {
-        let (credentials, mut draw) = (self.publisher.clone(), self.draw.another());
+        let (credentials, mut dice) = (self.publisher.clone(), self.dice.another());
         if self.fate == Fate::PublisherKilled {
             let path = self.file("publisher.toml");
-            return thread::spawn(move || publish_from_two_processes(&path, &mut draw));
+            return thread::spawn(move || publish_from_two_processes(&path, &mut dice));
         }
-        let last = 1 + draw.below(60);
+        let last = 1 + dice.below(60);
         thread::spawn(move || {
             let mut accepted = Vec::new();
-            publish(&credentials, &mut draw, 1, last, |number, id| accepted.push((number, id)));
+            publish(&credentials, &mut dice, 1, last, |number, id| accepted.push((number, id)));
             accepted
         })
     }
@@ -390,7 +357,7 @@ impl<'a> Round<'a> {
     fn run(mut self) -> u64 {
         let mut order = [0, 1, 2];
         for at in (1..order.len()).rev() {
-            order.swap(at, self.draw.below(at as u64 + 1) as usize);
+            order.swap(at, self.dice.below(at as u64 + 1) as usize);
         }
         let mut publishing = None;
         for side in order {
@@ -399,18 +366,18 @@ impl<'a> Round<'a> {
                 1 => self.start_consumer(),
                 _ => publishing = Some(self.start_publisher()),
             }
-            self.draw.delay();
+            self.dice.delay();
         }
         if matches!(self.fate, Fate::ConsumerKilled | Fate::BothKilled) {
-            thread::sleep(Duration::from_micros(self.draw.below(60_000)));
+            thread::sleep(Duration::from_micros(self.dice.below(60_000)));
             self.kill_consumer();
-            self.draw.delay();
+            self.dice.delay();
             self.start_consumer();
         }
         if matches!(self.fate, Fate::BrokerKilled | Fate::BothKilled) {
-            thread::sleep(Duration::from_micros(self.draw.below(60_000)));
+            thread::sleep(Duration::from_micros(self.dice.below(60_000)));
             self.broker.take().unwrap().end();
-            self.draw.delay();
+            self.dice.delay();
             self.start_broker();
         }
         let accepted = publishing.unwrap().join().unwrap();
@@ -428,9 +395,13 @@ impl<'a> Round<'a> {
     fn take_until(&mut self, last: &str) {
         while self.taken.iter().all(|taken| taken.id != last) {
             let one = match self.consuming.as_ref().unwrap() {
-                RunningConsumer::Thread { taken, .. } => taken.recv_timeout(round_deadline()).ok(),
+                RunningConsumer::Thread { taken, .. } => {
+                    taken.recv_timeout(round_deadline("INTERLOCK_RACES")).ok()
+                }
                 RunningConsumer::Process(process) => {
-                    let line = process.line_within(round_deadline()).expect("the last message was not taken");
+                    let line = process
+                        .line_within(round_deadline("INTERLOCK_RACES"))
+                        .expect("the last message was not taken");
                     match Taken::parse(&line) {
                         Some(taken) => Some(taken),
                         None => continue,
@@ -480,10 +451,10 @@ impl<'a> Round<'a> {
 }
 
 /// Kills the publisher after some of its messages were accepted; another one goes on with its numbers.
-fn publish_from_two_processes(credentials: &Path, draw: &mut Draw) -> Accepted {
+fn publish_from_two_processes(credentials: &Path, dice: &mut Dice) -> Accepted {
     let mut accepted = Accepted::new();
     let take = |process: &TestProcess, accepted: &mut Accepted| {
-        let line = process.line_within(round_deadline())?;
+        let line = process.line_within(round_deadline("INTERLOCK_RACES"))?;
         if let Some((_, words)) = line.split_once("accepted: ") {
             let (number, id) = words.split_once(' ').unwrap();
             accepted.push((number.parse().unwrap(), id.to_owned()));
@@ -491,9 +462,9 @@ fn publish_from_two_processes(credentials: &Path, draw: &mut Draw) -> Accepted {
         Some(line.contains("flushed: "))
     };
     let mut first = spawn("publisher_process", &[(CREDENTIALS, credentials)], 1);
-    let enough = draw.below(25) as usize + 1;
+    let enough = dice.below(25) as usize + 1;
     while accepted.len() < enough && take(&first, &mut accepted).is_some() {}
-    draw.delay();
+    dice.delay();
     first.kill();
     while take(&first, &mut accepted).is_some() {}
     let next = accepted.last().unwrap().0 + 1;
@@ -502,23 +473,19 @@ fn publish_from_two_processes(credentials: &Path, draw: &mut Draw) -> Accepted {
     accepted
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn races_at_the_start_lose_nothing_also_when_somebody_is_killed_meanwhile() {
-    let races = number("INTERLOCK_RACES").unwrap_or(100);
-    let seed =
-        number("INTERLOCK_RACES_SEED").unwrap_or_else(|| u64::from_le_bytes(interlock_bus::crypto::random()));
+    let races = environment("INTERLOCK_RACES").unwrap_or(100);
+    let seed = environment("INTERLOCK_RACES_SEED")
+        .unwrap_or_else(|| u64::from_le_bytes(interlock_bus::crypto::random()));
     say(&format!("start-up races: {races} rounds, INTERLOCK_RACES_SEED={seed}"));
     let site = Site::new();
     let mut messages = 0;
     let mut fates = BTreeMap::<String, u64>::new();
     let mut slowest = (Duration::ZERO, 0, String::new());
     for round in 0..races {
-        let mut draw = Draw(seed.wrapping_add(round));
-        let fate = match draw.below(20) {
+        let mut dice = Dice(seed.wrapping_add(round));
+        let fate = match dice.below(20) {
             0..15 => Fate::Peace,
             15 => Fate::ConsumerKilled,
             16 => Fate::BrokerKilled,
@@ -526,7 +493,7 @@ fn races_at_the_start_lose_nothing_also_when_somebody_is_killed_meanwhile() {
             _ => Fate::PublisherKilled,
         };
         let began = Instant::now();
-        let outcome = std::panic::catch_unwind(|| Round::new(&site, fate, draw).run());
+        let outcome = std::panic::catch_unwind(|| Round::new(&site, fate, dice).run());
         let Ok(published) = outcome else {
             panic!(
                 "round {round} ({fate:?}) failed; INTERLOCK_RACES_SEED={} runs it alone",

@@ -330,10 +330,10 @@ fn prepare(path: &Path, key: &DataKey) -> Result<(rusqlite::Connection, Vec<u32>
     let recorded = match connection::file_bytes(path)? {
         None => {
             identity::forget(path);
-            identity::Recorded::read(path, key)
+            identity::Recorded::read(path, key)?
         }
         bytes => {
-            let recorded = identity::Recorded::read(path, key);
+            let recorded = identity::Recorded::read(path, key)?;
             if bytes == Some(0) {
                 recorded.refuse_empty(path)?;
             }

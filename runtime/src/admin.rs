@@ -22,7 +22,7 @@ use interlock_actors::{
     context::Context,
     log_transport::Threshold,
 };
-use interlock_bus::{Client, Payload, Request, TopicFilter, TopicName};
+use interlock_bus::{Client, Payload, Request, RequestError, TopicFilter, TopicName};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -223,8 +223,11 @@ async fn keep_levels(levels: Levels, client: Client) -> Result<(), Failure> {
             is_open = changed.changed() => {
                 is_open?;
                 let rules = Payload::json(&*changed.borrow_and_update())?;
-                // Nobody is told where the model service is in this process, or down: it begins with them.
-                let _ = client.request(&component::log_levels_topic(), rules, TELL_TIMEOUT).await;
+                match client.request(&component::log_levels_topic(), rules, TELL_TIMEOUT).await {
+                    // Nobody is there where the model service is in this process, or down: it begins with them.
+                    Ok(_) | Err(RequestError::NoResponders { .. }) => {}
+                    Err(error) => tracing::warn!(%error, "a process of ours was not told of the changed log levels"),
+                }
             }
             () = tokio::time::sleep(end.unwrap_or(Duration::MAX)), if end.is_some() => {
                 for over in levels.expire(Timestamp::now()) {

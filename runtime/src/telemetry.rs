@@ -88,7 +88,7 @@ impl Logs {
                     let waiting = rest.report().waiting;
                     tracing::error!(
                         waiting,
-                        "log records of this process are not stored: the stop took too long"
+                        "log records of this process are not stored: nobody was there to take them"
                     );
                 }
                 Err(error) => tracing::error!(%error, "log records of this process are not stored"),

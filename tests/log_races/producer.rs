@@ -13,8 +13,8 @@ use interlock_bus::{Credentials, blocking::wait, crypto::derive_key};
 use tokio::sync::watch;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::{block_on, connect, delay, round_deadline};
-use crate::harness::dice::Dice;
+use super::{SOAK, block_on, connect};
+use crate::harness::dice::{Dice, round_deadline};
 
 /// Records in memory before all that waits is spilled: a quarter of this. More than are ever logged.
 const RECORDS_MAX: usize = 400;
@@ -75,7 +75,7 @@ pub(super) fn produce(
         let draining = Draining::start(buffer.clone(), credentials, Dice(dice.roll()));
         for number in begin + 1..=count {
             if dice.one_in(6) {
-                delay(&mut dice);
+                dice.delay();
             }
             tracing::info!(target: "producer", "{number}");
             told(format!("logged: {number}"));
@@ -101,7 +101,7 @@ impl Draining {
         let (stop, stopped) = watch::channel(false);
         let (reported, reports) = mpsc::sync_channel(1);
         let thread = thread::spawn(move || {
-            delay(&mut dice);
+            dice.delay();
             block_on(async {
                 while !*stopped.borrow() {
                     let client = connect(&credentials).await;
@@ -125,7 +125,7 @@ impl Draining {
     /// Waits until everything is stored.
     fn finish(self, buffer: &LogBuffer) {
         while !buffer.is_empty() {
-            if self.reports.recv_timeout(round_deadline()).is_err() {
+            if self.reports.recv_timeout(round_deadline(SOAK)).is_err() {
                 panic!("not flushed: {:?}, {:?}", buffer.report(), buffer.journal_report());
             }
         }

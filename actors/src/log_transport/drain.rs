@@ -1,6 +1,6 @@
 //! The drain: empties the buffer over the bus, when the gate says so, and forgets a record only when it is stored.
 
-use std::{collections::HashSet, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, future::Future, pin::Pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use interlock_bus::{
@@ -26,8 +26,6 @@ pub(super) const WINDOW_RECORDS_MAX: usize = 1024;
 pub(super) const WINDOW_BYTES_MAX: usize = 1 << 20;
 /// Windows sent and not yet confirmed: some travel while one is written. The journal's go one by one.
 const WINDOWS_MAX: usize = 4;
-/// How long a stop goes on sending. What is left then is the end of the process's to save: it has a journal.
-const STOP_MAX: Duration = Duration::from_secs(3);
 /// Windows in a row of which nothing was stored. Then the drain fails, so that its supervisor slows it down.
 const FRUITLESS_WINDOWS_MAX: u32 = 3;
 
@@ -113,7 +111,6 @@ type Confirmation = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
 /// Everything that can wake the drain.
 enum Event {
     Stop,
-    StopIsOver,
     Link(LinkState),
     Announcement(Option<BusEvent>),
     Done(Outcome),
@@ -196,24 +193,20 @@ impl Drain {
         let state = self.link.borrow_and_update().clone();
         self.on_link(state)?;
         let mut reported = None;
-        let mut over = std::pin::pin!(tokio::time::sleep(Duration::MAX));
         loop {
             let now = self.report();
             if reported != Some(now.phase) || now.buffer.waiting == 0 {
                 reported = Some(now.phase);
                 report(now);
             }
-            if self.stopping
-                && (self.buffer.is_empty() || matches!(now.phase, Phase::NoLink | Phase::Waiting))
-            {
+            let is_over = self.buffer.is_empty()
+                || self.buffer.is_journaled()
+                || matches!(now.phase, Phase::NoLink | Phase::Waiting);
+            if self.stopping && is_over {
                 return Ok(());
             }
-            match self.next_event(stop.as_mut(), over.as_mut()).await {
-                Event::Stop => {
-                    over.as_mut().reset(tokio::time::Instant::now() + STOP_MAX);
-                    self.on_stop();
-                }
-                Event::StopIsOver => return Ok(()),
+            match self.next_event(stop.as_mut()).await {
+                Event::Stop => self.on_stop(),
                 Event::Link(state) => self.on_link(state)?,
                 Event::Announcement(event) => self.on_announcement(event),
                 Event::Done(outcome) => self.on_outcome(outcome)?,
@@ -224,11 +217,7 @@ impl Drain {
     }
 
     /// Waits for one event. Listed by priority: what ends or closes comes before what sends.
-    async fn next_event(
-        &mut self,
-        stop: Pin<&mut impl Future<Output = ()>>,
-        over: Pin<&mut tokio::time::Sleep>,
-    ) -> Event {
+    async fn next_event(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Event {
         let windows_max =
             if self.again || self.replay.is_some() || self.buffer.is_journaled() { 1 } else { WINDOWS_MAX };
         let may_flush = self.operation.is_none()
@@ -249,7 +238,6 @@ impl Drain {
         let event = tokio::select! {
             biased;
             () = stop, if !self.stopping => Event::Stop,
-            () = over, if self.stopping => Event::StopIsOver,
             changed = self.link.changed() => match changed {
                 Ok(()) => Event::Link(self.link.borrow_and_update().clone()),
                 Err(_) => Event::Link(LinkState::Closed),

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -75,10 +75,16 @@ pub(super) struct Recorded(Option<String>);
 
 impl Recorded {
     /// The record of this database, if it is about this key.
-    pub(super) fn read(path: &Path, data_key: &DataKey) -> Self {
-        let text = fs::read_to_string(record_path(path)).unwrap_or_default();
+    pub(super) fn read(path: &Path, data_key: &DataKey) -> Result<Self, StoreError> {
+        let record = record_path(path);
+        let text = match fs::read_to_string(&record) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            // What is in it is no secret, and damage to it alone is none to the database.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+            text => text.map_err(|error| StoreError::file(&record, "read", error))?,
+        };
         let salt = text.trim().split_once(' ').filter(|(_, check)| *check == data_key.check());
-        Self(salt.map(|(salt, _)| salt.to_owned()))
+        Ok(Self(salt.map(|(salt, _)| salt.to_owned())))
     }
 
     /// Says that the file has been emptied.

@@ -179,7 +179,7 @@ pub fn schema_version(path: &Path, key: &DataKey) -> Result<SchemaVersion, Store
 /// A connection and the version behind it. A file without content is not touched.
 fn look(path: &Path, key: &DataKey) -> Result<(Option<Connection>, SchemaVersion), StoreError> {
     connection::check_version()?;
-    let recorded = identity::Recorded::read(path, key);
+    let recorded = identity::Recorded::read(path, key)?;
     match connection::file_bytes(path)? {
         None => return Ok((None, SchemaVersion::Unknown)),
         Some(0) => return recorded.refuse_empty(path).map(|()| (None, SchemaVersion::Unknown)),

@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use interlock_bus::{blocking::wait, crypto::KEY_BYTES};
+use interlock_bus::{Payload, blocking::wait, crypto::KEY_BYTES};
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
+    log_record::{Probe, ProbeAnswer},
     log_transport::{
         LogBuffer,
         gate::Phase,
         tests::{Site, consumer, drain, log, random, rounds, run, some_turns},
     },
     store::LogQuery,
+    topics,
 };
 
 const KEY: [u8; KEY_BYTES] = [9; KEY_BYTES];
@@ -34,6 +37,13 @@ fn buffer(records_max: usize, directory: &Path) -> LogBuffer {
 
 fn spill_all(buffer: &LogBuffer) -> usize {
     wait(buffer.journal().unwrap().spill_all())
+}
+
+/// Lets the journal look whether it can be used again, and waits until it has.
+fn look(buffer: &LogBuffer) {
+    buffer.look_at_journal();
+    // Orders are taken in turn: this one is behind the look, and there is nothing to hand out.
+    wait(buffer.journal().unwrap().next(None));
 }
 
 fn journal(buffer: &LogBuffer) -> JournalReport {
@@ -260,4 +270,81 @@ fn without_a_key_records_stay_in_memory_until_there_is_one() {
     assert!(!directory.exists());
     std::fs::write(&key_file, "").unwrap();
     assert_eq!((spill_all(&buffer), journal(&buffer).trouble), (5, None));
+}
+
+#[test]
+fn a_journal_whose_trouble_is_over_says_so_without_anything_to_spill() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("journal");
+    std::fs::write(&directory, "in the way").unwrap();
+    let buffer = buffer(1000, &directory);
+    log(&buffer, 0..1);
+    assert_eq!(spill_all(&buffer), 0);
+    buffer.take_rest();
+    look(&buffer);
+    assert!(matches!(journal(&buffer).trouble, Some(Trouble::Io(_))), "{:?}", journal(&buffer));
+    std::fs::remove_file(&directory).unwrap();
+    look(&buffer);
+    assert_eq!(journal(&buffer).trouble, None);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "the probe was left");
+}
+
+#[test]
+fn a_journal_that_was_full_is_well_when_it_has_been_emptied() {
+    let place = tempfile::tempdir().unwrap();
+    let buffer = LogBuffer::new(10_000, 64 << 20);
+    buffer.attach_journal(sized(place.path(), 200 << 10)).unwrap();
+    log(&buffer, 0..3000);
+    spill_all(&buffer);
+    assert_eq!(journal(&buffer).trouble, Some(Trouble::Full));
+    buffer.take_rest();
+    let mut finished = None;
+    while let Some(batch) = wait(buffer.journal().unwrap().next(finished)) {
+        finished = Some((batch.segment, batch.records.len() as u64));
+        buffer.look_at_journal();
+    }
+    look(&buffer);
+    assert_eq!(journal(&buffer).trouble, None);
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_no_other_from_being_sent() {
+    let place = tempfile::tempdir().unwrap();
+    for number in 0..2 {
+        let mut journal = Journal::open(place.path(), Zeroizing::new(KEY), BYTES_MAX).unwrap();
+        journal.append(&records(number..number + 1)).unwrap();
+    }
+    let [first, second] = files(place.path()).try_into().unwrap();
+    std::fs::rename(&first, place.path().join("elsewhere")).unwrap();
+    std::fs::create_dir(&first).unwrap();
+    let mut journal = Journal::open(place.path(), Zeroizing::new(KEY), BYTES_MAX).unwrap();
+    let content = journal.next().unwrap().unwrap();
+    assert_eq!((content.records.len(), journal.path(content.segment)), (1, second));
+    assert_eq!(content.records[0].message, "1");
+    journal.finish(content.segment).unwrap();
+    assert!(journal.next().is_none() && first.exists());
+}
+
+#[test]
+fn a_stop_leaves_to_the_next_start_what_is_in_the_journal() {
+    run(async {
+        let site = Site::with_broker();
+        let directory = site.directory.path().join("journal");
+        // A consumer of our own, which takes records and never says that they are stored.
+        let client = site.attach("log-consumer");
+        let mut probes =
+            client.serve(&topics::filter(topics::LOG_CONSUMER_PROBE), Default::default()).await.unwrap();
+        let mut confirms =
+            client.serve(&topics::filter(topics::LOG_CONSUMER_CONFIRM), Default::default()).await.unwrap();
+        let buffer = buffer(10_000, &directory);
+        log(&buffer, 0..100);
+        assert!(spill_all(&buffer) >= 100);
+        let drain = drain(site.attach("log-transport"), &buffer);
+        let request = probes.next().await.unwrap();
+        let probe = request.message.decode::<Probe>().unwrap().probe;
+        request.end(Payload::json(&ProbeAnswer { probe, consumer: Uuid::nil() }).unwrap()).await.unwrap();
+        let _asked = confirms.next().await.unwrap();
+        drain.stop().await;
+        assert!(buffer.is_journaled() && journal(&buffer).records >= 100, "{:?}", journal(&buffer));
+    });
 }
