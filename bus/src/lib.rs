@@ -10,6 +10,7 @@ pub mod broker;
 pub mod client;
 pub mod codec;
 pub mod crypto;
+pub mod durable;
 pub mod endpoint;
 pub mod envelope;
 pub mod error;
