@@ -7,6 +7,7 @@
 //! - [`BoxKey`]: a precomputed shared key, or a key of our own; seals and opens in place.
 //! - [`seal_secret`], [`open_secret`]: small secrets at rest; in `at_rest` those that are bound to a
 //!   header ([`seal_beside`]), and keys from keys ([`derive_key`]) and passphrases ([`key_from_passphrase`]).
+//! - [`secret_stream`]: long texts in chunks, in constant memory; digests of them.
 //! - [`self_test`]: known answers, run once whenever a broker or a client starts.
 
 use std::fmt;
@@ -18,6 +19,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 mod at_rest;
 mod known;
+pub mod secret_stream;
 
 pub use at_rest::{PassphraseCost, SALT_BYTES, derive_key, key_from_passphrase, open_beside, seal_beside};
 
