@@ -59,6 +59,10 @@ pub(crate) fn levels_of_components_are_as_configured_and_as_ordered_for_a_while(
     assert!(said.contains("log level set") && said.contains("operator"), "{said}");
     assert!(said.contains("the time of a log level is over"), "{said}");
 
+    let typo = runtime.interlock(&["logs", "level", "gatway", "debug"]);
+    let said = String::from_utf8_lossy(&typo.stderr).into_owned();
+    assert!(typo.status.code() == Some(2) && said.contains("`gatway`; `gateway`?"), "{typo:?}");
+    level(&runtime, &["hyper::client", "off"]);
     for arguments in [["logs", "level", "chatty", "loud"], ["logs", "level", "chatty", "--json"]] {
         assert_eq!(runtime.interlock(&arguments).status.code(), Some(2), "{arguments:?}");
     }

@@ -37,7 +37,7 @@ use crate::{
         OrderError, State, SupervisorHandle, TreeSnapshot,
         stall_watch::{Health, HealthSnapshot},
     },
-    telemetry::Levels,
+    telemetry::{Levels, levels},
 };
 
 pub use crate::telemetry::levels::{LevelStatus, Override};
@@ -327,6 +327,7 @@ impl Admin {
             Err(error) => return Ok(Err(Refusal { code: "bad_request", text: error.to_string() })),
         };
         let by = &request.message.origin;
+        let snapshot = self.tree.snapshot();
         match order {
             LevelOrder::Show => {}
             LevelOrder::Set { name, .. } if name.is_empty() || name.len() > LEVEL_NAME_BYTES_MAX => {
@@ -336,6 +337,10 @@ impl Admin {
             LevelOrder::Set { .. } if self.levels.status().overrides.len() >= OVERRIDES_MAX => {
                 let text = format!("{OVERRIDES_MAX} levels are set already; take some back with `reset`");
                 return Ok(Err(Refusal { code: "full", text }));
+            }
+            LevelOrder::Set { name, .. } if !levels::is_module(&name) && snapshot.child(&name).is_none() => {
+                let names = || snapshot.children.iter().map(|child| child.name.as_str());
+                return Ok(Err(OrderError::unknown(&name, names).into()));
             }
             LevelOrder::Set { name, level, for_ms } => {
                 let span =

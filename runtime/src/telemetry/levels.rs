@@ -31,6 +31,11 @@ pub(super) const TALKATIVE: &[&str] = &[
     "rustls",
 ];
 
+/// Whether a name in a rule is that of a module or crate, not of a component.
+pub(crate) fn is_module(name: &str) -> bool {
+    name.contains("::") || TALKATIVE.contains(&name)
+}
+
 /// The rules that a configuration says.
 pub(crate) fn configured(level: &str, levels: &BTreeMap<String, String>) -> LevelRules {
     let threshold = |text: &str| text.parse().unwrap_or(Threshold::From(Level::Info));

@@ -1,7 +1,12 @@
 //! How a connection is opened: in which order, with which settings, and what an open store does when its file is replaced.
 
-use std::{cell::RefCell, sync::Mutex};
+use std::{
+    cell::RefCell,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
+use interlock_bus::blocking::wait_until;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use super::*;
@@ -247,7 +252,9 @@ fn whoever_waits_for_a_store_that_closes_is_told() {
         let waiting = std::thread::spawn(move || {
             loop {
                 let record = LogRecord::new(Level::Info, "test", "again");
-                if let Err(refused) = wait(asker.append_waiting(vec![record])) {
+                let deadline = Instant::now() + Duration::from_secs(60);
+                let told = wait_until(asker.append_waiting(vec![record]), deadline);
+                if let Err(refused) = told.expect("nobody answered a job of a store that was closed") {
                     return refused.error;
                 }
             }
