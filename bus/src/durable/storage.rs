@@ -32,7 +32,8 @@ pub struct NewEntry {
 /// A message was accepted: it is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Put {
-    /// Its place in the order of acceptance; rises, not without holes.
+    /// Its place in the order of acceptance; rises, not without holes. Who sees a number sees all lower ones: none of them
+    /// is committed later.
     pub number: u64,
     /// It was there before, with the same id and the same content: nothing was added.
     pub again: bool,
@@ -125,6 +126,8 @@ pub struct OpenDelivery {
     pub id: DeliveryId,
     /// The message's ordering key.
     pub key: String,
+    /// Bytes of its header and payload: how much of it may be in hand at once is judged before it is read.
+    pub bytes: u64,
     /// Attempts that were begun.
     pub attempts: u32,
     /// When the next attempt is due, in milliseconds since the Unix epoch; zero for at once.
@@ -199,7 +202,8 @@ pub trait OutboxStorage: fmt::Debug + Send + Sync + 'static {
     /// storage only takes leases back.
     fn become_sender(&self) -> Step<'_, Result<u64, StorageError>>;
 
-    /// Unfinished deliveries to one consumer whose number is above `after`, lowest first, at most `limit` of them.
+    /// Unfinished deliveries to one consumer whose number is above `after`, lowest first, at most `limit` of them; those that
+    /// are leased are among them.
     fn open_deliveries(
         &self,
         consumer: &PeerName,
@@ -210,10 +214,11 @@ pub trait OutboxStorage: fmt::Debug + Send + Sync + 'static {
     /// All who have unfinished deliveries, with how many.
     fn open_consumers(&self) -> Step<'_, Result<Vec<(PeerName, u64)>, StorageError>>;
 
-    /// Writes down that an attempt of each begins now. Those that are not pending any more (somebody dropped them) are left out
+    /// Writes down that an attempt of each begins now, whenever it is due. Those that are not pending any more (somebody dropped them) are left out
     /// of the answer. One whose message cannot be read becomes a dead letter that says so, and is left out.
     fn lease(&self, deliveries: Vec<DeliveryId>) -> Step<'_, Result<Vec<Leased>, StorageError>>;
 
-    /// Ends leases, all in one transaction.
+    /// Ends leases, all in one transaction. What is not leased (it was settled before, or somebody dropped it) stays as it is:
+    /// a settle whose answer was lost is asked for again.
     fn settle(&self, settled: Vec<Settled>) -> Step<'_, Result<(), StorageError>>;
 }
