@@ -96,7 +96,9 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Mutex<Vec<JoinHandle<()>>>,
     counts: Arc<writer::Counts>,
-    retention: writer::Retention,
+    retention: chores::Retention,
+    /// Log records deleted by the retention, in passes that are over.
+    deleted: Arc<Mutex<Deleted>>,
 }
 
 /// What the writer of a store has done since the store was opened.
@@ -132,17 +134,13 @@ impl Store {
     /// Safe with many processes on one empty directory, and when killed at any point. A database that
     /// cannot be opened is never changed.
     pub fn open(path: &Path, key: &DataKey, options: StoreOptions) -> Result<Self, StoreError> {
-        let (connection, _) = prepare(path, key)?;
+        let (connection, _) = prepare(path, key, migrate::MIGRATIONS)?;
 
-        let retention = writer::Retention::new(Mutex::new(options.logs));
-        let counts = Arc::new(writer::Counts::default());
-        let writer = writer::Writer::new(
-            path.to_owned(),
-            Arc::new(key.clone()),
-            connection,
-            Arc::clone(&retention),
-            Arc::clone(&counts),
-        );
+        let retention = chores::Retention::new(Mutex::new(options.logs));
+        let (counts, deleted) = (Arc::new(writer::Counts::default()), Arc::default());
+        let chores = chores::Chores::new(&connection, Arc::clone(&retention), Arc::clone(&deleted));
+        let hand = writer::Hand::new(path.to_owned(), Arc::new(key.clone()), connection, Arc::clone(&counts));
+        let writer = writer::Writer::new(hand, chores);
         let (reads, waiting) = crossbeam_channel::bounded::<Read>(limits::QUEUE_READS);
         let mut readers = Vec::new();
         for number in 1..=limits::READ_THREADS {
@@ -165,6 +163,7 @@ impl Store {
             readers: Mutex::new(readers),
             counts,
             retention,
+            deleted,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -267,7 +266,7 @@ impl Store {
             commits: counts.commits.load(Ordering::Relaxed),
             failures: counts.failures.load(Ordering::Relaxed),
             failed_in_a_row: counts.failed_in_a_row.load(Ordering::Relaxed),
-            deleted: *locked(&counts.deleted),
+            deleted: *locked(&self.shared.deleted),
         }
     }
 
@@ -317,14 +316,18 @@ pub struct Initialised {
 /// Those of [`Store::open`].
 pub fn initialise(path: &Path, key: &DataKey) -> Result<Initialised, StoreError> {
     let made = connection::file_bytes(path)?.is_none_or(|bytes| bytes == 0);
-    let (_, applied) = prepare(path, key)?;
+    let (_, applied) = prepare(path, key, migrate::MIGRATIONS)?;
     let schema_version = migrate::known_version(migrate::MIGRATIONS);
     // Somebody else may have been faster.
     Ok(Initialised { made: made && !applied.is_empty(), applied, schema_version })
 }
 
 /// A database that is there, up to date and whole, and which migrations were applied.
-fn prepare(path: &Path, key: &DataKey) -> Result<(rusqlite::Connection, Vec<u32>), StoreError> {
+fn prepare(
+    path: &Path,
+    key: &DataKey,
+    migrations: &[migrate::Migration],
+) -> Result<(rusqlite::Connection, Vec<u32>), StoreError> {
     connection::check_version()?;
     file_system::check(path)?;
     let recorded = match connection::file_bytes(path)? {
@@ -342,10 +345,10 @@ fn prepare(path: &Path, key: &DataKey) -> Result<(rusqlite::Connection, Vec<u32>
     };
     connection::create_private_file(path)?;
     let mut connection = connection::open(path, key, connection::Role::Writer)?;
-    if migrate::check_history(&connection, path, migrate::MIGRATIONS)? == SchemaVersion::Unknown {
+    if migrate::check_history(&connection, path, migrations)? == SchemaVersion::Unknown {
         recorded.refuse_without_schema(&connection, path)?;
     }
-    let applied = migrate::migrate(&mut connection, path, migrate::MIGRATIONS)?;
+    let applied = migrate::migrate(&mut connection, path, migrations)?;
     if !applied.is_empty() {
         // So that the schema does not hang on the write-ahead log alone. Others may be busy; then it is there later.
         let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));

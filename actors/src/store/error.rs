@@ -354,6 +354,11 @@ impl StoreError {
         matches!(self, Self::Rejected { .. } | Self::NoSuchConversation { .. } | Self::Sqlite { .. })
     }
 
+    /// Whether it is about a page that cannot be read, which other jobs may not need.
+    pub(super) fn is_about_a_page(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
+
     /// Whether the connection it happened on must not be used again.
     pub(super) fn ends_connection(&self) -> bool {
         matches!(self, Self::Disk { .. } | Self::Damaged { .. } | Self::WrongKey { .. })

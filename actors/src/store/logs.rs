@@ -71,7 +71,7 @@ impl Work for Append {
         Ok(appended)
     }
 
-    fn log_rows(&self) -> usize {
+    fn rows(&self) -> usize {
         self.0.len()
     }
 }

@@ -3,10 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
@@ -14,15 +14,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    chores::{Chore, Chores},
     connection::{self, FileId, Role},
     error::StoreError,
     key::DataKey,
     limits,
-    logs::{
-        self,
-        retention::{Deleted, LogRetention},
-    },
 };
 
 /// A piece of work for the writer. It may be applied several times before it is committed once.
@@ -33,8 +28,8 @@ pub(super) trait Work: Send + 'static {
     /// Does the work inside a transaction that somebody else begins and ends.
     fn apply(&self, site: &Site<'_>) -> Result<Self::Output, StoreError>;
 
-    /// Log records it appends, for the trimming.
-    fn log_rows(&self) -> usize {
+    /// Rows it adds, for the chores.
+    fn rows(&self) -> usize {
         0
     }
 }
@@ -86,7 +81,7 @@ impl<W> Refused<W> {
 trait Job: Send {
     fn apply(&mut self, site: &Site<'_>) -> Result<(), StoreError>;
     fn finish(self: Box<Self>, outcome: Result<(), StoreError>);
-    fn log_rows(&self) -> usize;
+    fn rows(&self) -> usize;
 }
 
 struct Waiting<W: Work> {
@@ -111,8 +106,8 @@ impl<W: Work> Job for Waiting<W> {
         let _ = self.reply.send(answer);
     }
 
-    fn log_rows(&self) -> usize {
-        self.work.log_rows()
+    fn rows(&self) -> usize {
+        self.work.rows()
     }
 }
 
@@ -271,18 +266,38 @@ impl Work for Probe {
     }
 }
 
-/// What is kept of the logs; may be changed while the store is open.
-pub(super) type Retention = Arc<Mutex<LogRetention>>;
+/// What a writer does of itself while nobody asks. A step is short enough for jobs to wait for it.
+pub(super) trait Chores: Send + 'static {
+    /// How long to wait for jobs before a step.
+    fn pause(&self) -> Duration;
+
+    /// Jobs were committed that had added so many rows.
+    fn added(&mut self, rows: usize);
+
+    /// Whether a step must be done although jobs may wait.
+    fn is_overdue(&self) -> bool;
+
+    /// What is kept no longer is to go now, whatever was added.
+    fn begin_trim(&mut self);
+
+    /// Does a step.
+    fn step(&mut self, hand: &mut Hand);
+}
 
 /// The writing thread's own state.
-pub(super) struct Writer {
+pub(super) struct Writer<C> {
+    hand: Hand,
+    chores: C,
+}
+
+/// What writes: the connection, and how to get another one.
+pub(super) struct Hand {
     path: PathBuf,
     key: Arc<DataKey>,
     /// `None` after an error that ends a connection; the next batch opens and probes a new one.
     connection: Option<Connection>,
     /// The file that is open. Another one in its place is opened: what is written to a file without a name is lost.
     file: FileId,
-    chores: Chores,
     counts: Arc<Counts>,
 }
 
@@ -295,8 +310,6 @@ pub(super) struct Counts {
     /// Failures, not of a job's own making, since something was written. A commit that had nothing to write proves nothing.
     pub(super) failed_in_a_row: AtomicU64,
     /// Woken when something was written after a failure, and when the writer has ended.
-    /// Log records deleted by the retention, in passes that are over.
-    pub(super) deleted: Mutex<Deleted>,
     recovered: Notify,
     ended: AtomicBool,
 }
@@ -317,7 +330,7 @@ impl Counts {
     }
 }
 
-impl Drop for Writer {
+impl Drop for Hand {
     fn drop(&mut self) {
         self.counts.ended.store(true, Ordering::Relaxed);
         self.counts.recovered.notify_waiters();
@@ -328,17 +341,9 @@ fn unheard<W: Work>(work: W) -> Box<dyn Job> {
     Box::new(Waiting { work, output: None, reply: oneshot::channel().0 })
 }
 
-impl Writer {
-    pub(super) fn new(
-        path: PathBuf,
-        key: Arc<DataKey>,
-        connection: Connection,
-        retention: Retention,
-        counts: Arc<Counts>,
-    ) -> Self {
-        let chores = Chores::new(&connection, retention, Arc::clone(&counts));
-        let file = connection::file_id(&path);
-        Self { path, key, connection: Some(connection), file, chores, counts }
+impl<C: Chores> Writer<C> {
+    pub(super) fn new(hand: Hand, chores: C) -> Self {
+        Self { hand, chores }
     }
 
     /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
@@ -356,11 +361,13 @@ impl Writer {
                     continue;
                 }
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) if self.counts.failed_in_a_row.load(Ordering::Relaxed) > 0 => {
+                Err(RecvTimeoutError::Timeout)
+                    if self.hand.counts.failed_in_a_row.load(Ordering::Relaxed) > 0 =>
+                {
                     batch.push(unheard(Probe));
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.chore();
+                    self.chores.step(&mut self.hand);
                     continue;
                 }
             }
@@ -378,31 +385,39 @@ impl Writer {
                     Err(_) => break,
                 }
             }
-            self.counts.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            let rows = batch.iter().map(|job| job.log_rows()).sum::<usize>();
-            self.commit(batch);
+            self.hand.counts.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            let rows = batch.iter().map(|job| job.rows()).sum::<usize>();
+            self.hand.commit(batch);
             if closing {
                 return;
             }
-            self.chores.appended(rows);
+            self.chores.added(rows);
             while self.chores.is_overdue() {
-                self.chore();
+                self.chores.step(&mut self.hand);
             }
         }
     }
 
     fn next(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        match self.counts.failed_in_a_row.load(Ordering::Relaxed) {
+        match self.hand.counts.failed_in_a_row.load(Ordering::Relaxed) {
             // Jobs come first: of work of its own it does a step whenever none waits.
             0 => commands.recv_timeout(self.chores.pause()),
             _ => commands.recv_timeout(limits::PROBE_EVERY),
         }
     }
+}
 
-    /// One transaction for all; if the content of one is at fault, one for each.
+impl Hand {
+    pub(super) fn new(path: PathBuf, key: Arc<DataKey>, connection: Connection, counts: Arc<Counts>) -> Self {
+        let file = connection::file_id(&path);
+        Self { path, key, connection: Some(connection), file, counts }
+    }
+
+    /// One transaction for all; if the content of one is at fault, or a page that perhaps only one needs, one for each.
     fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
         match self.transact(&mut batch, false) {
-            Err(error) if error.is_about_content() => {
+            Err(error) if error.is_about_content() || error.is_about_a_page() => {
+                self.connection.take_if(|_| error.ends_connection());
                 for mut job in batch {
                     let outcome = self.transact(std::slice::from_mut(&mut job), true);
                     self.judge(&outcome);
@@ -490,22 +505,8 @@ impl Writer {
         Ok(Wrote(connection.total_changes() != changes))
     }
 
-    /// A step of the writer's own work, in a transaction of its own.
-    fn chore(&mut self) {
-        match self.chores.next() {
-            Chore::Trim(trim) => {
-                let deleted = self.alone(trim);
-                self.chores.trimmed(deleted);
-            }
-            Chore::Index => {
-                let left = self.alone(logs::retention::Index);
-                self.chores.indexed(left);
-            }
-        }
-    }
-
-    /// `None` if it could not be done; that is counted and told.
-    fn alone<W: Work>(&mut self, work: W) -> Option<W::Output> {
+    /// Does work in a transaction of its own. `None` if it could not be done; that is counted and told.
+    pub(super) fn alone<W: Work>(&mut self, work: W) -> Option<W::Output> {
         let (reply, mut answer) = oneshot::channel();
         let mut job: Box<dyn Job> = Box::new(Waiting { work, output: None, reply });
         let outcome = self.transact(std::slice::from_mut(&mut job), true);
@@ -522,14 +523,17 @@ struct Wrote(bool);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{log_record::Level, log_record::LogRecord, store::migrate};
+    use crate::{
+        log_record::{Level, LogRecord},
+        store::{logs, migrate},
+    };
 
     #[test]
     fn only_what_was_written_proves_that_the_store_can_write_again() {
-        let (_place, mut writer) = writer();
-        let counts = Arc::clone(&writer.counts);
+        let (_place, mut hand) = hand();
+        let counts = Arc::clone(&hand.counts);
         let mut failed_after = |job: Box<dyn Job>| {
-            writer.commit(vec![job]);
+            hand.commit(vec![job]);
             counts.failed_in_a_row.load(Ordering::Relaxed)
         };
         let record = LogRecord::new(Level::Info, "test", "once".to_owned());
@@ -548,19 +552,20 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_a_store_that_ends_is_told() {
-        let (_place, writer) = writer();
-        let counts = Arc::clone(&writer.counts);
+        let (_place, hand) = hand();
+        let counts = Arc::clone(&hand.counts);
         counts.failed_in_a_row.store(1, Ordering::Relaxed);
         let waiting = std::thread::spawn(move || interlock_bus::blocking::wait(counts.writable()));
-        drop(writer);
+        drop(hand);
         waiting.join().unwrap();
     }
 
     #[test]
     fn a_store_that_could_not_write_tries_again_unasked() {
-        let (_place, writer) = writer();
-        let counts = Arc::clone(&writer.counts);
+        let (_place, hand) = hand();
+        let counts = Arc::clone(&hand.counts);
         counts.failed_in_a_row.store(1, Ordering::Relaxed);
+        let writer = Writer::new(hand, Idle);
         let (queue, commands) = Queue::new(1);
         let thread = std::thread::spawn(move || writer.run(commands.receiver()));
         interlock_bus::blocking::wait(counts.writable());
@@ -569,14 +574,31 @@ mod tests {
         thread.join().unwrap();
     }
 
-    fn writer() -> (tempfile::TempDir, Writer) {
+    struct Idle;
+
+    impl Chores for Idle {
+        fn pause(&self) -> Duration {
+            Duration::MAX
+        }
+
+        fn added(&mut self, _rows: usize) {}
+
+        fn is_overdue(&self) -> bool {
+            false
+        }
+
+        fn begin_trim(&mut self) {}
+
+        fn step(&mut self, _hand: &mut Hand) {}
+    }
+
+    fn hand() -> (tempfile::TempDir, Hand) {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("a.db");
         let key = DataKey::load_or_create(&place.path().join("keys"), &path).unwrap();
         connection::create_private_file(&path).unwrap();
         let mut connection = connection::open(&path, &key, Role::Writer).unwrap();
         migrate::migrate(&mut connection, &path, migrate::MIGRATIONS).unwrap();
-        let retention = Retention::default();
-        (place, Writer::new(path, Arc::new(key), connection, retention, Arc::default()))
+        (place, Hand::new(path, Arc::new(key), connection, Arc::default()))
     }
 }
