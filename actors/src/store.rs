@@ -332,6 +332,7 @@ fn prepare(
     file_system::check(path)?;
     let recorded = match connection::file_bytes(path)? {
         None => {
+            connection::refuse_left_wal(path)?;
             identity::forget(path);
             identity::Recorded::read(path, key)?
         }

@@ -128,7 +128,7 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<Checkup, Store
     // The seals are looked at in the file itself. A page that is in the write-ahead log may be missing there, or be half
     // copied by a process that was killed; nobody reads it there. The structure is read as everybody reads: if every page
     // in use opens so, none is damaged.
-    let is_superseded = structure.as_ref().is_ok_and(Vec::is_empty) && has_wal(path)?;
+    let is_superseded = structure.as_ref().is_ok_and(Vec::is_empty) && connection::wal_bytes(path)? > 0;
     find(FindingKind::Seal, if is_superseded { Ok(Vec::new()) } else { seals })?;
     find(FindingKind::Structure, structure)?;
     find(FindingKind::Orphan, orphans(connection))?;
@@ -155,13 +155,6 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<Checkup, Store
         .collect();
     let pages = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).map_err(fail)?;
     Ok(Checkup { findings, objects, migrations: applied(connection).map_err(fail)?, pages })
-}
-
-/// Whether there is something in the write-ahead log. Looks, and does not open it.
-fn has_wal(path: &Path) -> Result<bool, StoreError> {
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    Ok(connection::file_bytes(Path::new(&wal))?.is_some_and(|bytes| bytes > 0))
 }
 
 /// Pages whose seal is broken each time they are read.

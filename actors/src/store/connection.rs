@@ -4,7 +4,7 @@ use std::{
     fs::OpenOptions,
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -164,6 +164,32 @@ pub(super) fn file_bytes(path: &Path) -> Result<Option<u64>, StoreError> {
         }
         Err(error) => Err(StoreError::file(path, "look at", error)),
     }
+}
+
+/// The file beside the database whose name is its own and `suffix`: `-wal`, `-shm`, `.id`.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Bytes of the write-ahead log, zero if there is none. Does not open it.
+pub(super) fn wal_bytes(path: &Path) -> Result<u64, StoreError> {
+    Ok(file_bytes(&beside(path, "-wal"))?.unwrap_or(0))
+}
+
+/// Refuses to begin a database where the write-ahead log of another lies: it would be emptied, and what was committed to it
+/// lost.
+pub(super) fn refuse_left_wal(path: &Path) -> Result<(), StoreError> {
+    let bytes = wal_bytes(path)?;
+    if bytes == 0 {
+        return Ok(());
+    }
+    let problem = format!(
+        "it is gone, and its write-ahead log `{}` ({bytes} bytes) is still there; put the database back, or move the log to where it is",
+        beside(path, "-wal").display()
+    );
+    Err(StoreError::Damaged { path: path.to_owned(), problem })
 }
 
 /// Which file stands under a name: its device and number. `None` if there is none.

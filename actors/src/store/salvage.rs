@@ -72,7 +72,10 @@ pub fn salvage(path: &Path, key: &DataKey) -> Result<Salvaged, StoreError> {
     let mut source = Source::open(path, key)?;
     source.check_history()?;
     let now = interlock_bus::envelope::now_ns() / 1_000_000_000;
-    let (new, kept) = (beside(path, &format!(".salvaged-{now}")), beside(path, &format!(".damaged-{now}")));
+    let (new, kept) = (
+        connection::beside(path, &format!(".salvaged-{now}")),
+        connection::beside(path, &format!(".damaged-{now}")),
+    );
     let outcome = copy(&mut source, path, &new, key).and_then(|mut salvaged| {
         salvaged.kept.clone_from(&kept);
         exchange(path, &new, &kept)?;
@@ -80,7 +83,7 @@ pub fn salvage(path: &Path, key: &DataKey) -> Result<Salvaged, StoreError> {
     });
     if outcome.is_err() {
         for suffix in ["", "-wal", "-shm", ".id"] {
-            let _ = fs::remove_file(beside(&new, suffix));
+            let _ = fs::remove_file(connection::beside(&new, suffix));
         }
     }
     outcome
@@ -123,7 +126,7 @@ impl<'a> Source<'a> {
                 | StoreError::HistoryGap { .. }),
             ) => {
                 // Closing takes an empty write-ahead log away, which is the one that opening made.
-                if connection::file_bytes(&beside(path, "-wal"))? == Some(0) {
+                if connection::file_bytes(&connection::beside(path, "-wal"))? == Some(0) {
                     checkpoint_at_close(self.get()?, path, true)?;
                 }
                 Err(error)
@@ -148,12 +151,6 @@ fn checkpoint_at_close(connection: &Connection, path: &Path, on: bool) -> Result
         .map_err(|error| StoreError::from_sqlite(path, "configuring the checkpoint", error))
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
 /// A second name for the damaged file, and then its own for the new one: at no instant is there no database.
 fn exchange(path: &Path, new: &Path, kept: &Path) -> Result<(), StoreError> {
     let fail = |doing, path: &Path| {
@@ -161,13 +158,13 @@ fn exchange(path: &Path, new: &Path, kept: &Path) -> Result<(), StoreError> {
         move |error| StoreError::file(&path, doing, error)
     };
     fs::hard_link(path, kept).map_err(fail("keep the damaged database as", kept))?;
-    let wal = beside(path, "-wal");
+    let wal = connection::beside(path, "-wal");
     if key::exists(&wal)? {
-        fs::rename(&wal, beside(kept, "-wal")).map_err(fail("move", &wal))?;
+        fs::rename(&wal, connection::beside(kept, "-wal")).map_err(fail("move", &wal))?;
     }
-    let _ = fs::remove_file(beside(path, "-shm"));
+    let _ = fs::remove_file(connection::beside(path, "-shm"));
     fs::rename(new, path).map_err(fail("put the new database at", path))?;
-    let _ = fs::rename(beside(new, ".id"), beside(path, ".id"));
+    let _ = fs::rename(connection::beside(new, ".id"), connection::beside(path, ".id"));
     key::sync_directory(path)
 }
 

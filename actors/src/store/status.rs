@@ -102,11 +102,9 @@ fn look(path: &Path, bytes: u64, key: &DataKey) -> Result<(SchemaVersion, Option
         let count = number(&format!("SELECT count(*) FROM \"{}\"", table.replace('"', "\"\"")))?;
         rows.insert(table, count);
     }
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
     let content = Content {
         bytes,
-        wal_bytes: connection::file_bytes(Path::new(&wal))?.unwrap_or(0),
+        wal_bytes: connection::wal_bytes(path)?,
         journal_mode: connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(fail)?,
         page_bytes: number("SELECT CAST(page_size AS INTEGER) FROM pragma_page_size")?,
         pages: number("PRAGMA page_count")?,

@@ -224,8 +224,14 @@ fn a_database_that_has_lost_its_schema_or_everything_is_damaged_and_not_begun_an
     refused("schema_migrations");
     fs::write(place.database(), "").unwrap();
     refused("it is empty");
-    // One that is gone altogether is somebody's will: a new one is begun.
+    // One that is gone altogether is somebody's will: a new one is begun, unless what was committed still lies beside it.
     fs::remove_file(place.database()).unwrap();
+    let log = place.directory.path().join("interlock.db-wal");
+    fs::write(&log, "commits").unwrap();
+    let error = Store::open(&place.database(), &place.key(), StoreOptions::default()).unwrap_err();
+    assert!(error.exit_code() == 8 && error.to_string().contains("interlock.db-wal` (7 bytes)"), "{error}");
+    assert_eq!(fs::read(&log).unwrap(), b"commits");
+    fs::remove_file(log).unwrap();
     place.open().close();
     place.reader().check().unwrap();
 }
