@@ -60,7 +60,7 @@ fn an_old_key_of_the_broker_works_through_its_overlap_and_is_refused_after_it() 
     let mut events = wait(client.subscribe(&filter, Default::default())).unwrap();
     let old = Credentials::load(&native).unwrap().broker;
 
-    let new = keys(broker.directory(), &["rotate-broker", "--overlap", "1h"]);
+    let new = keys(broker.directory(), &["rotate", "--broker", "--overlap", "1h"]);
     let Some(Event::Message(event)) = wait(events.next()) else { panic!("the rotation is an event") };
     assert_eq!(event.decode::<Value>().unwrap()["key"], json!(new));
     eventually("the native client to keep the new key in its file", || {
@@ -81,7 +81,7 @@ fn an_old_key_of_the_broker_works_through_its_overlap_and_is_refused_after_it() 
     assert_eq!(info["old_broker_keys"][0]["sessions"], 3);
 
     // Rotated once more, with an overlap that ends while we watch: both old keys are gone after `--now`.
-    let newer = keys(broker.directory(), &["rotate-broker", "--now"]);
+    let newer = keys(broker.directory(), &["rotate", "--broker", "--now"]);
     eventually("the overlap to end", || {
         let info = ask(&client, "info");
         (info["broker_key"] == newer && info["old_broker_keys"] == json!([])).then_some(())
@@ -140,7 +140,7 @@ fn a_rotation_killed_at_any_point_leaves_keys_that_work() {
     let (mut changed, mut unchanged) = (0, 0);
     for round in 0..rounds {
         let mut command: Command = tool("interlock");
-        command.arg("--data-dir").arg(broker.directory()).args(["keys", "rotate-broker"]);
+        command.arg("--data-dir").arg(broker.directory()).args(["keys", "rotate", "--broker"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Killed at another moment of its few milliseconds each time.
         let delay = Duration::from_micros(u64::from(round) * 60_000 / u64::from(rounds));
@@ -181,7 +181,7 @@ fn the_runtime_and_its_processes_outlive_a_rotation_and_a_restart_of_the_broker(
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
     };
-    keys(&runtime.data(), &["rotate-broker", "--now"]);
+    keys(&runtime.data(), &["rotate", "--broker", "--now"]);
     eventually("the model service's session to be that of an old key", || {
         session_keys().iter().any(|row| row["peer"] == "model" && row["broker_key"] == "old").then_some(())
     });

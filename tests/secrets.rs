@@ -70,7 +70,7 @@ fn the_output_of_a_whole_run_holds_no_secret_and_its_processes_leave_no_core() {
     };
     run("bus", &["peers", "--json"]);
     run("interlock", &["keys", "list"]);
-    run("interlock", &["keys", "rotate-broker"]);
+    run("interlock", &["keys", "rotate", "--broker"]);
     run("interlock", &["keys", "revoke", "guest"]);
     let stranger = Credentials { keys: KeyPair::generate(), file: None, ..guest.clone() };
     let file = directory.path().join("stranger.toml");

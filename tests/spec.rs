@@ -32,6 +32,8 @@ mod groups;
 mod hostile_input;
 /// A new key of the broker: who learns it, until when the old one works, and what a kill leaves behind.
 mod key_rotation;
+/// What `interlock keys` shows and changes: ends of keys, new keys of peers, their last use, enrolment, copies.
+mod keys;
 /// Random traffic between real processes, judged by the ledger and by what each party counted.
 mod ledger_oracle;
 /// The journal of the log: what finds no way to the store for long, and kills meanwhile.

@@ -14,6 +14,7 @@
 //! | `stock` | what stock sessions' frames mean |
 //! | `listener`, `connection`, `reactor` | sockets, one thread |
 //! | `timeouts`, `key_store_watch`, `throttle` | clocks, edits of registry and keys, floods in the log |
+//! | `last_use` | when keys were last used, written down |
 
 mod bounds;
 pub(crate) mod command;
@@ -28,6 +29,7 @@ pub(crate) mod fuzzing;
 mod history;
 pub mod hub;
 mod key_store_watch;
+mod last_use;
 pub mod ledger;
 mod listener;
 #[cfg(test)]

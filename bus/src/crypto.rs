@@ -95,6 +95,14 @@ impl PublicKey {
     pub const fn as_bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
     }
+
+    /// What two people compare over the telephone: the first 80 bits of the key's BLAKE2b-256, in five groups of
+    /// hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let digest = at_rest::digest(&self.0);
+        let groups = digest[..10].chunks(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1]));
+        groups.collect::<Vec<_>>().join("-")
+    }
 }
 
 impl fmt::Display for PublicKey {

@@ -121,6 +121,7 @@ impl Exit {
             | KeyError::Endpoint(_) => Self::Misuse,
             KeyError::CredentialsMissing { .. } => Self::Io,
             KeyError::Damaged { .. } => Self::Damaged,
+            KeyError::Expired { .. } => Self::Misuse,
             _ => Self::Failed,
         }
     }

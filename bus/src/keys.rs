@@ -1,18 +1,23 @@
 //! Keys on disk: the key store, the registry of authorised peers, credentials files.
 //!
 //! A key store is one directory (0700) with one file (0600) per secret:
-//! `broker.toml` (the broker's key pair), `authorized.toml` (the registry), `NAME.toml` (credentials of a peer).
+//! `broker.toml` (the broker's key pair), `authorized.toml` (the registry), `NAME.toml` (credentials of a peer), and with
+//! `last-use.json`, which holds no secret (when each key was last used).
 
 pub mod broker_keys;
 pub mod credentials;
+pub mod last_use;
 pub mod permissions;
 pub mod private_file;
 pub mod registry;
+pub mod registry_file;
+pub mod rotation;
 pub mod rule_source;
 pub mod store;
 
 pub use broker_keys::BrokerKeys;
 pub use credentials::Credentials;
+pub use last_use::LastUse;
 pub use permissions::{Decision, Permissions, Right, Rules};
 pub use registry::{KeyState, Registry};
 pub use rule_source::RuleSource;
@@ -100,12 +105,32 @@ pub enum KeyError {
         /// Its credentials file.
         path: PathBuf,
     },
+    /// A revoked peer is not given another key by the way.
+    #[error("`{name}` is revoked; `interlock keys issue {name}` enrols it again, with rights of your choice")]
+    Revoked {
+        /// The peer.
+        name: PeerName,
+    },
+    /// A new key would be as void as the old one.
+    #[error("the keys of `{name}` have expired at {}; say until when the new one is to work, for example `--expires 30d`", time_text(*.expires_ms))]
+    Expired {
+        /// The peer.
+        name: PeerName,
+        /// When that was, Unix milliseconds.
+        expires_ms: u64,
+    },
     /// A filter in a permission.
     #[error("permission is not a topic filter: {0}")]
     Filter(#[from] TopicError),
     /// An endpoint.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+}
+
+/// A time in Unix milliseconds as it stands in files and messages: RFC 3339, UTC.
+pub(crate) fn time_text(ms: u64) -> String {
+    let time = jiff::Timestamp::from_millisecond(i64::try_from(ms).unwrap_or(i64::MAX));
+    time.unwrap_or(jiff::Timestamp::MAX).to_string()
 }
 
 /// Keeps the memory of this process, and the keys in it, out of core dumps and away from the debuggers of

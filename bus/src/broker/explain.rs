@@ -238,15 +238,23 @@ fn explain_key(hub: &Hub, peer: &PeerName, steps: &mut Steps) {
             steps.add("key", Some("denied"), text, Value::Null);
         }
         Some(registered) => {
-            let is_revoked = registered.state == KeyState::Revoked;
-            let text = match is_revoked {
-                true => format!(
-                    "the key of `{peer}` is revoked; issue another with `interlock keys issue {peer}`"
+            let has_expired = registered.has_expired(hub.now_ms);
+            let text = match registered.state {
+                KeyState::Revoked => {
+                    format!(
+                        "the key of `{peer}` is revoked; issue another with `interlock keys issue {peer}`"
+                    )
+                }
+                KeyState::Active if has_expired => format!(
+                    "the key of `{peer}` has expired; give it another with `interlock keys rotate {peer} --expires 30d`"
                 ),
-                false => format!("`{peer}` has an active key in {file}"),
+                KeyState::Active => format!("`{peer}` has an active key in {file}"),
             };
-            let facts = json!({ "key": registered.key.to_string(), "state": registered.state });
-            steps.add("key", is_revoked.then_some("denied"), text, facts);
+            let facts = json!({
+                "key": registered.key.to_string(), "state": registered.state, "expires_ms": registered.expires_ms,
+            });
+            let is_denied = registered.state == KeyState::Revoked || has_expired;
+            steps.add("key", is_denied.then_some("denied"), text, facts);
         }
     }
 }

@@ -225,6 +225,7 @@ impl Hub {
         let info = session.info.clone();
         self.sessions[index as usize] = Some(session);
         *self.peer_sessions.entry(info.peer.clone()).or_default() += 1;
+        self.note_use(&info);
         self.publish_presence(&info, "connected", None);
         id
     }
@@ -261,6 +262,7 @@ impl Hub {
         self.route_generation += 1;
         self.readiness.gates.retain(|(owner, _), _| *owner != id);
         self.receivers_changed(id);
+        self.note_use(&session.info);
         self.publish_presence(&session.info, "disconnected", Some((code, text)));
     }
 

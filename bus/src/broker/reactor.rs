@@ -29,6 +29,7 @@ use super::{
     connection::{Connection, Phase, ReadOutcome, Speech, Stream},
     hub::{Ending, Hub, SessionId, SessionInfo, SessionKind},
     key_store_watch::KeyStoreWatch,
+    last_use::Keeper,
     listener::Listener,
     read_buffer::ReadBuffer,
     refusals::RefusalEvent,
@@ -39,7 +40,7 @@ use crate::{
     crypto::PublicKey,
     endpoint::Endpoint,
     envelope,
-    keys::{BrokerKeys, Registry},
+    keys::{BrokerKeys, Registry, last_use},
     limits,
     local::{CommandSource, Part, RecordSink},
     native::{self, BatchReader, BatchWriter, Record},
@@ -104,6 +105,10 @@ pub(super) struct Reactor {
     /// Where others read the public key.
     public_key: Arc<Mutex<PublicKey>>,
     key_store_watch: KeyStoreWatch,
+    /// Writes down when keys were used; `None` without a key store.
+    last_use: Option<Keeper>,
+    /// When the next key ends by itself, Unix milliseconds; `u64::MAX` for none.
+    next_end_ms: u64,
     timeouts: Timeouts,
     capacity: Capacity,
     hub: Hub,
@@ -149,6 +154,8 @@ impl Reactor {
     ) -> Self {
         let broker: PeerName = "broker".parse().expect("`broker` is a legal peer name");
         let now = Instant::now();
+        let uses = config.registry_path.as_deref().map(|path| path.with_file_name(last_use::FILE));
+        let last_use = uses.and_then(|path| Keeper::start(path, now));
         let key_store_watch =
             KeyStoreWatch::new(config.registry_path, config.keys_path, poll.registry(), KEY_STORE);
         let keys = config.keys.in_force(now_ms());
@@ -165,6 +172,9 @@ impl Reactor {
             keys,
             public_key,
             key_store_watch,
+            last_use,
+            // The first turn looks.
+            next_end_ms: 0,
             timeouts: config.timeouts,
             capacity: Capacity::of_this_process(config.bounds.sessions_max),
             hub,
@@ -211,9 +221,11 @@ impl Reactor {
             if now.duration_since(self.last_tick) >= TICK {
                 self.tick(now);
             }
+            self.end_keys_of_age();
             self.settle(now);
             self.release_held_back();
             if self.has_ended(now) {
+                self.write_uses(now, true);
                 return "stopped".to_owned();
             }
         }
@@ -228,6 +240,8 @@ impl Reactor {
         if !self.ended_keys.is_empty() {
             timeout = timeout.min(limits::ENDED_KEY_QUIET / 4);
         }
+        let until_end_ms = self.next_end_ms.saturating_sub(now_ms());
+        timeout = timeout.min(Duration::from_millis(until_end_ms));
         let is_busy = !self.readable.is_empty();
         if may_accept || is_busy || !self.commands.about_to_sleep() {
             timeout = Duration::ZERO;
@@ -327,7 +341,7 @@ impl Reactor {
     }
 
     fn attach(&mut self, peer: PeerName, sink: Arc<dyn RecordSink>) -> Result<SessionId, BrokerError> {
-        let permissions = self.registry.permissions_of(&peer).map_err(|refusal| {
+        let permissions = self.registry.permissions_of(&peer, now_ms()).map_err(|refusal| {
             BrokerError::NotAuthorised { peer: peer.clone(), reason: refusal.to_string() }
         })?;
         let info = SessionInfo {

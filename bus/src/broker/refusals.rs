@@ -14,7 +14,7 @@ pub struct RefusalEvent {
     pub at_ms: u64,
     /// Where it came from.
     pub address: String,
-    /// Why, for programs: `wrong_server_key`, `unknown_key`, `revoked_key`, `no_rights`,
+    /// Why, for programs: `wrong_server_key`, `unknown_key`, `revoked_key`, `key_expired`, `key_replaced`, `no_rights`,
     /// `not_curve`, `socket_type`, `version`, `handshake_timeout`, `malformed`, ...; of open sessions
     /// `frame_changed`, `frame_repeated`, `frame_lost`, `frame_cut`, `frame_too_large`, `frame_malformed`.
     pub code: String,

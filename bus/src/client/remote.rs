@@ -266,7 +266,7 @@ impl Remote<'_> {
         loop {
             let end = self.bench.run(session);
             let unsent = self.bench.outgoing.end_session();
-            if let Some(reason) = definite(&end) {
+            if let Some(reason) = definite(&end, self.bench.credentials.file.is_some()) {
                 if unsent > 0 {
                     tracing::warn!(unsent, reason, "messages were not sent before the client closed");
                 }
@@ -302,6 +302,7 @@ impl Remote<'_> {
 
     /// Tries until there is a session again; `None` if the client was closed.
     fn later_session(&mut self) -> Option<Session> {
+        self.found_new_keys();
         let mut attempt = 0;
         let mut range = BACKOFF;
         loop {
@@ -312,7 +313,11 @@ impl Remote<'_> {
                 Ok(session) => return Some(session),
                 Err((error, refused)) => {
                     tracing::debug!(%error, attempt, "no new session yet");
-                    if matches!(error, ConnectError::WrongServerKey { .. }) && self.found_new_broker_key() {
+                    let may_be_new = matches!(
+                        error,
+                        ConnectError::WrongServerKey { .. } | ConnectError::KeyRefused { .. }
+                    );
+                    if may_be_new && self.found_new_keys() {
                         continue;
                     }
                     if !self.bench.outgoing.is_closing() {
@@ -328,16 +333,16 @@ impl Remote<'_> {
         }
     }
 
-    /// Whether the credentials file names another key of the broker than the one that was refused: it was
-    /// renewed while there was no session to say so in.
-    fn found_new_broker_key(&mut self) -> bool {
+    /// Whether the credentials file of this peer has other keys than those that were refused: the broker's was renewed
+    /// while there was no session to say so in, or the peer was given a new one.
+    fn found_new_keys(&mut self) -> bool {
         let credentials = &mut self.bench.credentials;
         let read = credentials.file.as_deref().and_then(|path| Credentials::load(path).ok());
-        let Some(read) = read.filter(|read| read.keys.public == credentials.keys.public) else {
+        let Some(read) = read.filter(|read| read.name == credentials.name) else {
             return false;
         };
-        let is_new = read.broker != credentials.broker;
-        credentials.broker = read.broker;
+        let is_new = read.broker != credentials.broker || read.keys.public != credentials.keys.public;
+        (credentials.broker, credentials.keys) = (read.broker, read.keys);
         is_new
     }
 
@@ -431,9 +436,15 @@ fn client_config(credentials: &Credentials) -> ClientConfig {
     }
 }
 
-/// Why no further session is to be tried after this end; `None` if one is.
-fn definite(end: &End) -> Option<String> {
+/// Why no further session is to be tried after this end; `None` if one is. A key that has ended may have been replaced in
+/// the credentials file, or may be soon.
+fn definite(end: &End, has_file: bool) -> Option<String> {
     match end {
+        End::Said(SessionEnd::Goodbye { code, .. })
+            if !has_file && matches!(code.as_str(), "key_expired" | "key_replaced") =>
+        {
+            Some(end.to_string())
+        }
         End::Closed | End::Said(SessionEnd::Version { .. }) => Some(end.to_string()),
         End::Said(SessionEnd::Goodbye { code, .. }) if matches!(code.as_str(), "revoked" | "version") => {
             Some(end.to_string())

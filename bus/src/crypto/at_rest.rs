@@ -67,6 +67,13 @@ pub fn derive_key(master: &[u8; KEY_BYTES], purpose: &str) -> Zeroizing<[u8; KEY
     key
 }
 
+/// BLAKE2b-256.
+pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    crypto_generichash(&mut digest, bytes, None).expect("32 bytes are within the limits of BLAKE2b");
+    digest
+}
+
 /// Seals `plain` so that it opens only beside the same `associated` bytes: a random nonce, then the box
 /// (XChaCha20-Poly1305, ciphertext and then authenticator).
 pub fn seal_beside(key: &[u8; KEY_BYTES], associated: &[u8], plain: &[u8]) -> Vec<u8> {
@@ -136,6 +143,12 @@ mod tests {
             (0..answer.len()).step_by(2).map(|at| u8::from_str_radix(&answer[at..at + 2], 16).unwrap());
         let sealed: Vec<u8> = nonce.into_iter().chain(answer).collect();
         assert_eq!(**open_beside(&KEY, b"header", &sealed).unwrap(), [7; 32]);
+    }
+
+    #[test]
+    fn a_fingerprint_is_what_every_blake2b_gives() {
+        // Python: hashlib.blake2b(bytes(range(32)), digest_size=32).hexdigest()[:20]
+        assert_eq!(super::super::PublicKey::from_bytes(KEY).fingerprint(), "cb2f-5160-fc1f-7e05-a55e");
     }
 
     #[test]

@@ -55,8 +55,32 @@ impl Credentials {
     /// # Errors
     /// [`KeyError::Damaged`].
     pub fn from_toml(text: &str, origin: &Path) -> Result<Self, KeyError> {
+        let file = toml::from_str(text).map_err(|error| KeyError::Damaged {
+            path: origin.to_owned(),
+            problem: parse_problem(text, &error),
+        })?;
+        Self::from_file(&file, origin)
+    }
+
+    /// Reads credentials from an enrolment line.
+    ///
+    /// # Errors
+    /// [`KeyError::Damaged`], without a word of the line.
+    pub fn from_line(text: &str) -> Result<Self, KeyError> {
+        let origin = Path::new("the enrolment line");
+        let file = serde_json::from_str(text).map_err(|error| KeyError::Damaged {
+            path: origin.to_owned(),
+            problem: format!(
+                "it is not one that `interlock keys issue --print` prints (column {}; the text is not shown, it may hold a \
+                 key)",
+                error.column()
+            ),
+        })?;
+        Self::from_file(&file, origin)
+    }
+
+    fn from_file(file: &File, origin: &Path) -> Result<Self, KeyError> {
         let damaged = |problem: String| KeyError::Damaged { path: origin.to_owned(), problem };
-        let file: File = toml::from_str(text).map_err(|error| damaged(parse_problem(text, &error)))?;
         let key = |name: &str, text: &str| {
             text.parse::<PublicKey>()
                 .map_err(|_| damaged(format!("`{name}` is not a key of 40 Z85 characters")))
@@ -74,7 +98,31 @@ impl Credentials {
                 "`endpoints` is empty; name at least one, for example `tcp://127.0.0.1:5555`".to_owned(),
             ));
         }
-        Ok(Self { name: file.name, keys, broker, endpoints: file.endpoints, file: None })
+        Ok(Self { name: file.name.clone(), keys, broker, endpoints: file.endpoints.clone(), file: None })
+    }
+
+    /// The same on one line, for [`Credentials::from_line`]. It contains the secret key.
+    pub fn to_line(&self) -> Zeroizing<String> {
+        // Names, keys and endpoints have neither quotes nor backslashes, so that JSON takes them as they are, but for a
+        // path, which may have anything.
+        let endpoints: Vec<String> = self.endpoints.iter().map(ToString::to_string).collect();
+        let endpoints = serde_json::Value::from(endpoints).to_string();
+        let secret = self.keys.secret.expose_z85();
+        // Its whole length from the start: what grows leaves copies.
+        let mut line = Zeroizing::new(String::with_capacity(512 + endpoints.len()));
+        let parts = [
+            ("{\"name\":\"", self.name.as_str()),
+            ("\",\"public_key\":\"", &self.keys.public.to_string()),
+            ("\",\"secret_key\":\"", &secret),
+            ("\",\"broker_key\":\"", &self.broker.to_string()),
+            ("\",\"endpoints\":", &endpoints),
+            ("}", ""),
+        ];
+        for (before, value) in parts {
+            line.push_str(before);
+            line.push_str(value);
+        }
+        line
     }
 
     /// The file's text. It contains the secret key.
@@ -163,6 +211,24 @@ mod tests {
         assert_eq!(back.keys.public, credentials.keys.public);
         assert_eq!(back.broker, credentials.broker);
         assert_eq!(back.endpoints, credentials.endpoints);
+    }
+
+    #[test]
+    fn an_enrolment_line_is_one_line_reads_back_and_a_damaged_one_is_not_repeated() {
+        let credentials = sample();
+        let line = credentials.to_line();
+        assert!(!line.contains('\n') && line.capacity() < 1024);
+        let back = Credentials::from_line(&line).unwrap();
+        assert_eq!(
+            (back.name, back.keys, back.broker),
+            (credentials.name, credentials.keys.clone(), credentials.broker)
+        );
+        assert_eq!(back.endpoints, credentials.endpoints);
+        let secret = credentials.keys.secret.expose_z85();
+        for damaged in [&line[1..], &line[..60], &line.replace("name", "nome"), ""] {
+            let error = Credentials::from_line(damaged).unwrap_err().to_string();
+            assert!(error.contains("issue --print") && !error.contains(&secret[..8]), "{error}");
+        }
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn sync_directory_of(path: &Path) -> Result<(), KeyError> {
+pub(super) fn sync_directory_of(path: &Path) -> Result<(), KeyError> {
     let directory = directory_of(path);
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("sync", directory))
 }

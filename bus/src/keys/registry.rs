@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{KeyError, Permissions, RuleSource, private_file};
+use super::{KeyError, Permissions, RuleSource, private_file, time_text};
 use crate::{crypto::PublicKey, peer::PeerName};
 
 /// Whether a registered key may connect.
@@ -24,7 +24,8 @@ pub enum KeyState {
     Revoked,
 }
 
-/// One peer of the registry.
+/// One peer of the registry. Times are Unix milliseconds, as the clock of this machine says: set forward, it ends keys;
+/// set back, it revives them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its long-term public key.
@@ -33,6 +34,40 @@ pub struct Peer {
     pub state: KeyState,
     /// What it may do.
     pub permissions: Arc<Permissions>,
+    /// When the key was made; `None` if nobody has written it down.
+    pub issued_ms: Option<u64>,
+    /// When the peer's keys end, whichever they are; `None` for never.
+    pub expires_ms: Option<u64>,
+    /// Keys it had before, and until when each is accepted.
+    pub old_keys: Vec<ReplacedKey>,
+}
+
+/// A key that was replaced by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplacedKey {
+    /// The public key.
+    pub key: PublicKey,
+    /// When its overlap ends.
+    pub until_ms: u64,
+}
+
+impl Peer {
+    /// A peer whose key has no end.
+    pub fn new(key: PublicKey, permissions: Permissions) -> Self {
+        let permissions = Arc::new(permissions);
+        let state = KeyState::Active;
+        Self { key, state, permissions, issued_ms: None, expires_ms: None, old_keys: Vec::new() }
+    }
+
+    /// Whether its time is over.
+    pub fn has_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
+    }
+
+    /// All its keys, the present one first.
+    pub fn keys(&self) -> impl Iterator<Item = &PublicKey> {
+        [&self.key].into_iter().chain(self.old_keys.iter().map(|old| &old.key))
+    }
 }
 
 /// Why a key may not connect.
@@ -47,6 +82,19 @@ pub enum Refusal {
     /// The key was revoked.
     #[error("key of `{0}` was revoked; issue a new one with `interlock keys issue {0}`")]
     Revoked(PeerName),
+    /// The time of the peer's keys is over.
+    #[error("key of `{name}` expired at {}; give it a new one with `interlock keys rotate {name} --expires 30d`", time_text(*.expires_ms))]
+    Expired {
+        /// The peer.
+        name: PeerName,
+        /// When that was, Unix milliseconds.
+        expires_ms: u64,
+    },
+    /// The peer has another key, and the overlap of this one has ended.
+    #[error(
+        "key of `{0}` was replaced and is not accepted any more; its credentials file has the new one, or `interlock keys rotate {0}` makes one"
+    )]
+    Replaced(PeerName),
     /// The peer has no right at all.
     #[error("peer `{0}` has no permission at all; give it one in `authorized.toml`")]
     Rightless(PeerName),
@@ -58,7 +106,17 @@ impl Refusal {
         match self {
             Self::UnknownKey | Self::UnknownPeer(_) => "unknown_key",
             Self::Revoked(_) => "revoked_key",
+            Self::Expired { .. } => "key_expired",
+            Self::Replaced(_) => "key_replaced",
             Self::Rightless(_) => "no_rights",
+        }
+    }
+
+    /// The code with which a session ends that was open when this became true.
+    pub(crate) fn ending_code(&self) -> &'static str {
+        match self {
+            Self::Expired { .. } | Self::Replaced(_) => self.code(),
+            _ => "revoked",
         }
     }
 }
@@ -66,8 +124,8 @@ impl Refusal {
 /// The peers of one installation, as `authorized.toml` lists them, and the keys of incarnations,
 /// which live in memory only.
 ///
-/// Invariants: a key belongs to one name; a name to one registered key and any number of
-/// incarnation keys, all with the same rights.
+/// Invariants: a key belongs to one name; a name to one registered key, those it had before while their overlap lasts,
+/// and any number of incarnation keys, all with the same rights and the same end.
 #[derive(Debug, Default)]
 pub struct Registry {
     peers: BTreeMap<PeerName, Peer>,
@@ -91,6 +149,12 @@ struct FilePeer {
     #[serde(default)]
     state: KeyState,
     #[serde(default)]
+    issued: Option<jiff::Timestamp>,
+    #[serde(default)]
+    expires: Option<jiff::Timestamp>,
+    #[serde(default)]
+    old_keys: Vec<FileReplaced>,
+    #[serde(default)]
     publish: super::Rules,
     #[serde(default)]
     subscribe: super::Rules,
@@ -100,6 +164,18 @@ struct FilePeer {
     request: super::Rules,
     #[serde(default)]
     wait: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileReplaced {
+    public_key: String,
+    until: jiff::Timestamp,
+}
+
+/// Before 1970 is as good as its beginning.
+fn unix_ms(time: jiff::Timestamp) -> u64 {
+    u64::try_from(time.as_millisecond()).unwrap_or_default()
 }
 
 impl Registry {
@@ -126,12 +202,21 @@ impl Registry {
         let source = Some(Arc::new(RuleSource::new(origin, text)));
         let mut registry = Self { source, ..Self::default() };
         for (name, peer) in file.peers {
-            let key = peer.public_key.parse().map_err(|_| {
-                damaged(format!("`peers.{name}.public_key` is not a key of 40 Z85 characters"))
-            })?;
+            let key = |text: &str, field: &str| {
+                text.parse()
+                    .map_err(|_| damaged(format!("`peers.{name}.{field}` is not a key of 40 Z85 characters")))
+            };
+            let old_keys = peer.old_keys.iter().map(|old| {
+                let key = key(&old.public_key, "old_keys.public_key")?;
+                Ok(ReplacedKey { key, until_ms: unix_ms(old.until) })
+            });
+            let old_keys = old_keys.collect::<Result<Vec<_>, KeyError>>()?;
+            let key = key(&peer.public_key, "public_key")?;
+            let (issued_ms, expires_ms) = (peer.issued.map(unix_ms), peer.expires.map(unix_ms));
             let FilePeer { state, publish, subscribe, serve, request, wait, .. } = peer;
             let permissions = Arc::new(Permissions { publish, subscribe, serve, request, wait });
-            registry.insert(name, Peer { key, state, permissions }).map_err(|other| {
+            let peer = Peer { key, state, permissions, issued_ms, expires_ms, old_keys };
+            registry.insert(name, peer).map_err(|other| {
                 damaged(format!("two peers have the same public key, one of them `{other}`"))
             })?;
         }
@@ -143,13 +228,14 @@ impl Registry {
     /// # Errors
     /// The name that holds the key.
     pub fn insert(&mut self, name: PeerName, peer: Peer) -> Result<(), PeerName> {
-        if let Some(other) = self.names.get(&peer.key).filter(|other| **other != name) {
+        let taken = |key: &PublicKey| self.names.get(key).filter(|other| **other != name);
+        if let Some(other) = peer.keys().find_map(taken) {
             return Err(other.clone());
         }
-        if let Some(old) = self.peers.get(&name) {
-            self.names.remove(&old.key);
+        for key in self.peers.get(&name).into_iter().flat_map(Peer::keys) {
+            self.names.remove(key);
         }
-        self.names.insert(peer.key, name.clone());
+        self.names.extend(peer.keys().map(|key| (*key, name.clone())));
         self.peers.insert(name, peer);
         Ok(())
     }
@@ -158,20 +244,62 @@ impl Registry {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn authenticate(&self, key: &PublicKey) -> Result<(PeerName, Arc<Permissions>), Refusal> {
+    pub fn authenticate(
+        &self,
+        key: &PublicKey,
+        now_ms: u64,
+    ) -> Result<(PeerName, Arc<Permissions>), Refusal> {
         let name = self.peer_of(key).ok_or(Refusal::UnknownKey)?;
-        let permissions = self.permissions_of(&name)?;
-        Ok((name, permissions))
+        let permissions = self.permissions_of(&name, now_ms)?;
+        let replaced =
+            self.peers.get(&name).and_then(|peer| peer.old_keys.iter().find(|old| old.key == *key));
+        match replaced {
+            Some(old) if old.until_ms <= now_ms => Err(Refusal::Replaced(name)),
+            _ => Ok((name, permissions)),
+        }
+    }
+
+    /// Whether an open session may go on: as [`Registry::authenticate`], and a key that the peer had when the session
+    /// began and has no more was replaced.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn judge(
+        &self,
+        name: &PeerName,
+        key: Option<&PublicKey>,
+        now_ms: u64,
+    ) -> Result<Arc<Permissions>, Refusal> {
+        let Some(key) = key else { return self.permissions_of(name, now_ms) };
+        match self.authenticate(key, now_ms) {
+            Err(Refusal::UnknownKey) if self.peers.contains_key(name) => {
+                self.permissions_of(name, now_ms)?;
+                Err(Refusal::Replaced(name.clone()))
+            }
+            judged => judged.map(|(_, permissions)| permissions),
+        }
+    }
+
+    /// The next moment at which a key ends by itself, after `now_ms`.
+    pub fn next_end_ms(&self, now_ms: u64) -> Option<u64> {
+        let ends =
+            self.peers.values().filter(|peer| peer.state == KeyState::Active).flat_map(|peer| {
+                peer.expires_ms.into_iter().chain(peer.old_keys.iter().map(|old| old.until_ms))
+            });
+        ends.filter(|end_ms| *end_ms > now_ms).min()
     }
 
     /// Whether this peer may have a session, with a key or in the broker's process, and its rights.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn permissions_of(&self, name: &PeerName) -> Result<Arc<Permissions>, Refusal> {
+    pub fn permissions_of(&self, name: &PeerName, now_ms: u64) -> Result<Arc<Permissions>, Refusal> {
         let peer = self.peers.get(name).ok_or_else(|| Refusal::UnknownPeer(name.clone()))?;
         match peer.state {
             KeyState::Revoked => Err(Refusal::Revoked(name.clone())),
+            KeyState::Active if peer.has_expired(now_ms) => {
+                Err(Refusal::Expired { name: name.clone(), expires_ms: peer.expires_ms.unwrap_or_default() })
+            }
             KeyState::Active if peer.permissions.is_empty() => Err(Refusal::Rightless(name.clone())),
             KeyState::Active => Ok(Arc::clone(&peer.permissions)),
         }
@@ -219,136 +347,6 @@ impl Registry {
     }
 }
 
-/// An `authorized.toml` that is edited with its comments kept.
-#[derive(Debug)]
-pub struct RegistryFile {
-    path: PathBuf,
-    document: toml_edit::DocumentMut,
-}
-
-/// What stands at the top of a new `authorized.toml`.
-const FILE_HEAD: &str = "\
-# Who may connect to the bus, and do what. Read live: a saved change applies at once;
-# a file with a mistake is refused and the old rules stay.
-# Rights: publish, subscribe, serve, request, each with `allow` and `deny` lists of topic filters
-# (`+` one level, `#` the rest). Deny beats allow beats the default, which is deny.
-";
-
-impl RegistryFile {
-    /// Opens the file for editing; a missing one begins with an explanation.
-    ///
-    /// # Errors
-    /// Those of [`Registry::load`].
-    pub fn open(path: &Path) -> Result<Self, KeyError> {
-        let text =
-            if path.exists() { private_file::read_text(path)?.to_string() } else { FILE_HEAD.to_owned() };
-        Registry::from_toml(&text, path)?;
-        let document = text.parse().map_err(|error: toml_edit::TomlError| KeyError::Damaged {
-            path: path.to_owned(),
-            problem: error.message().to_owned(),
-        })?;
-        Ok(Self { path: path.to_owned(), document })
-    }
-
-    /// Where the file is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Adds a peer.
-    ///
-    /// # Errors
-    /// [`KeyError::PeerExists`] if one of that name is active.
-    pub fn enrol(
-        &mut self,
-        name: &PeerName,
-        key: &PublicKey,
-        permissions: &Permissions,
-    ) -> Result<(), KeyError> {
-        let registry = self.registry()?;
-        if registry.peer(name).is_some_and(|peer| peer.state == KeyState::Active) {
-            return Err(KeyError::PeerExists { name: name.clone(), path: self.path.clone() });
-        }
-        let damaged = |problem: String| KeyError::Damaged { path: self.path.clone(), problem };
-        let mut table =
-            toml_edit::ser::to_document(permissions).map_err(|error| damaged(error.to_string()))?;
-        table.insert("public_key", toml_edit::value(key.to_string()));
-        let mut table = table.as_table().clone();
-        if self.document.is_empty() {
-            // A document without tables holds its comments as trailing text; they belong on top.
-            let head = self.document.trailing().as_str().unwrap_or_default().to_owned();
-            table.decor_mut().set_prefix(head + "\n");
-            self.document.set_trailing("");
-        } else {
-            table.decor_mut().set_prefix("\n");
-        }
-        let peers = self.document.entry("peers").or_insert_with(|| {
-            let mut peers = toml_edit::Table::new();
-            peers.set_implicit(true);
-            toml_edit::Item::Table(peers)
-        });
-        let peers = peers.as_table_like_mut().ok_or_else(|| KeyError::Damaged {
-            path: self.path.clone(),
-            problem: "`peers` is not a table".to_owned(),
-        })?;
-        peers.insert(name.as_str(), toml_edit::Item::Table(table));
-        Ok(())
-    }
-
-    /// Gives a peer other rights; key and state stay. For peers whose rights are set elsewhere, as those of
-    /// configured programs are.
-    ///
-    /// # Errors
-    /// [`KeyError::UnknownPeer`].
-    pub fn set_permissions(&mut self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
-        let unknown = || KeyError::UnknownPeer { name: name.clone(), path: self.path.clone() };
-        let damaged = |problem: String| KeyError::Damaged { path: self.path.clone(), problem };
-        let rights = toml_edit::ser::to_document(permissions).map_err(|error| damaged(error.to_string()))?;
-        let peers =
-            self.document.get_mut("peers").and_then(|peers| peers.as_table_like_mut()).ok_or_else(unknown)?;
-        let peer =
-            peers.get_mut(name.as_str()).and_then(|peer| peer.as_table_like_mut()).ok_or_else(unknown)?;
-        for key in ["publish", "subscribe", "serve", "request", "wait"] {
-            peer.remove(key);
-        }
-        for (key, item) in rights.iter() {
-            peer.insert(key, item.clone());
-        }
-        Ok(())
-    }
-
-    /// Marks a peer's key as revoked.
-    ///
-    /// # Errors
-    /// [`KeyError::UnknownPeer`].
-    pub fn revoke(&mut self, name: &PeerName) -> Result<(), KeyError> {
-        let unknown = || KeyError::UnknownPeer { name: name.clone(), path: self.path.clone() };
-        let peers =
-            self.document.get_mut("peers").and_then(|peers| peers.as_table_like_mut()).ok_or_else(unknown)?;
-        let peer =
-            peers.get_mut(name.as_str()).and_then(|peer| peer.as_table_like_mut()).ok_or_else(unknown)?;
-        peer.insert("state", toml_edit::value("revoked"));
-        Ok(())
-    }
-
-    /// What the document says now.
-    ///
-    /// # Errors
-    /// [`KeyError::Damaged`].
-    pub fn registry(&self) -> Result<Registry, KeyError> {
-        Registry::from_toml(&self.document.to_string(), &self.path)
-    }
-
-    /// Checks and writes the file.
-    ///
-    /// # Errors
-    /// [`KeyError::Damaged`] if the result would not be readable, [`KeyError::Io`].
-    pub fn save(&self) -> Result<(), KeyError> {
-        self.registry()?;
-        private_file::replace(&self.path, self.document.to_string().as_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,61 +357,15 @@ mod tests {
     }
 
     #[test]
-    fn other_rights_leave_key_and_neighbours_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut file = RegistryFile::open(&directory.path().join("authorized.toml")).unwrap();
-        let (one, two): (PeerName, PeerName) = ("one".parse().unwrap(), "two".parse().unwrap());
-        let key = KeyPair::generate().public;
-        file.enrol(&one, &key, &permissions()).unwrap();
-        file.enrol(&two, &KeyPair::generate().public, &permissions()).unwrap();
-        let other = Permissions::from_lists(&[], &[], &["x/#"], &[]).unwrap();
-        file.set_permissions(&one, &other).unwrap();
-        file.save().unwrap();
-        let registry = Registry::load(file.path()).unwrap();
-        assert_eq!(*registry.peer(&one).unwrap().permissions, other);
-        assert_eq!(registry.peer(&one).unwrap().key, key);
-        assert_eq!(*registry.peer(&two).unwrap().permissions, permissions());
-        assert!(file.set_permissions(&"three".parse().unwrap(), &other).is_err());
-    }
-
-    #[test]
-    fn enrolling_keeps_comments_and_reads_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("authorized.toml");
-        let key = KeyPair::generate().public;
-        let mut file = RegistryFile::open(&path).unwrap();
-        file.enrol(&"gateway".parse().unwrap(), &key, &permissions()).unwrap();
-        file.save().unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace("[peers.gateway]", "# mine\n[peers.gateway]")).unwrap();
-
-        let mut file = RegistryFile::open(&path).unwrap();
-        file.enrol(&"tool".parse().unwrap(), &KeyPair::generate().public, &permissions()).unwrap();
-        assert!(matches!(
-            file.enrol(&"tool".parse().unwrap(), &key, &permissions()),
-            Err(KeyError::PeerExists { .. })
-        ));
-        file.save().unwrap();
-
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains("# mine") && text.starts_with("# Who may connect"), "{text}");
-        let registry = Registry::load(&path).unwrap();
-        let (name, rights) = registry.authenticate(&key).unwrap();
-        assert_eq!((name.as_str(), &*rights), ("gateway", &permissions()));
-    }
-
-    #[test]
     fn unknown_revoked_and_rightless_keys_are_refused_each_by_its_name() {
         let mut registry = Registry::default();
         let keys: Vec<PublicKey> = (0..3).map(|_| KeyPair::generate().public).collect();
         let mut add = |name: &str, key, state, permissions: Permissions| {
-            registry
-                .insert(name.parse().unwrap(), Peer { key, state, permissions: permissions.into() })
-                .unwrap();
+            registry.insert(name.parse().unwrap(), Peer { state, ..Peer::new(key, permissions) }).unwrap();
         };
         add("gone", keys[0], KeyState::Revoked, permissions());
         add("mute", keys[1], KeyState::Active, Permissions::default());
-        let code = |key| registry.authenticate(key).unwrap_err().code();
+        let code = |key| registry.authenticate(key, 0).unwrap_err().code();
         assert_eq!(
             [code(&keys[0]), code(&keys[1]), code(&keys[2])],
             ["revoked_key", "no_rights", "unknown_key"]
@@ -424,17 +376,43 @@ mod tests {
     fn an_incarnation_key_has_the_rights_of_its_name_until_it_is_removed() {
         let mut registry = Registry::default();
         let name: PeerName = "program".parse().unwrap();
-        let peer = Peer {
-            key: KeyPair::generate().public,
-            state: KeyState::Active,
-            permissions: permissions().into(),
-        };
+        let peer = Peer::new(KeyPair::generate().public, permissions());
         registry.insert(name.clone(), peer).unwrap();
         let key = KeyPair::generate().public;
         registry.incarnations().insert(key, name.clone());
-        assert_eq!(registry.authenticate(&key).unwrap().0, name);
+        assert_eq!(registry.authenticate(&key, 0).unwrap().0, name);
         registry.incarnations().remove(&key);
-        assert_eq!(registry.authenticate(&key), Err(Refusal::UnknownKey));
+        assert_eq!(registry.authenticate(&key, 0), Err(Refusal::UnknownKey));
+    }
+
+    #[test]
+    fn a_key_ends_at_its_instant_and_those_it_replaced_at_theirs() {
+        let mut registry = Registry::default();
+        let name: PeerName = "guest".parse().unwrap();
+        let [now, before, incarnation] = [0; 3].map(|_| KeyPair::generate().public);
+        let old_keys = vec![ReplacedKey { key: before, until_ms: 500 }];
+        let peer = Peer { expires_ms: Some(1000), old_keys, ..Peer::new(now, permissions()) };
+        registry.insert(name.clone(), peer).unwrap();
+        registry.incarnations().insert(incarnation, name.clone());
+        let code =
+            |key: &PublicKey, now_ms| registry.authenticate(key, now_ms).map_err(|refusal| refusal.code());
+        assert!(code(&now, 999).is_ok() && code(&before, 499).is_ok() && code(&incarnation, 999).is_ok());
+        assert_eq!(code(&before, 500), Err("key_replaced"));
+        assert_eq!(
+            [code(&now, 1000), code(&before, 1000), code(&incarnation, 1000)],
+            [const { Err("key_expired") }; 3]
+        );
+        assert_eq!(
+            [0, 499, 500, 999, 1000].map(|now_ms| registry.next_end_ms(now_ms)),
+            [Some(500), Some(500), Some(1000), Some(1000), None]
+        );
+        // A clock that was set back finds them again.
+        assert!(code(&now, 0).is_ok());
+        // An open session with a key that is gone was replaced; one with a stranger's key never was.
+        let gone = KeyPair::generate().public;
+        assert_eq!(registry.judge(&name, Some(&gone), 0), Err(Refusal::Replaced(name.clone())));
+        assert_eq!(registry.judge(&name, Some(&gone), 1000).unwrap_err().code(), "key_expired");
+        assert!(registry.judge(&name, None, 0).is_ok());
     }
 
     #[test]

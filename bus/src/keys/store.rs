@@ -11,7 +11,10 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{BrokerKeys, Credentials, KeyError, Permissions, Registry, private_file, registry::RegistryFile};
+use super::{
+    BrokerKeys, Credentials, KeyError, LastUse, Permissions, Registry, last_use, private_file,
+    registry::Peer, registry_file::RegistryFile,
+};
 use crate::{
     crypto::{KeyPair, PublicKey},
     endpoint::Endpoint,
@@ -65,6 +68,7 @@ impl KeyStore {
         }
         let store = Self { directory: directory.to_owned() };
         store.registry_file()?.save_if_missing()?;
+        store.finish_rotations()?;
         let keys = store.broker_keys()?;
         let in_force = keys.in_force(now_ms());
         if in_force.old.len() < keys.old.len() {
@@ -86,6 +90,24 @@ impl KeyStore {
         let store = Self { directory: directory.to_owned() };
         store.broker_keys()?;
         Ok(store)
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// When each key was last used, as far as the broker has written it down.
+    ///
+    /// # Errors
+    /// [`KeyError`] of a damaged file.
+    pub fn last_use(&self) -> Result<LastUse, KeyError> {
+        LastUse::load(&self.directory.join(last_use::FILE))
+    }
+
+    /// Holds the store's lock until dropped.
+    pub(super) fn lock(&self) -> Result<Flock<File>, KeyError> {
+        lock(&self.directory)
     }
 
     /// The broker's long-term keys, as the file has them now.
@@ -175,7 +197,7 @@ impl KeyStore {
 
     /// The registry for editing. A missing or empty one is new only where nobody is enrolled yet: elsewhere it is
     /// lost, and a new one would forget peers and what was revoked.
-    fn registry_file(&self) -> Result<RegistryFile, KeyError> {
+    pub(super) fn registry_file(&self) -> Result<RegistryFile, KeyError> {
         let path = self.registry_path();
         let problem = match path.exists() {
             false => "missing",
@@ -195,7 +217,7 @@ impl KeyStore {
         RegistryFile::open(&path)
     }
 
-    /// Enrols `name` with a new key and writes its credentials to `NAME.toml`, or to `path` if given.
+    /// [`KeyStore::issue_until`] for a key that has no end.
     ///
     /// # Errors
     /// [`KeyError::PeerExists`] if one of that name is active.
@@ -206,7 +228,24 @@ impl KeyStore {
         endpoints: &[Endpoint],
         path: Option<&Path>,
     ) -> Result<Credentials, KeyError> {
+        self.issue_until(name, permissions, None, endpoints, path)
+    }
+
+    /// Enrols `name` with a new key and writes its credentials to `NAME.toml`, or to `path` if given. At `expires_ms`, Unix
+    /// milliseconds, the key ends by itself.
+    ///
+    /// # Errors
+    /// [`KeyError::PeerExists`] if one of that name is active.
+    pub fn issue_until(
+        &self,
+        name: &PeerName,
+        permissions: &Permissions,
+        expires_ms: Option<u64>,
+        endpoints: &[Endpoint],
+        path: Option<&Path>,
+    ) -> Result<Credentials, KeyError> {
         let _lock = lock(&self.directory)?;
+        self.finish_rotations()?;
         let path = path.map_or_else(|| Credentials::path_in(&self.directory, name), Path::to_owned);
         let credentials = Credentials {
             name: name.clone(),
@@ -216,7 +255,12 @@ impl KeyStore {
             file: Some(path.clone()),
         };
         let mut file = self.registry_file()?;
-        file.enrol(name, &credentials.keys.public, permissions)?;
+        let peer = Peer {
+            issued_ms: Some(now_ms()),
+            expires_ms,
+            ..Peer::new(credentials.keys.public, permissions.clone())
+        };
+        file.enrol(name, &peer)?;
         // Credentials first: a crash between the two leaves a file without rights, never rights without a file.
         credentials.save(&path)?;
         file.save()?;
@@ -362,7 +406,8 @@ fn first_toml(directory: &Path, except: &[&str]) -> Option<PathBuf> {
         .find(|path| path.file_name().is_none_or(|name| !except.iter().any(|other| name == *other)))
 }
 
-fn now_ms() -> u64 {
+/// Unix time.
+pub(super) fn now_ms() -> u64 {
     now_ns() / 1_000_000
 }
 
@@ -393,12 +438,12 @@ mod tests {
         let name: PeerName = "tool".parse().unwrap();
         let permissions = Permissions::from_lists(&["a"], &[], &[], &[]).unwrap();
         let issued = store.issue(&name, &permissions, &endpoints(), None).unwrap();
-        assert_eq!(store.registry().unwrap().authenticate(&issued.keys.public).unwrap().0, name);
+        assert_eq!(store.registry().unwrap().authenticate(&issued.keys.public, 0).unwrap().0, name);
         assert_eq!(store.ensure(&name, &permissions, &endpoints()).unwrap().keys.public, issued.keys.public);
         store.revoke(&name).unwrap();
-        assert!(store.registry().unwrap().authenticate(&issued.keys.public).is_err());
+        assert!(store.registry().unwrap().authenticate(&issued.keys.public, 0).is_err());
         let reissued = store.issue(&name, &permissions, &endpoints(), None).unwrap();
-        assert!(store.registry().unwrap().authenticate(&reissued.keys.public).is_ok());
+        assert!(store.registry().unwrap().authenticate(&reissued.keys.public, 0).is_ok());
     }
 
     #[test]

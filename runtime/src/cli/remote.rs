@@ -18,7 +18,7 @@ use crate::{
 pub(crate) const OPERATOR: &str = "operator";
 
 /// How long the instance may take to say how it is.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long connecting to a running instance may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

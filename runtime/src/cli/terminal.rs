@@ -47,46 +47,49 @@ impl Drop for Silenced {
 }
 
 fn ask(question: &str) -> Result<Passphrase, PassphraseError> {
-    let silenced = Silenced::begin().map_err(PassphraseError::Terminal)?;
+    let typed = secret_line(question, BYTES_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => PassphraseError::Cancelled,
+        _ => PassphraseError::Terminal(error),
+    })?;
+    Passphrase::new(typed, "the terminal")
+}
+
+/// Asks for one line that nobody is to see, of at most so many bytes; one more is kept of a longer one. Whoever does not
+/// want to say it ends it with Ctrl-C or Ctrl-D (`UnexpectedEof`).
+pub(super) fn secret_line(question: &str, bytes_max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let silenced = Silenced::begin()?;
     let mut err = io::stderr();
     // Standard output may be data.
-    err.write_all(super::ascii(question).as_bytes())
-        .and_then(|()| err.flush())
-        .map_err(PassphraseError::Terminal)?;
+    err.write_all(super::ascii(question).as_bytes()).and_then(|()| err.flush())?;
     // Unbuffered and byte by byte, so that no copy is left in a buffer nobody wipes.
-    let typed = read_line(
-        io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .map(std::fs::File::from)
-            .map_err(PassphraseError::Terminal)?,
-    );
+    let typed = read_line(io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from)?, bytes_max);
     drop(silenced);
-    Passphrase::new(typed?, "the terminal")
+    typed
 }
 
 /// What is typed up to the end of the line.
-fn read_line(mut terminal: impl Read) -> Result<Zeroizing<Vec<u8>>, PassphraseError> {
-    let mut line = Zeroizing::new(Vec::with_capacity(BYTES_MAX + 1));
+fn read_line(mut terminal: impl Read, bytes_max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let cancelled = || io::Error::new(io::ErrorKind::UnexpectedEof, "nothing was typed");
+    let mut line = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
     let mut byte = Zeroizing::new([0; 1]);
     loop {
         match terminal.read(byte.as_mut_slice()) {
-            Ok(0) => return Err(PassphraseError::Cancelled),
+            Ok(0) => return Err(cancelled()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(PassphraseError::Terminal(error)),
+            Err(error) => return Err(error),
         }
         match byte[0] {
             b'\n' | b'\r' => return Ok(line),
-            INTERRUPT => return Err(PassphraseError::Cancelled),
-            END if line.is_empty() => return Err(PassphraseError::Cancelled),
+            INTERRUPT => return Err(cancelled()),
+            END if line.is_empty() => return Err(cancelled()),
             ERASE_LINE => line.clear(),
             key if BACKSPACE.contains(&key) => {
                 // A whole character, whatever its bytes.
                 while line.pop().is_some_and(|last| last & 0xc0 == 0x80) {}
             }
             // One too many is enough to refuse it.
-            key if line.len() <= BYTES_MAX => line.push(key),
+            key if line.len() <= bytes_max => line.push(key),
             _ => {}
         }
     }
@@ -98,7 +101,9 @@ mod tests {
 
     #[test]
     fn a_line_is_edited_as_people_expect() {
-        let line = |typed: &[u8]| read_line(typed).map(|line| String::from_utf8(line.to_vec()).unwrap()).ok();
+        let line = |typed: &[u8]| {
+            read_line(typed, BYTES_MAX).map(|line| String::from_utf8(line.to_vec()).unwrap()).ok()
+        };
         assert_eq!(line(b"abc\rdef"), Some("abc".to_owned()));
         assert_eq!(line(b"abX\x7fc\n"), Some("abc".to_owned()));
         assert_eq!(line("ab\u{20ac}\u{8}c\n".as_bytes()), Some("abc".to_owned()));

@@ -1,7 +1,7 @@
 //! What the hub knows of keys and rules, and tells those who ask or are concerned.
 
 use super::*;
-use crate::keys::{BrokerKeys, Registry, RuleSource, registry::Peer};
+use crate::keys::{BrokerKeys, LastUse, Registry, RuleSource, registry::Peer};
 
 /// The broker's own keys and the state of the registry, as the tool shows them.
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ pub(in crate::broker) struct Security {
     pub(in crate::broker) registry_problem: Option<(String, u64)>,
     /// Who is registered, for those who ask why.
     pub(in crate::broker) roster: Roster,
+    /// Uses of keys that nobody has taken yet; empty if there was none.
+    last_use: LastUse,
 }
 
 /// The peers of the registry that is in force, and where their rules stand.
@@ -36,6 +38,28 @@ impl Hub {
     pub fn set_registry(&mut self, registry: &Registry) {
         let peers = registry.peers().map(|(name, peer)| (name.clone(), peer.clone())).collect();
         self.security.roster = Roster { peers, source: registry.source().cloned() };
+    }
+
+    /// Notes that a session is open.
+    pub(super) fn note_use(&mut self, info: &SessionInfo) {
+        self.security.last_use.note(&info.peer, info.key.as_ref(), self.now_ms);
+    }
+
+    /// Notes every open session.
+    pub fn note_all_uses(&mut self) {
+        let infos: Vec<SessionInfo> = self.each_session().map(|(_, session)| session.info.clone()).collect();
+        infos.iter().for_each(|info| self.note_use(info));
+    }
+
+    /// The uses since this was last called; `None` without one.
+    pub fn take_uses(&mut self) -> Option<LastUse> {
+        let uses = std::mem::take(&mut self.security.last_use);
+        (uses != LastUse::default()).then_some(uses)
+    }
+
+    /// Takes back uses that could not be written down yet.
+    pub fn put_uses_back(&mut self, uses: LastUse) {
+        self.security.last_use.merge(uses);
     }
 
     /// Notes that an edit of the registry was refused, or that one was not.

@@ -48,7 +48,7 @@ impl Hub {
     pub(super) fn execute_will(&mut self, id: SessionId, code: &str) {
         let Some(session) = self.session_mut(id) else { return };
         let Some(will) = session.will.take().filter(|_| code != "broker_stopping") else { return };
-        if code == "revoked" {
+        if matches!(code, "revoked" | "key_expired" | "key_replaced") {
             session.info.permissions = Arc::default();
         }
         if let Err((code, topic, text)) = self.publish(id, will) {

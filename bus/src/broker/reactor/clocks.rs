@@ -1,6 +1,7 @@
 //! What time alone brings: deadlines, pings, edits of the registry.
 
 use super::*;
+use crate::broker::last_use::{NOTED_EVERY, WRITTEN_AFTER};
 
 impl Reactor {
     pub(super) fn tick(&mut self, now: Instant) {
@@ -23,6 +24,9 @@ impl Reactor {
             self.hub.set_registry_problem(Some(problem));
         }
         self.end_overlaps(now);
+        // A clock that was set back has moved it.
+        self.next_end_ms = self.registry.next_end_ms(now_ms()).unwrap_or(u64::MAX).min(self.next_end_ms);
+        self.write_uses(now, false);
         for again in self.hub.denied_again() {
             tracing::warn!("{again}");
         }
@@ -92,19 +96,50 @@ impl Reactor {
                 self.hub.set_registry_problem(None);
                 self.registry.replace_peers(edited);
                 self.hub.set_registry(&self.registry);
-                let registry = &self.registry;
-                self.hub.reauthorise(|info| {
-                    let judged = match info.key {
-                        Some(key) => registry.authenticate(&key).map(|(_, permissions)| permissions),
-                        None => registry.permissions_of(&info.peer),
-                    };
-                    judged.map_err(|refusal| Ending { code: "revoked", text: refusal.to_string() })
-                });
+                self.judge_sessions();
             }
             Some(Err(error)) => {
                 tracing::error!(%error, "authorised peers not read again; the old rules stay");
                 self.hub.set_registry_problem(Some(error));
             }
+        }
+    }
+
+    /// Gives every session the rights it has now, or ends it.
+    fn judge_sessions(&mut self) {
+        let (registry, now_ms) = (&self.registry, now_ms());
+        self.hub.reauthorise(|info| {
+            let judged = registry.judge(&info.peer, info.key.as_ref(), now_ms);
+            judged.map_err(|refusal| Ending { code: refusal.ending_code(), text: refusal.to_string() })
+        });
+        self.next_end_ms = registry.next_end_ms(now_ms).unwrap_or(u64::MAX);
+    }
+
+    /// Ends the sessions of keys whose time is over, at that instant.
+    pub(super) fn end_keys_of_age(&mut self) {
+        if now_ms() >= self.next_end_ms {
+            self.judge_sessions();
+        }
+    }
+
+    /// Has the uses of keys written down that were not, if it is time to.
+    pub(super) fn write_uses(&mut self, now: Instant, is_last: bool) {
+        let Some(keeper) = &mut self.last_use else { return };
+        if now.duration_since(keeper.noted) >= NOTED_EVERY {
+            keeper.noted = now;
+            self.hub.note_all_uses();
+        }
+        if !is_last && now.duration_since(keeper.written) < WRITTEN_AFTER {
+            return;
+        }
+        let Some(mut uses) = self.hub.take_uses() else { return };
+        uses.keep_registered(&self.registry);
+        keeper.written = now;
+        if is_last {
+            return keeper.finish(uses);
+        }
+        if let Err(uses) = keeper.offer(uses) {
+            self.hub.put_uses_back(uses);
         }
     }
 

@@ -18,7 +18,7 @@ impl Reactor {
             let text = "the client uses an old key of the broker whose overlap has ended";
             return self.refuse(slot, "wrong_server_key", text, shown, now);
         }
-        let (peer, permissions) = match self.registry.authenticate(&key) {
+        let (peer, permissions) = match self.registry.authenticate(&key, now_ms()) {
             Ok(found) => found,
             Err(refusal) => {
                 self.with_engine(slot, |engine| engine.refuse(Refusal::KeyRefused.reason()));

@@ -1,0 +1,311 @@
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use interlock_bus::{
+    Client, ConnectError, ConnectOptions, Credentials, Event, Payload, Permissions,
+    blocking::wait,
+    client::SubscribeOptions,
+    keys::{LastUse, last_use},
+    native::Record,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{
+        DEADLINE, TestBroker, TestProcess, eventually,
+        runtime::{TestRuntime, tool},
+    },
+    raw_peer::RawPeer,
+};
+
+fn connect(credentials: &Credentials) -> Client {
+    Client::connect_blocking(ConnectOptions::new(credentials.clone()).timeout(DEADLINE)).unwrap()
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+fn keys(data: &Path, arguments: &[&str]) -> Output {
+    let mut command = tool("interlock");
+    command.arg("--data-dir").arg(data).arg("keys").args(arguments).output().unwrap()
+}
+
+/// What a verb of `interlock keys` says on standard output, if it ends well.
+fn told(data: &Path, arguments: &[&str]) -> String {
+    let output = keys(data, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn told_json(data: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(told(data, arguments).trim()).unwrap()
+}
+
+/// The row of one peer in `list --json`.
+fn listed(data: &Path, name: &str) -> Value {
+    let rows = told(data, &["list", "--json"]);
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.into_iter().find(|row| row["name"] == name).unwrap()
+}
+
+fn issue_until(broker: &TestBroker, name: &str, lasting: Duration) -> (Credentials, u64) {
+    let permissions = Permissions::from_lists(&["a"], &["a"], &[], &["$sys/broker/#"]).unwrap();
+    let end_ms = now_ms() + lasting.as_millis() as u64;
+    let endpoints = broker.handle.endpoints();
+    let issued =
+        broker.store.issue_until(&name.parse().unwrap(), &permissions, Some(end_ms), endpoints, None);
+    (issued.unwrap(), end_ms)
+}
+
+/// Ends sessions of every kind, and says when and why.
+#[test]
+fn a_key_that_expires_ends_its_sessions_at_that_instant_and_is_refused_from_then_on() {
+    let broker = TestBroker::start();
+    let observer = broker.enrol("observer", &[], &["$sys/#"], &[], &["$sys/broker/#"]);
+    let observer = connect(&Credentials::load(&observer).unwrap());
+    let filter = "$sys/auth/refused".parse().unwrap();
+    let mut refusals = wait(observer.subscribe(&filter, SubscribeOptions::default())).unwrap();
+    let (guest, end_ms) = issue_until(&broker, "guest", Duration::from_millis(1500));
+    let (memory, _) = issue_until(&broker, "memory", Duration::from_secs(3600));
+    let endpoint = &broker.handle.endpoints()[0];
+    let mut native = RawPeer::native(endpoint, &guest);
+    let other = connect(&Credentials { file: None, ..memory });
+    let _stock =
+        TestProcess::python("stock.py", &["sub", guest.file.as_ref().unwrap().to_str().unwrap(), "a"]);
+    // An edit meanwhile changes nothing of it.
+    broker.enrol("another", &["a"], &[], &[], &[]);
+
+    let goodbye = native.record_where(|record| matches!(record, Record::Goodbye { .. })).unwrap();
+    let late_ms = now_ms() as i64 - end_ms as i64;
+    assert!((0..1000).contains(&late_ms), "{late_ms} ms after its end");
+    let Record::Goodbye { code, text } = goodbye else { unreachable!() };
+    assert!(
+        code == "key_expired" && text.contains("guest") && text.contains("rotate guest --expires"),
+        "{text}"
+    );
+    let peers = || {
+        let topic = "$sys/broker/peers".parse().unwrap();
+        let reply = wait(observer.request(&topic, Payload::default(), DEADLINE)).unwrap();
+        let rows: Value = serde_json::from_slice(&reply.payload).unwrap();
+        rows.as_array().unwrap().iter().filter(|row| row["peer"] == "guest").count()
+    };
+    eventually("the sessions of the guest to be gone", || (peers() == 0).then_some(()));
+
+    let refused = Client::connect_blocking(ConnectOptions::new(guest.clone()).timeout(DEADLINE));
+    assert!(matches!(refused, Err(ConnectError::KeyRefused { .. })), "{refused:?}");
+    let event = loop {
+        match wait(refusals.next()) {
+            Some(Event::Message(message)) => break message.decode::<Value>().unwrap(),
+            Some(_) => {}
+            None => panic!("the events have ended"),
+        }
+    };
+    assert_eq!((&event["code"], &event["peer"]), (&json!("key_expired"), &json!("guest")));
+    // Nobody else felt it, and a new key with a new end works at once.
+    wait(other.ping()).unwrap();
+    let name = guest.name.clone();
+    let rotation = broker.store.rotate(&name, Duration::ZERO, None, &[], None);
+    assert!(rotation.unwrap_err().to_string().contains("--expires"));
+    let rotation = broker.store.rotate(&name, Duration::ZERO, Some(now_ms() + 60_000), &[], None).unwrap();
+    connect(&rotation.credentials);
+}
+
+#[test]
+fn a_client_outlives_the_rotation_of_its_key_with_and_without_an_overlap() {
+    let broker = TestBroker::start();
+    let path = broker.enrol("member", &["a"], &["a"], &[], &[]);
+    let first = Credentials::load(&path).unwrap();
+    let client = connect(&first);
+    let name = first.name.clone();
+    let mut subscription =
+        wait(client.subscribe(&"a".parse().unwrap(), SubscribeOptions::default())).unwrap();
+    let mut works = |what: &str| {
+        eventually(what, || {
+            let topic = "a".parse().unwrap();
+            wait(client.publish_acknowledged(&topic, Payload::text(what), Default::default())).ok()
+        });
+        loop {
+            match wait(subscription.next()) {
+                Some(Event::Message(message)) if message.payload == what.as_bytes() => return,
+                Some(_) => {}
+                None => panic!("the subscription has ended: {:?}", client.closed_reason()),
+            }
+        }
+    };
+    works("before");
+    broker.store.rotate(&name, Duration::from_millis(700), None, &[], None).unwrap();
+    let mut old = RawPeer::native(&broker.handle.endpoints()[0], &first);
+    let goodbye = old.record_where(|record| matches!(record, Record::Goodbye { .. })).unwrap();
+    assert!(matches!(&goodbye, Record::Goodbye { code, .. } if code == "key_replaced"), "{goodbye:?}");
+    works("after the overlap");
+    let rotated = Instant::now();
+    broker.store.rotate(&name, Duration::ZERO, None, &[], None).unwrap();
+    works("at once");
+    assert!(rotated.elapsed() < Duration::from_secs(5), "{:?}", rotated.elapsed());
+    // Who has the old key in memory only is told, and tries no more.
+    let second = Credentials::load(&path).unwrap();
+    let memory = connect(&Credentials { file: None, ..second });
+    broker.store.rotate(&name, Duration::ZERO, None, &[], None).unwrap();
+    let reason = eventually("the end of the one without a file", || memory.closed_reason());
+    assert!(reason.contains("replaced"), "{reason}");
+    works("and again");
+}
+
+#[test]
+fn the_last_use_of_each_key_is_known_while_the_broker_runs_and_after_it() {
+    let broker = TestBroker::start();
+    let file = broker.keys().join(last_use::FILE);
+    let load = |name: &str| Credentials::load(&broker.enrol(name, &["a"], &[], &[], &[])).unwrap();
+    let (early, idle, late) = (load("early"), load("idle"), load("late"));
+    let of = |credentials: &Credentials| LastUse::load(&file).unwrap().of_key(&credentials.keys.public);
+    let began = now_ms();
+    let client = connect(&early);
+    let written = eventually("the beginning of a session to be written down", || of(&early));
+    assert!((began..=now_ms()).contains(&written));
+    let closing = now_ms();
+    wait(client.close());
+    // The end of the broker writes what it still has, and the end of each session is a use.
+    let _open = connect(&late);
+    let stopping = now_ms();
+    broker.handle.stop(Duration::from_secs(1));
+    let [early, late] = [&early, &late].map(|credentials| of(credentials).unwrap());
+    assert!(early >= closing.min(stopping) && late >= stopping && late <= now_ms(), "{early} {late}");
+    assert_eq!(of(&idle), None);
+}
+
+#[test]
+fn list_and_show_say_of_a_peer_all_there_is() {
+    let runtime = TestRuntime::start();
+    let data = runtime.data();
+    let began = now_ms();
+    let issued = told_json(
+        &data,
+        &["issue", "guest", "--publish", "a/#", "--request", "b", "--expires", "30d", "--json"],
+    );
+    let file = PathBuf::from(issued["file"].as_str().unwrap());
+    let credentials = Credentials::load(&file).unwrap();
+    let row = listed(&data, "guest");
+    assert_eq!(row["fingerprint"], credentials.keys.public.fingerprint());
+    assert_eq!(
+        (&row["state"], &row["last_use_ms"], &row["expires_ms"]),
+        (&json!("active"), &Value::Null, &issued["expires_ms"])
+    );
+    let days = |ms: &Value| (ms.as_u64().unwrap() - began) as f64 / 86_400_000.0;
+    assert!((days(&row["expires_ms"]) - 30.0).abs() < 0.01 && days(&row["issued_ms"]) < 0.01, "{row}");
+    let client = connect(&credentials);
+    let used = eventually("its use", || listed(&data, "guest")["last_use_ms"].as_u64());
+    assert!((began..=now_ms()).contains(&used));
+
+    let shown = told_json(&data, &["show", "guest", "--json"]);
+    assert_eq!(shown["public_key"], credentials.keys.public.to_string());
+    assert_eq!(shown["sessions"].as_array().unwrap().len(), 1, "{shown}");
+    let registry = std::fs::read_to_string(data.join("keys/authorized.toml")).unwrap();
+    let rules = shown["rules"].as_array().unwrap();
+    let rule = rules.iter().find(|rule| rule["filter"] == "a/#").unwrap();
+    assert_eq!((&rule["right"], &rule["decision"]), (&json!("publish"), &json!("allow")));
+    let line = registry.lines().nth(rule["line"].as_u64().unwrap() as usize - 1).unwrap();
+    assert!(line.contains("a/#"), "{line}");
+
+    // The same for people, and for a peer of the tree.
+    let text = told(&data, &["show", "guest"]);
+    let parts = [
+        "active",
+        "publish",
+        "allow a/#",
+        "authorized.toml:",
+        "this key, since",
+        &credentials.keys.public.fingerprint(),
+    ];
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    assert!(told(&data, &["show", "gateway"]).contains("no key (in process)"));
+    let table = told(&data, &["list"]);
+    let row = table.lines().find(|line| line.starts_with("guest")).unwrap();
+    assert!(row.contains("publish a/#") && row.contains("request b"), "{table}");
+    drop(client);
+
+    // Rotated: both keys are shown with the end of the old one; revoked: that is its state.
+    let rotated = told_json(&data, &["rotate", "guest", "--overlap", "1h", "--json"]);
+    let shown = told_json(&data, &["show", "guest", "--json"]);
+    assert_eq!(shown["old_keys"][0]["public_key"], credentials.keys.public.to_string());
+    assert_eq!(
+        (&shown["old_keys"][0]["until_ms"], &shown["public_key"]),
+        (&rotated["before_until_ms"], &rotated["public_key"])
+    );
+    assert_eq!(told_json(&data, &["revoke", "guest", "--json"])["state"], "revoked");
+    assert_eq!(listed(&data, "guest")["state"], "revoked");
+    let ends = |arguments: &[&str], code: i32, part: &str| {
+        let output = keys(&data, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && said.contains(part), "{arguments:?}: {output:?}");
+    };
+    ends(&["rotate", "guest"], 1, "interlock keys issue guest");
+    ends(&["show", "nobody"], 1, "interlock keys list");
+    ends(&["rotate", "gateway", "--expires", "1d"], 2, "built-in");
+    ends(&["issue", "other", "--expires", "0s"], 2, "30d");
+    ends(&["rotate"], 2, "--broker");
+    ends(&["rotate", "guest", "--broker"], 2, "cannot be used with");
+    // Everything goes on after the runtime has ended, and says so.
+    assert!(runtime.interlock(&["stop"]).status.success());
+    let shown = told_json(&data, &["show", "guest", "--json"]);
+    assert_eq!(shown["sessions"], Value::Null);
+    assert!(shown["last_use_ms"].as_u64().unwrap() >= used);
+}
+
+#[test]
+fn an_enrolment_line_makes_the_credentials_file_in_another_shell_and_never_writes_over_another_key() {
+    let data = tempfile::tempdir().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let line = told(data.path(), &["issue", "guest", "--publish", "a", "--print"]);
+    assert_eq!(line.lines().count(), 1);
+    let accept = |line: &str, more: &[&str]| {
+        let mut command = tool("interlock");
+        command.args(["keys", "accept"]).args(more).current_dir(place.path());
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(line.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    assert!(accept(&line, &[]).status.success());
+    let file = place.path().join("guest.toml");
+    let accepted = Credentials::load(&file).unwrap();
+    let own = Credentials::load(&data.path().join("keys/guest.toml")).unwrap();
+    assert_eq!((accepted.keys, accepted.broker, accepted.endpoints), (own.keys, own.broker, own.endpoints));
+    assert!(accept(&line, &[]).status.success(), "the same again is no mistake");
+
+    told(data.path(), &["rotate", "guest", "--now"]);
+    told(data.path(), &["issue", "other", "--publish", "a"]);
+    let other =
+        told(data.path(), &["issue", "third", "--publish", "a", "--print"]).replace("\"third\"", "\"guest\"");
+    let refused = accept(&other, &[]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && said.contains("--replace"), "{said}");
+    assert!(accept(&other, &["--replace"]).status.success());
+    let damaged = accept(&line[..line.len() / 2], &["--out", "half.toml"]);
+    assert_eq!(damaged.status.code(), Some(8), "{damaged:?}");
+    assert!(!place.path().join("half.toml").exists());
+}
+
+#[test]
+fn the_wrapping_key_is_rotated_while_the_runtime_runs_and_the_next_start_has_it() {
+    let mut runtime = TestRuntime::start();
+    let data = runtime.data();
+    let wrapping = || std::fs::read(data.join("keys/wrap.key")).unwrap();
+    let (before, sealed) = (wrapping(), std::fs::read(data.join("keys/data.key")).unwrap());
+    told_json(&data, &["rotate", "--wrap", "--json"]);
+    assert_ne!(wrapping(), before);
+    // A store that is started again finds its key.
+    assert!(runtime.interlock(&["restart", "store"]).status.success());
+    assert!(runtime.interlock(&["stop"]).status.success());
+    // The old wrapping key opens the new seal no more.
+    let now = wrapping();
+    std::fs::write(data.join("keys/wrap.key"), &before).unwrap();
+    assert_eq!(runtime.interlock(&["logs"]).status.code(), Some(4));
+    std::fs::write(data.join("keys/wrap.key"), now).unwrap();
+    assert_ne!(std::fs::read(data.join("keys/data.key")).unwrap(), sealed);
+    runtime.restart();
+}
