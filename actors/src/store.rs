@@ -32,6 +32,7 @@ mod limited;
 pub mod limits;
 pub mod logs;
 mod migrate;
+pub mod outbox;
 pub mod passphrase;
 pub mod reader;
 pub mod repair;

@@ -153,6 +153,6 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<StoredLog> {
 }
 
 /// SQLite's integers are signed; 2^63 ns is the year 2262.
-pub(super) fn signed(number: u64) -> i64 {
+pub(in crate::store) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -26,7 +26,7 @@ use super::{
         search::{self, Found},
         summary::{self, LogSummary},
     },
-    migrate::{self, MIGRATIONS, SchemaVersion},
+    migrate::{self, MIGRATIONS, Migration, SchemaVersion},
 };
 
 /// A connection that reads. Its calls block for as long as the disk takes; asynchronous callers use
@@ -52,7 +52,7 @@ impl Reader {
         let known = migrate::known_version(MIGRATIONS);
         // Before it is opened: if it is replaced meanwhile, the next call notices.
         let file = connection::file_id(path);
-        let (connection, version) = look(path, key)?;
+        let (connection, version) = look(path, key, MIGRATIONS)?;
         match (connection, version) {
             (Some(connection), SchemaVersion::At(found)) if found == known => {
                 let connection = Limited::new(connection)
@@ -173,11 +173,15 @@ impl Reader {
 /// The version of a database's schema. A file that is missing or empty is left so and is `unknown`;
 /// a damaged, locked or foreign one is an error.
 pub fn schema_version(path: &Path, key: &DataKey) -> Result<SchemaVersion, StoreError> {
-    look(path, key).map(|(_, version)| version)
+    look(path, key, MIGRATIONS).map(|(_, version)| version)
 }
 
 /// A connection and the version behind it. A file without content is not touched.
-fn look(path: &Path, key: &DataKey) -> Result<(Option<Connection>, SchemaVersion), StoreError> {
+pub(super) fn look(
+    path: &Path,
+    key: &DataKey,
+    migrations: &[Migration],
+) -> Result<(Option<Connection>, SchemaVersion), StoreError> {
     connection::check_version()?;
     let recorded = identity::Recorded::read(path, key)?;
     match connection::file_bytes(path)? {
@@ -186,7 +190,7 @@ fn look(path: &Path, key: &DataKey) -> Result<(Option<Connection>, SchemaVersion
         Some(_) => {}
     }
     let connection = connection::open(path, key, Role::Reader)?;
-    let version = migrate::check_history(&connection, path, MIGRATIONS)?;
+    let version = migrate::check_history(&connection, path, migrations)?;
     if version == SchemaVersion::Unknown {
         recorded.refuse_without_schema(&connection, path)?;
     }

@@ -16,17 +16,17 @@ use crate::log_record::Level;
 
 mod mending;
 pub(super) mod opening;
-mod processes;
+pub(super) mod processes;
 mod sealing;
 mod soak;
 
 /// A data directory of a test.
-struct Place {
-    directory: tempfile::TempDir,
+pub(super) struct Place {
+    pub(super) directory: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
@@ -34,11 +34,11 @@ impl Place {
         self.directory.path().join(DATABASE_FILE)
     }
 
-    fn keys(&self) -> PathBuf {
+    pub(super) fn keys(&self) -> PathBuf {
         self.directory.path().join("keys")
     }
 
-    fn key(&self) -> DataKey {
+    pub(super) fn key(&self) -> DataKey {
         DataKey::load_or_create(&self.keys(), &self.database()).unwrap()
     }
 
@@ -75,7 +75,7 @@ impl Place {
     }
 }
 
-fn wait<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
