@@ -56,6 +56,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use self::{
@@ -212,7 +213,7 @@ impl Client {
         options: SubscribeOptions,
     ) -> Result<Subscription, SubscribeError> {
         let spec = options.spec(self.core().next_subscription(), filter)?;
-        let (consumer, from_sequence) = self.consume(filter, spec).await?;
+        let (consumer, from_sequence) = self.consume(filter, spec, None).await?;
         Ok(Subscription::new(consumer, filter.clone(), from_sequence))
     }
 
@@ -226,7 +227,19 @@ impl Client {
         options: ServeOptions,
     ) -> Result<Service, SubscribeError> {
         let spec = options.spec(self.core().next_subscription(), filter)?;
-        let (consumer, _) = self.consume(filter, spec).await?;
+        let (consumer, _) = self.consume(filter, spec, None).await?;
+        Ok(Service::new(consumer, filter.clone()))
+    }
+
+    /// [`Client::serve`] that requests `announced` in each later session that serves again.
+    pub(crate) async fn serve_announced(
+        &self,
+        filter: &TopicFilter,
+        options: ServeOptions,
+        announced: &TopicName,
+    ) -> Result<Service, SubscribeError> {
+        let spec = options.spec(self.core().next_subscription(), filter)?;
+        let (consumer, _) = self.consume(filter, spec, Some(announced)).await?;
         Ok(Service::new(consumer, filter.clone()))
     }
 
@@ -234,8 +247,9 @@ impl Client {
         &self,
         filter: &TopicFilter,
         spec: SubscribeSpec,
+        announced: Option<&TopicName>,
     ) -> Result<(Consumer, u64), SubscribeError> {
-        let (lane, answer) = self.core().subscribe(filter, spec)?;
+        let (lane, answer) = self.core().subscribe(filter, spec, announced)?;
         // Unsubscribes if this future is dropped before the answer.
         let consumer = Consumer::new(Arc::clone(&self.handle), lane);
         match answer.await {
@@ -269,6 +283,18 @@ impl Client {
         deadline: Duration,
     ) -> Result<ReplyStream, RequestError> {
         let (id, queue) = self.core().request(topic, payload, deadline).await?;
+        Ok(ReplyStream::new(Arc::clone(&self.handle), queue, id, topic.clone(), deadline))
+    }
+
+    /// [`Client::request_stream`] with the bytes of a header that is there already.
+    pub(crate) async fn request_as_it_is(
+        &self,
+        topic: &TopicName,
+        header: &[u8],
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<ReplyStream, RequestError> {
+        let (id, queue) = self.core().request_as_it_is(topic, header, payload, deadline).await?;
         Ok(ReplyStream::new(Arc::clone(&self.handle), queue, id, topic.clone(), deadline))
     }
 

@@ -10,7 +10,7 @@ use serde_wincode::SerdeCompat;
 use uuid::Uuid;
 
 use crate::{
-    envelope::{ContentType, Header, StreamMark},
+    envelope::{ContentType, DeliveryMark, Header, StreamMark},
     limits,
     topic::{TopicError, TopicName},
 };
@@ -91,6 +91,8 @@ mod fact {
     pub(super) const TRACEPARENT: u16 = 5;
     pub(super) const USER: u16 = 6;
     pub(super) const STREAM: u16 = 7;
+    pub(super) const KEY: u16 = 8;
+    pub(super) const DELIVERY: u16 = 9;
 }
 
 /// Bytes of a header without facts: id, time and the number of facts.
@@ -133,6 +135,12 @@ pub fn put_header(header: &Header, out: &mut Vec<u8>) {
         let numbers = [sequence, previous, taken].map(|number| number.to_le_bytes());
         put(fact::STREAM, &[stream.as_bytes(), numbers.as_flattened(), &[u8::from(*again)]]);
     }
+    if let Some(key) = &header.key {
+        put(fact::KEY, &[key.as_bytes()]);
+    }
+    if let Some(mark) = &header.delivery {
+        put(fact::DELIVERY, &[&delivery_value(mark)]);
+    }
     for (name, value) in &header.user {
         let name_bytes = (name.len().min(usize::from(u16::MAX)) as u16).to_le_bytes();
         put(
@@ -154,6 +162,8 @@ pub(crate) fn plain_header(header: &Header) -> Option<[u8; PLAIN_HEADER_BYTES]> 
         schema,
         traceparent,
         stream,
+        key,
+        delivery,
         user,
     } = header;
     let is_plain = *content_type == ContentType::Bytes
@@ -162,6 +172,8 @@ pub(crate) fn plain_header(header: &Header) -> Option<[u8; PLAIN_HEADER_BYTES]> 
         && schema.is_none()
         && traceparent.is_none()
         && stream.is_none()
+        && key.is_none()
+        && delivery.is_none()
         && user.is_empty();
     is_plain.then(|| {
         let mut bytes = [0; PLAIN_HEADER_BYTES];
@@ -211,6 +223,8 @@ fn take_fact(header: &mut Header, tag: u16, value: &[u8]) -> Result<(), CodecErr
         fact::SCHEMA => header.schema = Some(u64::from_le_bytes(value.try_into().map_err(|_| WRONG_SIZE)?)),
         fact::TRACEPARENT => header.traceparent = Some(text(value)?),
         fact::STREAM => header.stream = Some(Box::new(stream_mark(value).ok_or(WRONG_SIZE)?)),
+        fact::KEY => header.key = Some(text(value)?.into()),
+        fact::DELIVERY => header.delivery = Some(Box::new(delivery_mark(value).ok_or(WRONG_SIZE)?)),
         fact::USER => {
             let (name_bytes, rest) = value.split_first_chunk::<2>().ok_or(WRONG_SIZE)?;
             let (name, value) =
@@ -237,11 +251,75 @@ fn stream_mark(value: &[u8]) -> Option<StreamMark> {
     })
 }
 
+fn delivery_value(mark: &DeliveryMark) -> Vec<u8> {
+    let DeliveryMark { number, attempt, accepted_ms, origin } = mark;
+    let origin = origin.as_str().as_bytes();
+    [
+        &number.to_le_bytes()[..],
+        &attempt.to_le_bytes(),
+        &accepted_ms.to_le_bytes(),
+        &[origin.len() as u8],
+        origin,
+    ]
+    .concat()
+}
+
+/// `number u64 | attempt u32 | accepted u64 | origin text8`; later versions may append.
+fn delivery_mark(value: &[u8]) -> Option<DeliveryMark> {
+    let (number, rest) = value.split_first_chunk::<8>()?;
+    let (attempt, rest) = rest.split_first_chunk::<4>()?;
+    let (accepted_ms, rest) = rest.split_first_chunk::<8>()?;
+    let (origin_bytes, rest) = rest.split_first()?;
+    let origin = std::str::from_utf8(rest.get(..usize::from(*origin_bytes))?).ok()?;
+    Some(DeliveryMark {
+        number: u64::from_le_bytes(*number),
+        attempt: u32::from_le_bytes(*attempt),
+        accepted_ms: u64::from_le_bytes(*accepted_ms),
+        origin: origin.parse().ok()?,
+    })
+}
+
+/// A kept header as an attempt carries it: every fact that the publisher gave, also those this version does not know, the
+/// message's id, and the outbox's word about the attempt. What the publisher itself says about deliveries, or hides behind
+/// its last fact, is left out.
+pub(crate) fn delivery_header(kept: &[u8], id: Uuid, mark: &DeliveryMark) -> Vec<u8> {
+    let (fixed, mut rest) =
+        kept.split_at_checked(PLAIN_HEADER_BYTES).unwrap_or((&[0; PLAIN_HEADER_BYTES], &[]));
+    let value = delivery_value(mark);
+    let mut bytes = Vec::with_capacity(kept.len() + PLAIN_HEADER_BYTES + 10 + value.len());
+    bytes.extend_from_slice(id.as_bytes());
+    bytes.extend_from_slice(&fixed[16..24]);
+    bytes.extend_from_slice(&[0; 8]);
+    let mut count = 1u64;
+    let given = fixed.last_chunk().map_or(0, |count| u64::from_le_bytes(*count));
+    for _ in 0..given {
+        // A header that was taken has been read as a whole, so these are there.
+        let Some((tag, after_tag)) = rest.split_first_chunk::<2>() else { break };
+        let Some((length, _)) = after_tag.split_first_chunk::<8>() else { break };
+        let bytes_in_all = u64::from_le_bytes(*length).saturating_add(10);
+        let Some((fact, behind)) = rest.split_at_checked(bytes_in_all as usize) else { break };
+        rest = behind;
+        if u16::from_le_bytes(*tag) != fact::DELIVERY {
+            bytes.extend_from_slice(fact);
+            count += 1;
+        }
+    }
+    bytes[24..32].copy_from_slice(&count.to_le_bytes());
+    bytes.extend_from_slice(&fact::DELIVERY.to_le_bytes());
+    bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&value);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn delivery() -> DeliveryMark {
+        DeliveryMark { number: 6, attempt: 2, accepted_ms: 8, origin: "alice".parse().unwrap() }
+    }
 
     fn full_header() -> Header {
         Header {
@@ -259,6 +337,8 @@ mod tests {
                 taken: 2,
                 again: true,
             })),
+            key: Some("order 7".into()),
+            delivery: Some(Box::new(delivery())),
             user: vec![("k".to_owned(), "v".to_owned()), ("k".to_owned(), String::new())],
         }
     }
@@ -274,6 +354,8 @@ mod tests {
             (4, 42u64.to_le_bytes().to_vec()),
             (5, b"00-aa-bb-01".to_vec()),
             (7, [&[3; 16][..], &5u64.to_le_bytes(), &4u64.to_le_bytes(), &2u64.to_le_bytes(), &[1]].concat()),
+            (8, b"order 7".to_vec()),
+            (9, [&6u64.to_le_bytes()[..], &2u32.to_le_bytes(), &8u64.to_le_bytes(), b"\x05alice"].concat()),
             (6, b"\x01\0kv".to_vec()),
             (6, b"\x01\0k".to_vec()),
         ];
@@ -305,6 +387,26 @@ mod tests {
             let bytes = [&fixed[..24], &count.to_le_bytes(), &bytes].concat();
             assert_eq!(header(&bytes).unwrap(), full_header());
         }
+    }
+
+    #[test]
+    fn an_attempt_carries_what_the_publisher_said_and_the_outboxs_word_about_itself() {
+        let mut kept = Vec::new();
+        put_header(&full_header(), &mut kept);
+        let (id, mark) = (Uuid::from_bytes([5; 16]), DeliveryMark { attempt: 3, ..delivery() });
+        let expected = Header { id, delivery: Some(Box::new(mark.clone())), ..full_header() };
+        assert_eq!(header(&delivery_header(&kept, id, &mark)).unwrap(), expected);
+        // A mark hidden behind the last fact that is counted.
+        let forged = DeliveryMark { origin: "mallory".parse().unwrap(), ..delivery() };
+        let with_mark = delivery_header(&[], id, &forged);
+        let mut hidden = with_mark.clone();
+        hidden[24..32].fill(0);
+        let of_nothing = Header { id, delivery: Some(Box::new(mark.clone())), ..Header::absent() };
+        for kept in [with_mark, hidden] {
+            assert_eq!(header(&delivery_header(&kept, id, &mark)).unwrap(), of_nothing);
+        }
+        let of_nothing = Header { id, delivery: Some(Box::new(mark.clone())), ..Header::absent() };
+        assert_eq!(header(&delivery_header(&[], id, &mark)).unwrap(), of_nothing);
     }
 
     #[test]

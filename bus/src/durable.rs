@@ -25,7 +25,44 @@
 //! | file | noun |
 //! |---|---|
 //! | `storage` | what the outbox needs of whoever keeps its messages |
+//! | `memory` | a storage in memory, for tests |
+//! | `routes` | which consumers a topic has |
+//! | `outbox`, `report` | the outbox, what can be chosen, how it stands |
+//! | `door` | the only way in |
+//! | `lanes` | what may be sent now (pure) |
+//! | `attempt`, `schedule` | what the end of an attempt means, and when the next one is due (pure) |
+//! | `sender` | the loop in which these meet the storage and the bus |
+//! | `publisher` | publishing durably, at the client |
+//! | `consumer`, `inbox` | consuming with explicit acknowledgement, at the client; ids that were seen |
+//! | `words`, `error`, `limits` | what stands on the wire; why a message was not accepted; every bound |
 
+mod attempt;
+mod consumer;
+mod door;
+mod error;
+pub mod inbox;
+mod lanes;
+pub mod limits;
+pub mod memory;
+mod outbox;
+mod publisher;
+mod report;
+mod routes;
+mod schedule;
+mod sender;
 pub mod storage;
+pub mod words;
 
+pub use consumer::{ConsumeOptions, Delivery, DeliveryError, DurableConsumer};
+pub use error::DurableError;
+pub use inbox::{Inbox, MemoryInbox};
+pub use memory::MemoryStorage;
+pub use outbox::{DurableOptions, Left, Outbox, OutboxError, OutboxHandle, OutboxOptions};
+pub use report::{ConsumerReport, OutboxCounts, OutboxReport, OutboxState};
+pub use routes::Routes;
+pub use schedule::Schedule;
 pub use storage::OutboxStorage;
+pub use words::Accepted;
+
+#[cfg(test)]
+mod tests;

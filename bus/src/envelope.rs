@@ -70,6 +70,19 @@ pub struct StreamMark {
     pub again: bool,
 }
 
+/// What the outbox says about one attempt to deliver a message; see [`crate::durable`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryMark {
+    /// The message's place in the order of acceptance; the same at every attempt.
+    pub number: u64,
+    /// Which attempt this is, counting from 1.
+    pub attempt: u32,
+    /// When the message was accepted, in milliseconds since the Unix epoch.
+    pub accepted_ms: u64,
+    /// Who published it.
+    pub origin: PeerName,
+}
+
 /// What the publisher says about a message. The broker does not read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -89,6 +102,10 @@ pub struct Header {
     pub traceparent: Option<String>,
     /// Its place in a gated publisher's stream.
     pub stream: Option<Box<StreamMark>>,
+    /// On the way through an outbox: messages with the same key keep their order. `None` stands for the topic.
+    pub key: Option<Box<str>>,
+    /// What the outbox says about this attempt; only its own word counts.
+    pub delivery: Option<Box<DeliveryMark>>,
     /// The user's own headers, in order.
     pub user: Vec<(String, String)>,
 }
@@ -111,6 +128,8 @@ impl Header {
             schema: None,
             traceparent: None,
             stream: None,
+            key: None,
+            delivery: None,
             user: Vec::new(),
         }
     }

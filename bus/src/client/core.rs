@@ -148,6 +148,8 @@ struct Subscribed {
     lane: Arc<Lane>,
     spec: SubscribeSpec,
     filter: TopicFilter,
+    /// Requested, without waiting for the answer, whenever a later session has made it anew.
+    announced: Option<TopicName>,
     /// Whoever waits for the first answer.
     waiter: Option<oneshot::Sender<Result<u64, SubscribeError>>>,
 }
@@ -400,9 +402,16 @@ impl Core {
             }
             Record::Credit { scope } => self.on_credit(state, scope),
             Record::Subscribed { id, from_sequence } => {
-                let waiter = state.subscriptions.get_mut(&id).and_then(|subscribed| subscribed.waiter.take());
-                if let Some(waiter) = waiter {
+                let Some(subscribed) = state.subscriptions.get_mut(&id) else { return Ok(()) };
+                if let Some(waiter) = subscribed.waiter.take() {
                     let _ = waiter.send(Ok(from_sequence));
+                } else if let Some(topic) = &subscribed.announced {
+                    let mut block = Block::new(topic, &[], &[]);
+                    block.deadline_ms = deadline_ms(limits::REQUEST_TIMEOUT);
+                    // Nobody knows its id: the answer is ignored.
+                    let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+                    let window = limits::REPLY_WINDOW;
+                    self.link.send_control(Record::Request { id, subscription: 0, window, block });
                 }
             }
             Record::Accepted { sequence, subscribers, dropped, not_retained } => {
@@ -566,6 +575,7 @@ impl Core {
         &self,
         filter: &TopicFilter,
         spec: SubscribeSpec,
+        announced: Option<&TopicName>,
     ) -> Result<(Arc<Lane>, SubscribeAnswer), SubscribeError> {
         let mut state = lock(&self.state);
         if state.closed.is_some() || matches!(*self.link_state.borrow(), LinkState::Lost { .. }) {
@@ -578,6 +588,7 @@ impl Core {
             lane: Arc::clone(&lane),
             spec: spec.clone(),
             filter: filter.clone(),
+            announced: announced.cloned(),
             waiter: Some(waiter),
         };
         state.subscriptions.insert(spec.id, subscribed);
@@ -611,8 +622,26 @@ impl Core {
     ) -> Result<(u64, Arc<ReplyQueue>), RequestError> {
         let too_large = |(bytes, limit)| RequestError::TooLarge { bytes, limit };
         let header = encoded_header(&Header::for_payload(&payload).traced(), &payload).map_err(too_large)?;
+        self.request_as_it_is(topic, &header, payload.bytes, deadline).await
+    }
+
+    /// [`Core::request`] with the bytes of a header that is there already.
+    pub(crate) async fn request_as_it_is(
+        &self,
+        topic: &TopicName,
+        header: &[u8],
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<(u64, Arc<ReplyQueue>), RequestError> {
+        for (bytes, limit) in
+            [(header.len(), limits::HEADER_BYTES_MAX), (payload.len(), limits::PAYLOAD_BYTES_MAX)]
+        {
+            if bytes > limit {
+                return Err(RequestError::TooLarge { bytes, limit });
+            }
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut block = Block::with_payload(topic, &header, payload.bytes);
+        let mut block = Block::with_payload(topic, header, payload);
         block.deadline_ms = deadline_ms(deadline);
         let mut record = Record::Request { id, subscription: 0, window: limits::REPLY_WINDOW, block };
         let queue = Arc::new(ReplyQueue::default());

@@ -56,11 +56,13 @@ impl Service {
                 if served.cancel.is_cancelled() {
                     continue;
                 }
+                let header = Bytes::copy_from_slice(block.header());
                 match self.consumer.topics.message(origin, block) {
                     Ok(message) => {
                         let handle = Arc::clone(&self.consumer.handle);
                         return Poll::Ready(Some(Request {
                             message,
+                            header,
                             open: Arc::new(Open { served, handle }),
                         }));
                     }
@@ -91,6 +93,8 @@ impl Service {
 pub struct Request {
     /// The question: its topic, who asks, header and payload.
     pub message: Message,
+    /// Its header as it stood on the wire, with facts that this version does not know.
+    pub(crate) header: Bytes,
     open: Arc<Open>,
 }
 
@@ -148,6 +152,15 @@ impl Request {
         self.finish(Status::Failed, code, text, (Bytes::new(), Bytes::new())).await
     }
 
+    /// [`Request::fail`] with a last part, which says the same for programs in more detail.
+    ///
+    /// # Errors
+    /// [`ReplyError`]; after [`ReplyError::TooLarge`] the requester is told `dropped`.
+    pub async fn fail_with(self, code: &str, text: &str, payload: Payload) -> Result<(), ReplyError> {
+        let header = part_header(&payload).map_err(too_large)?;
+        self.finish(Status::Failed, code, text, (header, payload.bytes)).await
+    }
+
     /// Says when the requester wants no more.
     pub fn cancelled(&self) -> CancelToken {
         self.open.served.cancel.clone()
@@ -157,7 +170,7 @@ impl Request {
     /// hand it out again, because the actor that had it failed.
     #[must_use]
     pub fn hold(&self) -> Self {
-        Self { message: self.message.clone(), open: Arc::clone(&self.open) }
+        Self { message: self.message.clone(), header: self.header.clone(), open: Arc::clone(&self.open) }
     }
 
     /// Whether nothing of an answer has been sent, and one is still wanted.

@@ -1,0 +1,228 @@
+//! The only way into an outbox: the same for requests on the bus and for calls in its process.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::{
+    error::DurableError,
+    limits,
+    routes::Routes,
+    storage::{NewEntry, OutboxStorage, PutError},
+    words::{self, Accepted},
+};
+use crate::{envelope::Header, limits as bus_limits, peer::PeerName, topic::TopicName};
+
+/// Bytes by which the header of a delivery may exceed the publisher's.
+const HEADER_BYTES_ADDED: usize = 256;
+
+/// A message at the door.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    /// Nil for a fresh one.
+    pub(crate) id: Uuid,
+    pub(crate) topic: TopicName,
+    pub(crate) key: Option<Box<str>>,
+    pub(crate) origin: PeerName,
+    pub(crate) header: Bytes,
+    pub(crate) payload: Bytes,
+}
+
+/// What went through the door.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DoorCounts {
+    pub(crate) accepted: u64,
+    pub(crate) again: u64,
+    /// By code.
+    pub(crate) refused: BTreeMap<String, u64>,
+    /// Waiting for room at this moment.
+    pub(crate) waiting: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Door {
+    storage: Arc<dyn OutboxStorage>,
+    /// Whether a put waits for room.
+    pauses: bool,
+    message_bytes_max: u64,
+    state: Mutex<State>,
+    /// Told when something was finished, and when the door closes.
+    room: Notify,
+    /// Told when something was accepted.
+    pub(crate) news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    routes: Arc<Routes>,
+    is_closed: bool,
+    counts: DoorCounts,
+    /// For whom something was accepted.
+    news: BTreeSet<PeerName>,
+}
+
+impl Door {
+    pub(crate) fn new(
+        storage: Arc<dyn OutboxStorage>,
+        routes: Routes,
+        pauses: bool,
+        message_bytes_max: u64,
+    ) -> Self {
+        let state = State { routes: Arc::new(routes), ..State::default() };
+        let state = Mutex::new(state);
+        Self { storage, pauses, message_bytes_max, state, room: Notify::new(), news: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_routes(&self, routes: Routes) {
+        self.state().routes = Arc::new(routes);
+    }
+
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.state().routes)
+    }
+
+    pub(crate) fn counts(&self) -> DoorCounts {
+        self.state().counts.clone()
+    }
+
+    /// For whom something was accepted since the last call.
+    pub(crate) fn take_news(&self) -> BTreeSet<PeerName> {
+        std::mem::take(&mut self.state().news)
+    }
+
+    /// Something was finished: who waits for room may try.
+    pub(crate) fn room(&self) {
+        self.room.notify_waiters();
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn close(&self) {
+        self.state().is_closed = true;
+        self.room.notify_waiters();
+    }
+
+    /// Takes a message. Under the policy `pause` it waits for room, until `given_up`.
+    pub(crate) async fn put(
+        &self,
+        arrival: Arrival,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Accepted, DurableError> {
+        let outcome = self.try_put(arrival, given_up).await;
+        let mut state = self.state();
+        let counter = match &outcome {
+            Ok(Accepted { again: false, .. }) => &mut state.counts.accepted,
+            Ok(_) => &mut state.counts.again,
+            Err(error) => state.counts.refused.entry(error.code().to_owned()).or_default(),
+        };
+        *counter += 1;
+        outcome
+    }
+
+    async fn try_put(
+        &self,
+        arrival: Arrival,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Accepted, DurableError> {
+        let entry = self.entry(arrival)?;
+        let mut given_up = pin!(given_up);
+        let mut place: Option<Place<'_>> = None;
+        loop {
+            let room = self.room.notified();
+            if self.state().is_closed {
+                return Err(DurableError::ShuttingDown);
+            }
+            let full = match self.storage.put(entry.clone()).await {
+                Ok(put) => {
+                    if !put.again {
+                        self.state().news.extend(entry.consumers);
+                        self.news.notify_one();
+                    }
+                    return Ok(Accepted { id: entry.id, number: put.number, again: put.again });
+                }
+                Err(full @ PutError::Full { .. }) if self.pauses => full,
+                Err(error) => return Err(error.into()),
+            };
+            if place.is_none() {
+                place = self.waiting_place();
+            }
+            if place.is_none() {
+                return Err(full.into());
+            }
+            if let Either::Right(_) = select(pin!(room), given_up.as_mut()).await {
+                return Err(full.into());
+            }
+        }
+    }
+
+    /// Counts a put that waits, if not too many do.
+    fn waiting_place(&self) -> Option<Place<'_>> {
+        let mut state = self.state();
+        if state.counts.waiting >= limits::PUTS_WAITING as u64 {
+            return None;
+        }
+        state.counts.waiting += 1;
+        Some(Place(self))
+    }
+
+    /// What is to be kept, or why it cannot be.
+    fn entry(&self, arrival: Arrival) -> Result<NewEntry, DurableError> {
+        let Arrival { id, topic, key, origin, header, payload } = arrival;
+        let invalid = |text: String| DurableError::Invalid { text };
+        let bytes = (payload.len() + header.len()) as u64;
+        if bytes > self.message_bytes_max {
+            return Err(DurableError::TooLarge { bytes, limit: self.message_bytes_max });
+        }
+        let header_limit = bus_limits::HEADER_BYTES_MAX - HEADER_BYTES_ADDED;
+        if header.len() > header_limit {
+            let (bytes, limit) = (header.len() as u64, header_limit as u64);
+            return Err(DurableError::TooLarge { bytes, limit });
+        }
+        let key = key.filter(|key| !key.is_empty()).map_or_else(|| topic.to_string(), String::from);
+        if key.len() > limits::KEY_BYTES_MAX {
+            let bytes = key.len();
+            return Err(invalid(format!(
+                "its ordering key is {bytes} bytes long; the limit is {} bytes",
+                limits::KEY_BYTES_MAX
+            )));
+        }
+        let consumers = self.routes().consumers(&topic);
+        if consumers.is_empty() {
+            return Err(DurableError::NoConsumers { topic: topic.to_string() });
+        }
+        if consumers.len() > limits::CONSUMERS_MAX {
+            let text = format!(
+                "{} consumers are named for it; the limit is {}",
+                consumers.len(),
+                limits::CONSUMERS_MAX
+            );
+            return Err(invalid(text));
+        }
+        for consumer in &consumers {
+            words::inbox_topic(consumer, &topic)
+                .map_err(|error| invalid(format!("it has no name at `{consumer}`: {error}")))?;
+        }
+        let id = if id.is_nil() { Header::new().id } else { id };
+        Ok(NewEntry { id, topic, key, origin, header, payload, consumers })
+    }
+}
+
+/// One of those who wait for room.
+struct Place<'a>(&'a Door);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.state().counts.waiting -= 1;
+    }
+}
