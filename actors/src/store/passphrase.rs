@@ -30,6 +30,34 @@ const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 /// The name of the credential.
 pub const CREDENTIAL: &str = "interlock.passphrase";
 
+/// What a passphrase opens. Variable and credential of each are its own, so that one is never taken for the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PassphraseOf {
+    /// The data key of this installation.
+    #[default]
+    DataKey,
+    /// A backup.
+    Backup,
+}
+
+impl PassphraseOf {
+    /// The variable that names a file.
+    pub fn variable(self) -> &'static str {
+        match self {
+            Self::DataKey => FILE_VARIABLE,
+            Self::Backup => "INTERLOCK_BACKUP_PASSPHRASE_FILE",
+        }
+    }
+
+    /// The name of the credential.
+    pub fn credential(self) -> &'static str {
+        match self {
+            Self::DataKey => CREDENTIAL,
+            Self::Backup => "interlock.backup-passphrase",
+        }
+    }
+}
+
 /// Characters of a new passphrase. Fewer are refused: whoever has the file can guess without end.
 pub const CHARS_MIN: usize = 12;
 /// Bytes of a passphrase. More is a wrong file.
@@ -96,9 +124,12 @@ pub enum PassphraseError {
     Terminal(#[source] std::io::Error),
     /// No source is there.
     #[error(
-        "there is no passphrase: give it with `--passphrase-file FILE`, `{FILE_VARIABLE}`, the systemd credential `{CREDENTIAL}`, or start it at a terminal"
+        "there is no passphrase: give it with `--passphrase-file FILE`, `{}`, the systemd credential `{}`, or start it at a terminal", of.variable(), of.credential()
     )]
-    NoSource,
+    NoSource {
+        /// What it would have opened.
+        of: PassphraseOf,
+    },
     /// No source for a new one is there.
     #[error(
         "there is no new passphrase: give it with `--new-passphrase-file FILE`, or start it at a terminal"
@@ -186,6 +217,8 @@ pub type Prompt = fn(&str) -> Result<Passphrase, PassphraseError>;
 /// Where a passphrase may come from, in this process.
 #[derive(Clone, Debug, Default)]
 pub struct PassphraseSources {
+    /// What it opens.
+    pub of: PassphraseOf,
     /// The file that a flag names.
     pub flag: Option<PathBuf>,
     /// The file that a variable names.
@@ -199,8 +232,19 @@ pub struct PassphraseSources {
 impl PassphraseSources {
     /// Those of this process's environment, and the file of a flag; without a terminal.
     pub fn from_environment(flag: Option<PathBuf>) -> Self {
+        Self::of(PassphraseOf::DataKey, flag)
+    }
+
+    /// The same for another passphrase.
+    pub fn of(of: PassphraseOf, flag: Option<PathBuf>) -> Self {
         let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        Self { flag, variable: path(FILE_VARIABLE), credentials: path(CREDENTIALS_VARIABLE), prompt: None }
+        Self {
+            of,
+            flag,
+            variable: path(of.variable()),
+            credentials: path(CREDENTIALS_VARIABLE),
+            prompt: None,
+        }
     }
 
     /// The passphrase of the first source that is there. `question` is for a person.
@@ -211,23 +255,36 @@ impl PassphraseSources {
         if let Some(path) = self.flag.as_ref().or(self.variable.as_ref()) {
             return Passphrase::from_file(path);
         }
-        if let Some(path) = self.credentials.as_ref().map(|directory| directory.join(CREDENTIAL))
-            && std::fs::symlink_metadata(&path).is_ok()
-        {
+        if let Some(path) = self.credential() {
             return Passphrase::from_credential(&path);
         }
         match self.prompt {
             Some(prompt) => prompt(question),
-            None => Err(PassphraseError::NoSource),
+            None => Err(PassphraseError::NoSource { of: self.of }),
         }
+    }
+
+    /// The credential that the service manager passed, if it did.
+    fn credential(&self) -> Option<PathBuf> {
+        let path = self.credentials.as_ref()?.join(self.of.credential());
+        std::fs::symlink_metadata(&path).is_ok().then_some(path)
     }
 
     /// Whether somebody has named a source: a file or a credential, not the terminal that is there anyway.
     pub(super) fn is_given(&self) -> bool {
-        let credential = self.credentials.as_ref().map(|directory| directory.join(CREDENTIAL));
-        self.flag.is_some()
-            || self.variable.is_some()
-            || credential.is_some_and(|path| std::fs::symlink_metadata(path).is_ok())
+        self.flag.is_some() || self.variable.is_some() || self.credential().is_some()
+    }
+
+    /// The passphrase for something new: of the first source that is there, from a person twice, and good enough.
+    ///
+    /// # Errors
+    /// Those of [`ask`](Self::ask) and [`ask_new`](Self::ask_new).
+    pub fn ask_for_new(&self) -> Result<Passphrase, PassphraseError> {
+        if !self.is_given() && self.prompt.is_some() {
+            return self.ask_new(None);
+        }
+        let given = self.ask("")?;
+        given.check_new().map(|()| given)
     }
 
     /// A new passphrase, from `file` or typed twice, that is good enough.
@@ -307,6 +364,7 @@ mod tests {
             variable: Some(variable.clone()),
             credentials: Some(place.path().to_owned()),
             prompt: Some(|_| Passphrase::new(Zeroizing::new(b"typed".to_vec()), "the terminal")),
+            ..PassphraseSources::default()
         };
         let given = |sources: &PassphraseSources| {
             sources.ask("passphrase: ").map(|given| String::from_utf8_lossy(given.bytes()).into_owned())
@@ -333,6 +391,21 @@ mod tests {
         let named = ["--passphrase-file", FILE_VARIABLE, CREDENTIAL, "terminal"];
         assert!(named.iter().all(|name| error.to_string().contains(name)), "{error}");
         assert_eq!(error.exit_code(), 4);
+    }
+
+    #[test]
+    fn the_credential_of_a_backup_is_not_that_of_the_data_key() {
+        let place = tempfile::tempdir().unwrap();
+        private(place.path(), CREDENTIAL, "of the data key");
+        let credentials = Some(place.path().to_owned());
+        let mut sources = PassphraseSources { credentials, ..PassphraseSources::default() };
+        assert!(sources.is_given() && sources.ask_for_new().is_ok());
+        sources.of = PassphraseOf::Backup;
+        assert!(!sources.is_given());
+        let error = sources.ask_for_new().unwrap_err().to_string();
+        assert!(error.contains("INTERLOCK_BACKUP_PASSPHRASE_FILE"), "{error}");
+        private(place.path(), PassphraseOf::Backup.credential(), "too short");
+        assert!(matches!(sources.ask_for_new(), Err(PassphraseError::TooShort { .. })));
     }
 
     #[test]
