@@ -1,6 +1,7 @@
 //! Actors.
 
 pub mod actor;
+pub mod backup;
 pub mod clock;
 pub mod context;
 pub mod conversation;
@@ -15,3 +16,4 @@ pub mod store;
 #[cfg(test)]
 mod test_stage;
 pub mod topics;
+pub mod wipe;

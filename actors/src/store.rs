@@ -37,6 +37,7 @@ pub mod passphrase;
 pub mod reader;
 pub mod repair;
 mod salvage;
+pub(crate) mod snapshot;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -317,6 +317,11 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Fills `bytes` from the operating system's random source.
+pub fn fill_random(bytes: &mut [u8]) {
+    dryoc::rng::copy_randombytes(bytes);
+}
+
 /// Bytes of a [`digest`].
 pub const DIGEST_BYTES: usize = 32;
 

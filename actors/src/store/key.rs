@@ -168,6 +168,46 @@ impl DataKey {
         wrap::open(path, &file, ask).map(|key| (key, file.wrap))
     }
 
+    /// A key for one file that is needed for a while only. It is never written to a disk bare; who loses it has wiped the file.
+    pub(crate) fn one_time(file: &Path) -> Self {
+        let bytes = Zeroizing::new(interlock_bus::crypto::random());
+        Self { bytes, origin: file.to_owned(), sealed: Zeroizing::default() }
+    }
+
+    /// The key with these [`digits`](Self::digits); `None` if they are none.
+    pub(crate) fn from_digits(digits: &str, origin: &Path) -> Option<Self> {
+        let bytes = unhex(digits)?.as_slice().try_into().ok().map(Zeroizing::new)?;
+        Some(Self { bytes, origin: origin.to_owned(), sealed: Zeroizing::default() })
+    }
+
+    /// The key itself, 64 hexadecimal digits: for a backup, inside of what is sealed.
+    pub(crate) fn digits(&self) -> Zeroizing<String> {
+        Zeroizing::new(hex(self.bytes.as_slice()))
+    }
+
+    /// Whether it is the same key.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        interlock_bus::crypto::equal_in_constant_time(self.bytes.as_slice(), other.bytes.as_slice())
+    }
+
+    /// Seals this key in the directory `keys`, whatever is there: for a key that came out of a backup.
+    pub(crate) fn seal_in(&mut self, keys: &Path, wrap: &NewWrap<'_>) -> Result<(), StoreError> {
+        self.origin = keys.join(KEY_FILE);
+        let _lock = file::lock(keys)?;
+        wrap::seal(self, wrap)
+    }
+
+    /// Holds the key files of the directory `keys` as they are: nobody seals anew until it is dropped.
+    pub(crate) fn hold(keys: &Path) -> Result<File, StoreError> {
+        file::lock(keys)
+    }
+
+    /// What the key file in `keys` says that it is sealed under, and whether it is about this key.
+    pub(crate) fn is_sealed_in(&self, keys: &Path) -> Result<(KeyWrap, bool), StoreError> {
+        let file = KeyFile::read(&keys.join(KEY_FILE))?;
+        Ok((file.wrap, file.check == self.check()))
+    }
+
     /// Where the key came from.
     pub fn origin(&self) -> &Path {
         &self.origin
@@ -192,6 +232,11 @@ impl DataKey {
     pub(super) fn pragma(&self) -> Zeroizing<String> {
         let digits = Zeroizing::new(hex(self.bytes.as_slice()));
         Zeroizing::new(format!("PRAGMA key = \"x'{}'\"", digits.as_str()))
+    }
+
+    /// The same for a database that is open with another key.
+    pub(super) fn pragma_rekey(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("PRAGMA rekey = \"x'{}'\"", self.digits().as_str()))
     }
 
     /// The same for a file whose first 16 bytes, the salt, are not to be believed. `salt` is 32 hexadecimal digits.
@@ -224,7 +269,7 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Whether there is something under this name, be it a dangling link.
-pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
+pub(crate) fn exists(path: &Path) -> Result<bool, StoreError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -234,7 +279,7 @@ pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -27,7 +27,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
 ];
 
 /// "Intl": marks a database as ours (SQLite's `application_id`).
-const APPLICATION_ID: i32 = 0x496e_746c;
+pub(super) const APPLICATION_ID: i32 = 0x496e_746c;
 
 const BOOKKEEPING: &str = "CREATE TABLE schema_migrations (
     version       INTEGER PRIMARY KEY,

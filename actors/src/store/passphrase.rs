@@ -186,7 +186,7 @@ impl Passphrase {
         if chars < CHARS_MIN { Err(PassphraseError::TooShort { chars }) } else { Ok(()) }
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
