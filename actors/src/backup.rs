@@ -61,6 +61,13 @@ impl Installation {
     }
 }
 
+/// Whether the file at `path` begins as a backup does.
+pub fn is_backup(path: &Path) -> bool {
+    let mut head = [0; header::MAGIC.len()];
+    let read = std::fs::File::open(path).and_then(|mut file| sealed::read_full(&mut file, &mut head));
+    read.is_ok() && head == header::MAGIC
+}
+
 /// Wipes what backups and restores that were killed have left in the data directory; `None` if there was nothing.
 pub fn sweep(root: &Path) -> Option<WipedCounts> {
     workspace::sweep(root)

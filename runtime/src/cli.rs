@@ -1,5 +1,6 @@
 //! The command line of `interlock`: one file per verb, `output` the only printer.
 
+mod backup;
 mod check;
 mod config_show;
 mod critical_path;
@@ -16,12 +17,14 @@ pub(crate) mod remote;
 mod status;
 mod stop;
 mod terminal;
+mod wipe;
 
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use interlock_actors::store::{DataKey, PassphraseSources, Vault};
 
+pub(crate) use backup::sweep;
 pub use output::{CliError, Output, ascii};
 
 use crate::{
@@ -115,6 +118,11 @@ enum Verb {
     /// Enrol peers and revoke their keys.
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Seal databases, keys and configuration into one file; verify, list and restore such files.
+    #[command(subcommand)]
+    Backup(backup::Verb),
+    /// Overwrite files and remove them; see what that is worth.
+    Wipe(wipe::Arguments),
     /// Make, look at, check and mend the database.
     #[command(subcommand)]
     Db(db::Verb),
@@ -148,6 +156,8 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Restart(arguments) => order::run(ComponentOrder::Restart, &arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),
+        Verb::Backup(verb) => backup::run(&verb, global, output),
+        Verb::Wipe(arguments) => wipe::run(&arguments, output),
         Verb::Db(verb) => db::run(&verb, global, output),
         Verb::Check => check::run(global, output),
         Verb::Config(verb) => config_show::run(&verb, global, output),
@@ -158,13 +168,7 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
 impl Global {
     /// The configuration, from all layers.
     fn load(&self) -> Result<Loaded, CliError> {
-        let file = self
-            .config
-            .clone()
-            .or_else(|| {
-                std::env::var_os("INTERLOCK_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from)
-            })
-            .or_else(Config::user_file);
+        let file = self.config_file();
         let mut flags = Vec::new();
         for setting in &self.settings {
             let Some((path, text)) = setting.split_once('=') else {
@@ -181,6 +185,12 @@ impl Global {
         }
         let actors = self.actors.clone();
         Ok(Config::load(&Sources { file, environment: environment(), flags, actors })?)
+    }
+
+    /// The configuration file, if there is one.
+    fn config_file(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os("INTERLOCK_CONFIG").filter(|path| !path.is_empty());
+        self.config.clone().or_else(|| variable().map(PathBuf::from)).or_else(Config::user_file)
     }
 
     /// The data key, for a verb that reads the database. Every verb gets it here, whatever it is sealed under.
@@ -207,7 +217,15 @@ impl Global {
 
 /// The data directory that `config` names.
 pub(crate) fn data_dir(config: &Config) -> Result<DataDir, CliError> {
-    Ok(DataDir::at(config.data_dir().ok_or(LifecycleError::NoDataDir)?))
+    let data_dir = DataDir::at(config.data_dir().ok_or(LifecycleError::NoDataDir)?);
+    // Whoever comes first after a restore that was killed carries it to its end, before anything is opened.
+    if let Some(finished) = interlock_actors::backup::finish_pending(data_dir.root())? {
+        Output::quick("a restore that had been interrupted was carried to its end");
+        for path in &finished.kept {
+            Output::quick(&format!("what was there before is kept as `{}`", path.display()));
+        }
+    }
+    Ok(data_dir)
 }
 
 /// Our environment variables. One that is not UTF-8 is no setting.

@@ -462,9 +462,14 @@ impl Config {
 
     /// The file that is read when none is named: the user's, if it exists.
     pub fn user_file() -> Option<PathBuf> {
+        Self::user_file_place().filter(|path| path.exists())
+    }
+
+    /// Where the user's configuration file is, or would be. `None` if no home is known.
+    pub fn user_file_place() -> Option<PathBuf> {
         let directory = absolute_variable("XDG_CONFIG_HOME")
             .or_else(|| absolute_variable("HOME").map(|home| home.join(".config")))?;
-        Some(directory.join("interlock/interlock.toml")).filter(|path| path.exists())
+        Some(directory.join("interlock/interlock.toml"))
     }
 
     /// The data directory: as configured, or the XDG one. `None` if neither is known.

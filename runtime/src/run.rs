@@ -68,6 +68,7 @@ pub(crate) fn run(
     // The lock says that we are alone; from here on a stop can be asked for, and is an orderly one.
     data_dir.create()?;
     let _lock = InstanceLock::take(&data_dir)?;
+    cli::sweep(data_dir.root(), output);
     // A person may have to be asked, who can end the process as any other until signals are ours.
     let vault = Vault::new(data_dir.keys(), data_dir.database(), passphrase);
     vault.unlock()?;

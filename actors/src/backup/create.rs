@@ -122,6 +122,7 @@ fn run(
     workspace::check_space(&[(&installation.root, database_bytes), (parent(target), database_bytes)])?;
     let salt = crypto::random();
     let keys = Keys::derive(passphrase, &salt, options.cost)?;
+    workspace::sweep_new_files(parent(target));
     // First the place, so that one that cannot be written is known before the long work.
     let new = NewFile::beside(target)?;
 
@@ -204,6 +205,7 @@ fn snapshots(
         }
         let path = workspace.path().join(file);
         drop(Workspace::create(&path)?);
+        teller.at(Phase::Snapshot, before, database_bytes)?;
         let cancel = Arc::new(AtomicBool::new(false));
         let work = || {
             snapshot::take(&live, key, &path, snapshot_key, &cancel)?;

@@ -201,6 +201,7 @@ fn prepare(
         let label = PathBuf::from(format!("{}:{file}", path.display()));
         let bytes = fs::metadata(&staged).map_or(0, |about| about.len());
         let cancel = Arc::new(AtomicBool::new(false));
+        teller.at(Phase::Preparing, done, all)?;
         let facts = watched(
             || snapshot::judge(&staged, file, snapshot_key, snapshot::Depth::Full, &label, &cancel),
             &cancel,

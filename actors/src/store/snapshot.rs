@@ -17,12 +17,13 @@ use super::{
     key::DataKey,
     limits,
     migrate::{self, MIGRATIONS, Migration, SchemaVersion},
-    status,
+    outbox, status,
 };
 use crate::backup::DatabaseFacts;
 
 /// The databases of an installation: the file in the data directory, and what makes its schema.
-const DATABASES: [(&str, &[Migration]); 1] = [(super::DATABASE_FILE, MIGRATIONS)];
+const DATABASES: [(&str, &[Migration]); 2] =
+    [(super::DATABASE_FILE, MIGRATIONS), (outbox::OUTBOX_FILE, outbox::MIGRATIONS)];
 
 /// Files of the databases of an installation, in the order in which they are copied. Not all of them need be there.
 pub(crate) fn files() -> impl Iterator<Item = &'static str> {

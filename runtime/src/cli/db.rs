@@ -42,7 +42,7 @@ pub(super) fn run(verb: &Verb, global: &Global, output: &mut Output) -> Result<E
 }
 
 /// Refuses a verb that needs a database where there is none: nothing is made, and no key is asked for.
-fn initialised(data_dir: &DataDir) -> Result<(), CliError> {
+pub(super) fn initialised(data_dir: &DataDir) -> Result<(), CliError> {
     match std::fs::metadata(data_dir.database()) {
         Ok(about) if about.len() > 0 => Ok(()),
         _ => Err(StoreError::NotInitialised { path: data_dir.database() }.into()),
@@ -50,7 +50,7 @@ fn initialised(data_dir: &DataDir) -> Result<(), CliError> {
 }
 
 /// A time for people.
-fn time(nanoseconds: i128) -> String {
+pub(super) fn time(nanoseconds: i128) -> String {
     let time = Timestamp::from_nanosecond(nanoseconds).unwrap_or_default();
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }

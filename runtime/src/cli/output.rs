@@ -84,6 +84,15 @@ impl Output {
         }
     }
 
+    /// Shows this in place of what was shown here before, if a person looks at standard error; `None` takes it away.
+    pub(super) fn bar(&mut self, text: Option<&str>) {
+        let mut err = io::stderr().lock();
+        if err.is_terminal() {
+            // Nobody to tell if standard error is gone.
+            let _ = write!(err, "\r{}\u{1b}[K", ascii(text.unwrap_or_default())).and_then(|()| err.flush());
+        }
+    }
+
     /// Says something from wherever there is no [`Output`]: a last word.
     pub(crate) fn quick(text: &str) {
         Self::new().say(text);
