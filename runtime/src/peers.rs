@@ -1,7 +1,7 @@
 //! The peers that the runtime enrols, and what each may do on the bus.
 
 use interlock_actors::{host::dead_letter, topics};
-use interlock_bus::{KeyStore, PeerName, Permissions, keys::KeyError};
+use interlock_bus::{KeyStore, PeerName, Permissions, durable::words, keys::KeyError};
 
 use crate::{admin, builder::Extra, component, site::Site};
 
@@ -11,7 +11,7 @@ pub(crate) const RUNTIME: &str = "runtime";
 /// What each built-in peer may do. Written to the registry at the first start. Edits there stay; what a
 /// later version adds here or takes away is added or taken away there.
 pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
-    own_permissions().map(|(name, permissions)| (name, with_letters(&name_of(name), &permissions)))
+    own_permissions().map(|(name, permissions)| (name, with_implied(&name_of(name), &permissions)))
 }
 
 fn own_permissions() -> [(&'static str, Permissions); 7] {
@@ -62,25 +62,27 @@ pub(crate) fn enrol(site: &Site, extras: &[Extra]) -> Result<(), KeyError> {
         keys.grant_built_in(&name_of(name), &permissions)?;
     }
     for extra in extras {
-        let permissions = with_letters(&extra.name, &extra.permissions);
+        let permissions = with_implied(&extra.name, &extra.permissions);
         keys.ensure(&extra.name, &permissions, &site.endpoints)?;
         keys.set_permissions(&extra.name, &permissions)?;
     }
     for program in &site.config().programs {
-        let permissions = with_letters(&program.name, &program.permissions());
+        let permissions = with_implied(&program.name, &program.permissions());
         keys.ensure(&program.name, &permissions, &site.endpoints)?;
         keys.set_permissions(&program.name, &permissions)?;
     }
     Ok(())
 }
 
-/// These rights, and what goes with them: to set messages aside, and to hear which of its own were. A peer that may do
-/// nothing stays one: it is refused at the handshake.
-pub(crate) fn with_letters(name: &PeerName, permissions: &Permissions) -> Permissions {
+/// These rights, and what goes with them: to set messages aside, and to hear which of its own were; to take what the outbox
+/// has for it, and to say that it does. A peer that may do nothing stays one: it is refused at the handshake.
+pub(crate) fn with_implied(name: &PeerName, permissions: &Permissions) -> Permissions {
     let mut permissions = permissions.clone();
     if !permissions.is_empty() {
         permissions.publish.allow.push(dead_letter::set_aside_by(name));
         permissions.subscribe.allow.push(dead_letter::sent_by(name));
+        permissions.serve.allow.push(words::inbox_of(name));
+        permissions.request.allow.push(words::filter(words::CONSUME));
     }
     permissions
 }
@@ -96,9 +98,9 @@ mod tests {
     use crate::config::schema;
 
     #[test]
-    fn who_may_do_something_may_set_aside_in_its_own_name_and_read_what_it_sent_and_nothing_else() {
+    fn who_may_do_something_may_set_aside_and_consume_in_its_own_name_read_what_it_sent_and_nothing_else() {
         let [own, other] = ["mine", "theirs"].map(name_of);
-        let permissions = with_letters(&own, &Permissions::from_lists(&["a"], &[], &[], &[]).unwrap());
+        let permissions = with_implied(&own, &Permissions::from_lists(&["a"], &[], &[], &[]).unwrap());
         for (from, to, publish, subscribe) in [
             (&own, &other, true, false),
             (&other, &own, false, true),
@@ -109,7 +111,17 @@ mod tests {
             assert_eq!(permissions.publish.permit(&topic), publish, "{topic}");
             assert_eq!(permissions.subscribe.permit(&topic), subscribe, "{topic}");
         }
-        assert!(with_letters(&own, &Permissions::default()).is_empty());
+        for (topic, serve, request) in [
+            ("inbox/mine/orders/new", true, false),
+            ("inbox/theirs/orders/new", false, false),
+            (words::CONSUME, false, true),
+            ("outbox/put/orders/new", false, false),
+        ] {
+            let topic = topic.parse().unwrap();
+            assert_eq!(permissions.serve.permit(&topic), serve, "{topic}");
+            assert_eq!(permissions.request.permit(&topic), request, "{topic}");
+        }
+        assert!(with_implied(&own, &Permissions::default()).is_empty());
     }
 
     #[test]

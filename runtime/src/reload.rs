@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     component,
     config::{BackEnd, Config, ModelSection, Program, Sources, live::ReloadReport},
-    peers::with_letters,
+    peers::with_implied,
     site::Site,
     supervisor::{State, SupervisorHandle},
     telemetry::Levels,
@@ -167,7 +167,7 @@ impl Reloader {
         let config = adopted.config.clone();
         // First, because it can fail, and then nothing has changed.
         let rights =
-            |program: &Program| (program.name.clone(), with_letters(&program.name, &program.permissions()));
+            |program: &Program| (program.name.clone(), with_implied(&program.name, &program.permissions()));
         let rights: Vec<_> = config.programs.iter().map(rights).collect();
         site.keys.set_all_permissions(&rights).map_err(|error| error.to_string())?;
         site.live.replace(adopted);

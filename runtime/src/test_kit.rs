@@ -156,7 +156,7 @@ impl TestKitBuilder {
         let (seat, clock) = (BrokerSeat::default(), ManualClock::default());
         let mailroom = Mailroom::open().unwrap_or_else(panicked);
         for (name, permissions, _) in &self.actors {
-            let permissions = peers::with_letters(name, permissions);
+            let permissions = peers::with_implied(name, permissions);
             keys.issue(name, &permissions, &[], None).unwrap_or_else(panicked);
         }
 

@@ -175,11 +175,9 @@ impl Lanes {
         }
     }
 
-    /// Everything is to be read anew, and whoever is absent to be tried.
+    /// Everything is to be read anew, and whoever is absent to be tried. Whom nothing waits for is forgotten.
     pub(crate) fn sweep(&mut self) {
-        self.consumers.retain(|_, consumer| {
-            !consumer.open.is_empty() || consumer.presence != Presence::Present || consumer.reading.is_some()
-        });
+        self.consumers.retain(|_, consumer| !consumer.is_idle());
         for consumer in self.consumers.values_mut() {
             consumer.unread = Unread::All;
             if let Some(reading) = &mut consumer.reading {
@@ -419,6 +417,12 @@ impl Lanes {
 }
 
 impl Consumer {
+    /// Nothing is known of it but that there is nothing.
+    fn is_idle(&self) -> bool {
+        let is_read = self.unread == Unread::Nothing && self.reading.is_none();
+        is_read && self.open.is_empty() && self.presence == Presence::Present
+    }
+
     fn learn(&mut self, found: OpenDelivery, latest_ms: u64) {
         let OpenDelivery { id, key, bytes, attempts, due_ms } = found;
         let mut due_ms = due_ms.min(latest_ms);
@@ -589,3 +593,6 @@ impl Default for LaneBounds {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

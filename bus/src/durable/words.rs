@@ -45,13 +45,21 @@ pub(crate) fn inbox_filter(consumer: &PeerName, filter: &TopicFilter) -> Result<
     format!("{INBOX}{consumer}/{filter}").parse()
 }
 
+/// Everything that is delivered to a consumer: what it has to be permitted to serve.
+pub fn inbox_of(consumer: &PeerName) -> TopicFilter {
+    filter(&format!("{INBOX}{consumer}/#"))
+}
+
 /// A topic of the list above.
 pub(crate) fn topic(text: &str) -> TopicName {
     text.parse().expect("the constants of this file are topic names; a test reads them")
 }
 
-/// A filter of the list above.
-pub(crate) fn filter(text: &str) -> TopicFilter {
+/// A constant of this file, or one with a peer's name behind it, as a filter.
+///
+/// # Panics
+/// It is none.
+pub fn filter(text: &str) -> TopicFilter {
     text.parse().expect("the constants of this file are filters; a test reads them")
 }
 

@@ -59,7 +59,7 @@ pub(super) fn run(
     };
     let expires_ms = issue.expires.map(super::end_ms);
     let permissions = match built_in(&issue.name) {
-        None => peers::with_letters(&issue.name, &given),
+        None => peers::with_implied(&issue.name, &given),
         Some(_) if expires_ms.is_some() => return Err(no_end_for_built_in(&issue.name)),
         // A built-in peer whose key was revoked gets a new one; its rights are not for the command line to choose.
         Some(Some(rights)) if given.is_empty() && is_revoked(&store, &issue.name)? => rights,
