@@ -145,10 +145,9 @@ impl Door {
             }
             let full = match self.storage.put(entry.clone()).await {
                 Ok(put) => {
-                    if !put.again {
-                        self.state().news.extend(entry.consumers);
-                        self.news.notify_one();
-                    }
+                    // Also if it was there before: the answer that told of it may have been lost in here.
+                    self.state().news.extend(entry.consumers);
+                    self.news.notify_one();
                     return Ok(Accepted { id: entry.id, number: put.number, again: put.again });
                 }
                 Err(full @ PutError::Full { .. }) if self.pauses => full,

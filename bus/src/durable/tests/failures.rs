@@ -1,0 +1,162 @@
+//! A storage that fails at every step in turn, and from a step on.
+
+use std::{sync::Arc, time::Duration};
+
+use super::stage::*;
+use crate::{
+    durable::{
+        memory::{DeliveryState, Failing},
+        storage::StorageFailure,
+        *,
+    },
+    envelope::{Header, Payload},
+};
+
+/// What is put while steps fail.
+const MESSAGES: usize = 4;
+
+/// Publishes until it is accepted, as a careful publisher does. Gives whether a step failed meanwhile.
+async fn publish_until_accepted(outbox: &Running, text: &str) -> bool {
+    let options = DurableOptions { id: Some(Header::new().id), ..DurableOptions::default() };
+    let mut has_failed = false;
+    loop {
+        match outbox.handle.put(&topic("both/a"), Payload::text(text), &options, DEADLINE).await {
+            Ok(_) => return has_failed,
+            Err(DurableError::Storage { kind: StorageFailure::Disk, .. }) => has_failed = true,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// One run with a step that fails: everything accepted is acknowledged, effects happen once and in order, and the figures
+/// are those of the storage. Gives whether the failure came.
+async fn run_with(failing: Failing, answer: fn(&Delivery) -> Answer) -> bool {
+    let stage = Stage::new();
+    let schedule =
+        Schedule { base: Duration::from_millis(1), cap: Duration::from_millis(2), attempts_max: 100 };
+    let options = OutboxOptions { schedule, storage_pause: Duration::from_millis(1), ..quick() };
+    stage.storage.fail(failing);
+    let outbox = stage.outbox(options).await;
+    let inbox = || ConsumeOptions { inbox: Arc::new(MemoryInbox::default()), ..ConsumeOptions::default() };
+    let books = stage.consumer_with("books", inbox(), answer).await;
+    let audit = stage.consumer_with("audit", inbox(), |_| Answer::Ack).await;
+    let mut failures = 0;
+    for number in 0..MESSAGES {
+        failures += u64::from(publish_until_accepted(&outbox, &number.to_string()).await);
+    }
+    stage.drained().await;
+    let expected: Vec<String> = (0..MESSAGES).map(|number| number.to_string()).collect();
+    let effects = |consumer: &Consumer| {
+        let mut texts = consumer.came.texts();
+        texts.dedup();
+        texts
+    };
+    assert_eq!([effects(&books), effects(&audit)], [expected.clone(), expected], "{failing:?}");
+    let kept = stage.deliveries();
+    assert_eq!(kept.len(), 2 * MESSAGES, "{failing:?}");
+    assert!(kept.values().all(|kept| kept.state == DeliveryState::Acknowledged), "{failing:?}: {kept:?}");
+    outbox
+        .until("the figures", |report| {
+            report.state == OutboxState::Running
+                && report.open() == 0
+                && report.counts.acknowledged == 2 * MESSAGES as u64
+        })
+        .await;
+    failures += outbox.handle.report().counts.storage_failures;
+    stage.storage.fail(Failing::Never);
+    assert_eq!(outbox.stop().await.open, Some(0));
+    failures > 0
+}
+
+/// Runs with the N-th step failing, for N from 1 on, until it does not come any more.
+async fn every_step(failing: impl Fn(u64) -> Failing, answer: fn(&Delivery) -> Answer) {
+    let mut step = 1;
+    while run_with(failing(step), answer).await {
+        step += 1;
+        assert!(step < 200, "the run does not end");
+    }
+    assert!(step > 8, "{step} steps: nothing was tried");
+}
+
+#[tokio::test]
+async fn a_storage_that_fails_once_at_any_step_costs_no_message_and_repeats_no_effect() {
+    every_step(Failing::Once, |_| Answer::Ack).await;
+}
+
+#[tokio::test]
+async fn a_step_that_was_done_and_not_answered_costs_no_message_and_repeats_no_effect() {
+    every_step(Failing::Unanswered, |_| Answer::Ack).await;
+}
+
+#[tokio::test]
+async fn the_same_with_a_consumer_that_fails_as_well() {
+    let answer: fn(&Delivery) -> Answer =
+        |delivery| if delivery.attempt % 2 == 1 { Answer::Retry } else { Answer::Ack };
+    every_step(Failing::Once, answer).await;
+}
+
+#[tokio::test]
+async fn a_storage_that_fails_for_long_refuses_puts_and_sends_nothing_and_goes_on_when_it_can() {
+    let stage = Stage::new();
+    let outbox = stage.outbox(quick()).await;
+    outbox.put("orders/a", "one").await;
+    outbox.until("absence", |report| report.consumers[&name("books")].absent_since_ms.is_some()).await;
+    stage.storage.fail(Failing::From(1));
+    let books = stage.consumer("books", |_| Answer::Ack).await;
+    let options = DurableOptions::default();
+    let refused = outbox.handle.put(&topic("orders/a"), Payload::text("two"), &options, DEADLINE).await;
+    assert!(matches!(refused, Err(DurableError::Storage { kind: StorageFailure::Disk, .. })), "{refused:?}");
+    outbox.until("impairment", |report| report.state == OutboxState::Impaired).await;
+    let reasons = outbox.handle.report().reasons;
+    assert!(reasons[0].contains("cannot write down that attempts begin"), "{reasons:?}");
+    outbox.until("failures", |report| report.counts.storage_failures > 3).await;
+    assert_eq!(books.came.texts(), Vec::<String>::new());
+    stage.storage.fail(Failing::Never);
+    stage.drained().await;
+    assert_eq!(books.came.all(), [("one".to_owned(), 1)]);
+    outbox.until("it runs", |report| report.state == OutboxState::Running).await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_cannot_be_saved_is_told_and_kept_and_saved_when_the_storage_can() {
+    let stage = Stage::new();
+    let outbox = stage.outbox(quick()).await;
+    let books = stage.consumer("books", |_| Answer::UntilCancelled).await;
+    outbox.put("orders/a", "one").await;
+    books.came_times(1).await;
+    // The attempt and its saving fail at once.
+    stage.storage.fail(Failing::From(1));
+    books.dies().await;
+    outbox
+        .until("both are told", |report| {
+            report.state == OutboxState::Impaired
+                && report.reasons.iter().any(|reason| reason.contains("what became of 1 deliveries"))
+                && report.consumers[&name("books")].last_reason.is_some()
+        })
+        .await;
+    assert_eq!(stage.delivery(1, "books").state, DeliveryState::Leased);
+    stage.storage.fail(Failing::Never);
+    until("it is saved", || stage.delivery(1, "books").reasons.len() == 1).await;
+    let _books = stage.consumer("books", |_| Answer::Ack).await;
+    stage.drained().await;
+    assert_eq!(stage.delivery(1, "books").attempts, 2);
+}
+
+#[tokio::test]
+async fn a_stop_with_a_storage_that_fails_ends_and_the_next_start_has_everything() {
+    let stage = Stage::new();
+    let process = Arc::new(stage.storage.another_process());
+    let outbox =
+        stage.outbox_on(process, OutboxOptions { grace: Duration::from_millis(50), ..quick() }).await;
+    let books = stage.consumer("books", |_| Answer::UntilCancelled).await;
+    outbox.put("orders/a", "one").await;
+    books.came_times(1).await;
+    stage.storage.fail(Failing::From(1));
+    assert_eq!(outbox.stop().await, Left { open: None, cut_off: 1 });
+    books.dies().await;
+    stage.storage.fail(Failing::Never);
+    let books = stage.consumer("books", |_| Answer::Ack).await;
+    let _outbox = stage.outbox(quick()).await;
+    stage.drained().await;
+    assert_eq!(books.came.all(), [("one".to_owned(), 2)]);
+}
