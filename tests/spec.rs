@@ -12,6 +12,8 @@ mod wire_proxy;
 
 /// Which keys may connect, and what every refusal looks like from both sides.
 mod authentication;
+/// Backups: what is in them, who opens them, what is refused, and what a kill leaves.
+mod backup;
 /// A broker that is killed under load and started again.
 mod broker_restart;
 /// What breaks from outside: random kills and suspensions while people talk, no room, a taken port, a jumping clock.
