@@ -12,16 +12,34 @@ What cannot be done raises a `BusError`, whose `exit_code` is the one that Inter
 would end with. A lost session is not mended: everything in hand ends with `SessionLost`, the program
 ends too, and its supervisor starts it again.
 
+What must not be lost is published durably, through the runtime's outbox. It is on disk when this returns, and is
+sent until each consumer named for its topic has acknowledged it:
+
+    bus.publish_durable("orders/new", {"id": 7}, key="customer 12")   # in order for each key; may be repeated with its id
+
+    inbox = interlock.Inbox("orders.db")            # a table in your own SQLite database
+
+    def take(delivery):
+        with inbox.once(delivery) as db:            # one transaction for the effect and the message's id, then the ack
+            db.execute("INSERT INTO orders VALUES (?)", (delivery.text(),))
+
+    bus.consume("orders/#", take, inbox=inbox)      # as the consumer of this name: the outbox has a route to it
+
+Without a database of yours: `delivery.ack()` when the effect has happened, `delivery.retry(reason)` for later,
+`delivery.reject(reason)` for never. A handler that raises, or says nothing, gets it again later.
+
 The protocol is described in `bus/WIRE.md`. Needs Python 3.11 and pyzmq on a libzmq with CURVE and
 ZMQ_METADATA (the wheels have both). Linux.
 """
 
 import collections
+import contextlib
 import json
 import logging
 import os
 import queue
 import socket as unix
+import sqlite3
 import struct
 import sys
 import threading
@@ -41,6 +59,8 @@ DONE, FAILED, NO_RESPONDERS, STATUS_DENIED, TIMED_OUT, SERVER_GONE, CANCELLED, B
 OF_SUBSCRIPTION, OF_REQUEST, OF_TOPIC = range(3)  # scopes of credit
 OPERATIONS = ("publish", "subscribe", "serve", "request")
 OVERFLOW = {"drop_newest": 0, "drop_oldest": 1, "latest_only": 2, "disconnect": 3, "wait": 4}
+PUT, CONSUME, INBOX = "outbox/put/", "outbox/consume/v1", "inbox/"  # topics of durable delivery
+KEY_FACT, DELIVERY_FACT = 8, 9  # tags in a header
 TEXT, JSON, BYTES = "text/plain; charset=utf-8", "application/json", ""
 
 MAJOR, MINOR = 1, 0
@@ -108,7 +128,38 @@ class RequestFailed(BusError):
 
     def __init__(self, code, text):
         super().__init__(f"the request failed ({code}): {text}")
-        self.code, self.exit_code = code, 5 if code == "busy" else 1
+        self.code, self.text, self.exit_code = code, text, 5 if code == "busy" else 1
+
+
+class NotAccepted(BusError):
+    """The outbox did not take the message: nothing of it is kept. `code` says why."""
+
+    def __init__(self, code, text):
+        super().__init__(f"not accepted ({code}): {text}")
+        self.code = code
+        self.exit_code = {"disk": 6, "bytes_full": 7, "disk_low": 7, "busy": 5, "no_consumers": 2}.get(code, 1)
+
+
+class OutboxFull(NotAccepted):
+    """As many messages are unfinished as may be: `current` of `max`."""
+
+    def __init__(self, current, max, text):
+        super().__init__("outbox_full", text)
+        self.current, self.max, self.exit_code = current, max, 7
+
+
+class Unconfirmed(BusError):
+    """Nobody knows whether the message was accepted. Publish it again with this `id`: it is kept once."""
+
+    exit_code = 3
+
+    def __init__(self, message_id, reason):
+        super().__init__(f"whether {message_id} was accepted is not known: {reason}")
+        self.id = message_id
+
+
+class Seen(BusError):
+    """The effect of this delivery has happened before; it was acknowledged."""
 
 
 class Cancelled(BusError):
@@ -122,6 +173,9 @@ class SessionLost(BusError):
 Acknowledgement = collections.namedtuple("Acknowledgement", "subscribers dropped")
 Acknowledgement.__doc__ = "The message is in the queues of `subscribers`; `dropped` lost it, theirs was full."
 
+Accepted = collections.namedtuple("Accepted", "id number again")
+Accepted.__doc__ = "The message is on disk under `id`; `number` is its place; `again`: it was there before."
+
 Gap = collections.namedtuple("Gap", "count reason")
 Gap.__doc__ = "`count` messages are missing before the next one; `None` if nobody knows how many."
 
@@ -132,7 +186,7 @@ class Message:
     def __init__(self, topic, origin, sequence, header, payload, retained=False):
         self.topic, self.origin, self.sequence, self.payload = topic, origin, sequence, payload
         self.retained = retained
-        self.id, self.published_at_ns, self.content_type = _header_of(header)
+        self.id, self.published_at_ns, self.content_type, self.key, self._mark = _header_of(header)
 
     def text(self):
         return self.payload.decode(errors="replace")
@@ -166,9 +220,9 @@ class Request(Message):
         """Ends the answer, with a last part unless it is `None`."""
         self._finish(DONE, "", "", payload)
 
-    def fail(self, code, text):
-        """Ends the answer with an error."""
-        self._finish(FAILED, code, text, None)
+    def fail(self, code, text, payload=None):
+        """Ends the answer with an error, and a last part that says more unless it is `None`."""
+        self._finish(FAILED, code, text, payload)
 
     def _finish(self, status, code, text, payload):
         with self._changed:
@@ -187,6 +241,143 @@ class Request(Message):
         with self._changed:
             self.cancelled = True
             self._changed.notify_all()
+
+
+class Delivery(Message):
+    """One attempt to deliver one message that was published durably. `origin` is its publisher.
+
+    It waits until it was said what became of it: `ack`, `retry` or `reject`. What is said when the outbox has given the
+    attempt up (`cancelled`) is not heard; the message comes again.
+    """
+
+    def __init__(self, request, topic, inbox):
+        self.number, self.attempt, self.accepted_ms, self.origin = request._mark
+        self.topic, self.sequence, self.payload, self.retained = topic, request.sequence, request.payload, False
+        self.id, self.published_at_ns, self.content_type = request.id, request.published_at_ns, request.content_type
+        self.key, self._request, self._inbox, self._said = request.key, request, inbox, threading.Event()
+
+    @property
+    def cancelled(self):
+        return self._request.cancelled
+
+    def ack(self):
+        """The effect has happened. The inbox remembers it before the outbox hears of it."""
+        if self._inbox:
+            self._inbox.record(self.id)
+        self._request.end()
+        self._said.set()
+
+    def retry(self, reason="retry"):
+        """It did not work this time; it comes again by the outbox's schedule."""
+        self._request.fail("retry", reason)
+        self._said.set()
+
+    def reject(self, reason="rejected"):
+        """It will never work; it becomes a dead letter with this reason."""
+        self._request.fail("rejected", reason)
+        self._said.set()
+
+    def __repr__(self):
+        return f"Delivery({self.topic!r}, number={self.number}, attempt={self.attempt})"
+
+
+class Consumer:
+    """Deliveries for one filter: made by `Bus.consume` without a handler. Iterate over it, or `get`.
+
+    Asking for the next one lets go of one that nothing was said of: it comes again.
+    """
+
+    def __init__(self, bus):
+        self._bus, self._items, self._last = bus, queue.SimpleQueue(), None
+
+    def get(self, timeout=None):
+        """The next delivery; raises `TimedOut` after `timeout` seconds, `SessionLost` at the end."""
+        if self._last and not self._last._said.is_set():
+            self._last.retry("nothing was said of it")
+        self._last = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            try:
+                self._last = self._items.get(timeout=max(0.0, left))
+                return self._last
+            except queue.Empty:
+                if self._bus._lost:
+                    raise self._bus._lost from None
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimedOut(f"no delivery came within {timeout} s") from None
+
+    def __iter__(self):
+        while True:
+            yield self.get()
+
+    def _take(self, delivery):
+        """On the thread of the request: until something was said, or nobody waits for it."""
+        self._items.put(delivery)
+        while not delivery._said.wait(1.0) and not delivery.cancelled:
+            pass
+
+
+class Inbox:
+    """Ids of messages whose effect has happened, in a table (`interlock_inbox`) of a SQLite database of yours.
+
+    `once` writes the id in the transaction of the effect, so that it happens once whatever dies when. The last `keep` ids
+    are remembered.
+    """
+
+    def __init__(self, path, *, keep=1_000_000):
+        self.path, self.keep = path, keep
+        with contextlib.closing(self.connect()) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS interlock_inbox "
+                "(number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE)"
+            )
+
+    def connect(self):
+        """A connection as `once` gives it: what is committed survives a loss of power."""
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def seen(self, message_id):
+        with contextlib.closing(self.connect()) as db:
+            return self._seen(db, message_id)
+
+    def record(self, message_id):
+        """Remembers it by itself. A crash between the effect and this repeats the effect; `once` does not."""
+        with contextlib.closing(self.connect()) as db:
+            db.execute("BEGIN IMMEDIATE")
+            self._record(db, message_id)
+            db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def once(self, delivery):
+        """The block is a transaction on the connection it is given; at its end the id is written, all is committed, and
+        the delivery acknowledged. If the block raises, nothing of it has happened. Raises `Seen` instead if it had."""
+        with contextlib.closing(self.connect()) as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                if self._seen(db, delivery.id):
+                    delivery._inbox = None  # there is nothing left to remember
+                    delivery.ack()
+                    raise Seen(f"{delivery!r} was seen before")
+                yield db
+                self._record(db, delivery.id)
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+        delivery._inbox = None
+        delivery.ack()
+
+    def _seen(self, db, message_id):
+        return db.execute("SELECT 1 FROM interlock_inbox WHERE id = ?", (message_id.bytes,)).fetchone() is not None
+
+    def _record(self, db, message_id):
+        if not self._seen(db, message_id):
+            added = db.execute("INSERT INTO interlock_inbox (id) VALUES (?)", (message_id.bytes,))
+            db.execute("DELETE FROM interlock_inbox WHERE number <= ?", (added.lastrowid - self.keep,))
 
 
 class Subscription:
@@ -372,16 +563,82 @@ class Bus:
 
     def request_stream(self, topic, payload=b"", *, timeout=60.0):
         """Asks, and returns a `Stream` of the answer's parts. `timeout` (seconds) is for all of it."""
+        data, content_type = _encoded(payload)
+        return self._ask(topic, data, _header(content_type), timeout)
+
+    def _ask(self, topic, data, header, timeout):
         number = self._number()
         stream = self._streams[number] = Stream(self, number, topic, time.monotonic() + timeout)
         head = struct.pack("<BQII", REQUEST, number, 0, WINDOW)
         deadline_ms = int((time.time() + timeout) * 1000)
         try:
-            self._put(head + _block(0, topic, payload, 0, deadline_ms), timeout=timeout)
+            self._put(head + _block_of(0, topic, header, data, 0, deadline_ms), timeout=timeout)
         except BusError:
             self._streams.pop(number, None)
             raise
         return stream
+
+    def publish_durable(self, topic, payload, *, key=None, id=None, timeout=60.0):
+        """Publishes durably: returns an `Accepted` when the message is on the outbox's disk.
+
+        Messages with the same `key` (the topic, if there is none) reach each consumer in the order of their acceptance.
+        Raises `OutboxFull`, another `NotAccepted`, `Denied`, `NoResponders` if no outbox runs, or `Unconfirmed`, after which
+        the message is published again with the `id` of that error.
+        """
+        data, content_type = _encoded(payload)
+        message_id = id or uuid.UUID(bytes=_header("")[:16])
+        header, last = _header(content_type, message_id, key), None
+        try:
+            for last in self._ask(PUT + topic, data, header, timeout):
+                pass
+        except (TimedOut, SessionLost) as error:
+            raise Unconfirmed(message_id, error) from None
+        except RequestFailed as error:
+            if error.code in ("dropped", "server_gone"):
+                raise Unconfirmed(message_id, error) from None
+            if error.code == "outbox_full":
+                figures = last.json() if last else {}
+                raise OutboxFull(figures.get("current"), figures.get("max"), error.text) from None
+            raise NotAccepted(error.code, error.text) from None
+        if last is None:
+            raise Unconfirmed(message_id, "the answer is empty")
+        answer = last.json()
+        return Accepted(uuid.UUID(answer["id"]), answer["number"], answer["again"])
+
+    def consume(self, pattern, handler=None, *, inbox=None, concurrency=1, outbox="outbox", timeout=WRITE_SECONDS):
+        """Consumes what is published durably on topics that match, as the consumer of this session's name.
+
+        `handler(delivery)` says what became of each (see `Delivery`), on a thread of its own; up to `concurrency` at a time.
+        Without a handler a `Consumer` to iterate over is returned. What `inbox` knows is acknowledged and not given out.
+        Deliveries are taken from the peer `outbox` and from nobody else.
+        """
+        consumer = None if handler else Consumer(self)
+        handler = handler or consumer._take
+        prefix, in_hand, places = f"{INBOX}{self.name}/", set(), threading.Semaphore(concurrency)
+
+        def take(request):
+            if request._mark is None or request.origin != outbox:
+                return request.fail("not_the_outbox", f"deliveries are taken from `{outbox}` only")
+            with self._lock:
+                if request.id in in_hand:
+                    return request.fail("in_hand", "an earlier attempt of it is still in hand")
+                in_hand.add(request.id)
+            try:
+                with places:
+                    if not request.cancelled:
+                        _deliver(Delivery(request, request.topic.removeprefix(prefix), inbox), handler)
+            finally:
+                with self._lock:
+                    in_hand.discard(request.id)
+
+        self.serve(prefix + pattern, take, timeout=timeout)
+        try:
+            self.request(CONSUME, timeout=timeout)
+        except NoResponders:
+            pass  # an outbox that starts later asks everybody
+        except (Denied, RequestFailed, TimedOut) as error:
+            log.warning("the outbox was not told that `%s` serves, and finds out at its next sweep: %s", self.name, error)
+        return consumer
 
     def wait(self):
         """Until the session ends, which raises `SessionLost`; returns after `close`."""
@@ -766,6 +1023,24 @@ def _answer_one(handler, request):
     request.end(answer)
 
 
+def _deliver(delivery, handler):
+    """Until it was said what became of it: by the handler, or in its place."""
+    try:
+        if delivery._inbox and delivery._inbox.seen(delivery.id):
+            return delivery.ack()
+        handler(delivery)
+        problem = "nothing was said of it"
+    except Seen:
+        return
+    except (Cancelled, SessionLost):
+        raise
+    except Exception as error:  # the handler's mistake costs an attempt, not the program
+        log.exception("the handler of `%s` failed", delivery.topic)
+        problem = f"{type(error).__name__}: {error}"
+    if not delivery._said.is_set():
+        delivery.retry(problem)
+
+
 # ------------------------------------------------------------------------------------- connecting
 
 
@@ -943,39 +1218,52 @@ def _encoded(payload):
     return json.dumps(payload).encode(), JSON
 
 
-def _header(content_type):
-    """Message id (UUIDv7, RFC 9562), time, and the content type unless it is plain bytes."""
+def _header(content_type, message_id=None, key=None):
+    """Message id (UUIDv7, RFC 9562), time, and facts: the content type unless it is plain bytes, the ordering key."""
     now = time.time_ns()
-    random = int.from_bytes(os.urandom(10))
-    number = (now // 1_000_000) << 80 | random
-    number = number & ~(0xF << 76) | 7 << 76
-    number = number & ~(3 << 62) | 2 << 62
-    header = number.to_bytes(16) + struct.pack("<QQ", now, bool(content_type))
-    if content_type:
-        name = content_type.encode()
-        header += struct.pack("<HQ", 1, len(name)) + name
+    if message_id is None:
+        number = (now // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+        number = number & ~(0xF << 76) | 7 << 76
+        number = number & ~(3 << 62) | 2 << 62
+        message_id = uuid.UUID(int=number)
+    facts = [(1, content_type)] if content_type else []
+    if key is not None:
+        facts.append((KEY_FACT, key))
+    header = message_id.bytes + struct.pack("<QQ", now, len(facts))
+    for tag, text in facts:
+        data = text.encode()
+        header += struct.pack("<HQ", tag, len(data)) + data
     return header
 
 
 def _header_of(data):
-    """Id, time and content type; `None`, 0 and "" if there is no header."""
+    """Id, time, content type, ordering key, and what an outbox says; `None`, 0, "", `None`, `None` if there is no header."""
     if not data:
-        return None, 0, BYTES
-    fields, content_type = _Fields(data), BYTES
+        return None, 0, BYTES, None, None
+    fields, content_type, key, mark = _Fields(data), BYTES, None, None
     message_id, (published_at, count) = uuid.UUID(bytes=fields.bytes(16)), fields.take("QQ")
     for _ in range(count):
         tag, length = fields.take("HQ")
         value = fields.bytes(length)
         if tag == 1:
             content_type = value.decode()
-    return message_id, published_at, content_type
+        elif tag == KEY_FACT:
+            key = value.decode()
+        elif tag == DELIVERY_FACT:
+            said = _Fields(value)
+            mark = (*said.take("QIQ"), said.text8())
+    return message_id, published_at, content_type, key, mark
 
 
 def _block(flags, topic, payload, sequence, deadline_ms):
     data, content_type = _encoded(payload)
+    return _block_of(flags, topic, _header(content_type), data, sequence, deadline_ms)
+
+
+def _block_of(flags, topic, header, data, sequence, deadline_ms):
     if len(data) > PAYLOAD_BYTES_MAX:
         raise ValueError(f"the payload has {len(data)} bytes; at most {PAYLOAD_BYTES_MAX} are taken")
-    name, header = topic.encode(), _header(content_type)
+    name = topic.encode()
     if len(name) > 255:
         raise ValueError(f"the topic has {len(name)} bytes; at most 255 fit")
     prefix = struct.pack("<BBHIQQ", flags, len(name), len(header), 0, sequence, deadline_ms)
