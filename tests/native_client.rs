@@ -91,7 +91,7 @@ fn what_a_publisher_says_of_its_message_arrives_as_it_was_said() {
             let header = Header {
                 reply_to: Some(topic("answers/here")),
                 correlation: Some(Header::new().id),
-                traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+                traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
                 user: vec![("name".to_owned(), "value".to_owned()), ("name".to_owned(), "again".to_owned())],
                 ..Header::for_payload(&payload)
             };

@@ -135,10 +135,10 @@ pub fn put_header(header: &Header, out: &mut Vec<u8>) {
         let numbers = [sequence, previous, taken].map(|number| number.to_le_bytes());
         put(fact::STREAM, &[stream.as_bytes(), numbers.as_flattened(), &[u8::from(*again)]]);
     }
-    if let Some(key) = &header.key {
+    if let Some(key) = header.key() {
         put(fact::KEY, &[key.as_bytes()]);
     }
-    if let Some(mark) = &header.delivery {
+    if let Some(mark) = header.delivery() {
         put(fact::DELIVERY, &[&delivery_value(mark)]);
     }
     for (name, value) in &header.user {
@@ -162,8 +162,7 @@ pub(crate) fn plain_header(header: &Header) -> Option<[u8; PLAIN_HEADER_BYTES]> 
         schema,
         traceparent,
         stream,
-        key,
-        delivery,
+        durable,
         user,
     } = header;
     let is_plain = *content_type == ContentType::Bytes
@@ -172,8 +171,7 @@ pub(crate) fn plain_header(header: &Header) -> Option<[u8; PLAIN_HEADER_BYTES]> 
         && schema.is_none()
         && traceparent.is_none()
         && stream.is_none()
-        && key.is_none()
-        && delivery.is_none()
+        && durable.is_none()
         && user.is_empty();
     is_plain.then(|| {
         let mut bytes = [0; PLAIN_HEADER_BYTES];
@@ -221,10 +219,12 @@ fn take_fact(header: &mut Header, tag: u16, value: &[u8]) -> Result<(), CodecErr
         fact::REPLY_TO => header.reply_to = Some(TopicName::from_bytes(value)?),
         fact::CORRELATION => header.correlation = Some(Uuid::from_slice(value).map_err(|_| WRONG_SIZE)?),
         fact::SCHEMA => header.schema = Some(u64::from_le_bytes(value.try_into().map_err(|_| WRONG_SIZE)?)),
-        fact::TRACEPARENT => header.traceparent = Some(text(value)?),
+        fact::TRACEPARENT => header.traceparent = Some(text(value)?.into()),
         fact::STREAM => header.stream = Some(Box::new(stream_mark(value).ok_or(WRONG_SIZE)?)),
-        fact::KEY => header.key = Some(text(value)?.into()),
-        fact::DELIVERY => header.delivery = Some(Box::new(delivery_mark(value).ok_or(WRONG_SIZE)?)),
+        fact::KEY => header.durable.get_or_insert_default().key = Some(text(value)?),
+        fact::DELIVERY => {
+            header.durable.get_or_insert_default().delivery = Some(delivery_mark(value).ok_or(WRONG_SIZE)?);
+        }
         fact::USER => {
             let (name_bytes, rest) = value.split_first_chunk::<2>().ok_or(WRONG_SIZE)?;
             let (name, value) =
@@ -316,6 +316,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::envelope::DurableFacts;
 
     fn delivery() -> DeliveryMark {
         DeliveryMark { number: 6, attempt: 2, accepted_ms: 8, origin: "alice".parse().unwrap() }
@@ -329,7 +330,7 @@ mod tests {
             reply_to: Some("a/b".parse().unwrap()),
             correlation: Some(Uuid::from_bytes([9; 16])),
             schema: Some(42),
-            traceparent: Some("00-aa-bb-01".to_owned()),
+            traceparent: Some("00-aa-bb-01".into()),
             stream: Some(Box::new(StreamMark {
                 stream: Uuid::from_bytes([3; 16]),
                 sequence: 5,
@@ -337,8 +338,10 @@ mod tests {
                 taken: 2,
                 again: true,
             })),
-            key: Some("order 7".into()),
-            delivery: Some(Box::new(delivery())),
+            durable: Some(Box::new(DurableFacts {
+                key: Some("order 7".to_owned()),
+                delivery: Some(delivery()),
+            })),
             user: vec![("k".to_owned(), "v".to_owned()), ("k".to_owned(), String::new())],
         }
     }
@@ -394,18 +397,23 @@ mod tests {
         let mut kept = Vec::new();
         put_header(&full_header(), &mut kept);
         let (id, mark) = (Uuid::from_bytes([5; 16]), DeliveryMark { attempt: 3, ..delivery() });
-        let expected = Header { id, delivery: Some(Box::new(mark.clone())), ..full_header() };
+        let marked = || DurableFacts { key: None, delivery: Some(mark.clone()) };
+        let expected = Header { id, ..full_header() };
+        let expected = Header {
+            durable: Some(Box::new(DurableFacts { key: Some("order 7".to_owned()), ..marked() })),
+            ..expected
+        };
         assert_eq!(header(&delivery_header(&kept, id, &mark)).unwrap(), expected);
         // A mark hidden behind the last fact that is counted.
         let forged = DeliveryMark { origin: "mallory".parse().unwrap(), ..delivery() };
         let with_mark = delivery_header(&[], id, &forged);
         let mut hidden = with_mark.clone();
         hidden[24..32].fill(0);
-        let of_nothing = Header { id, delivery: Some(Box::new(mark.clone())), ..Header::absent() };
+        let of_nothing = Header { id, durable: Some(Box::new(marked())), ..Header::absent() };
         for kept in [with_mark, hidden] {
             assert_eq!(header(&delivery_header(&kept, id, &mark)).unwrap(), of_nothing);
         }
-        let of_nothing = Header { id, delivery: Some(Box::new(mark.clone())), ..Header::absent() };
+        let of_nothing = Header { id, durable: Some(Box::new(marked())), ..Header::absent() };
         assert_eq!(header(&delivery_header(&[], id, &mark)).unwrap(), of_nothing);
     }
 

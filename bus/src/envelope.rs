@@ -83,6 +83,15 @@ pub struct DeliveryMark {
     pub origin: PeerName,
 }
 
+/// What stands in the header of a message on its way through an outbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DurableFacts {
+    /// Messages with the same key keep their order. `None` stands for the topic.
+    pub key: Option<String>,
+    /// What the outbox says about this attempt; only its own word counts.
+    pub delivery: Option<DeliveryMark>,
+}
+
 /// What the publisher says about a message. The broker does not read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -99,13 +108,11 @@ pub struct Header {
     /// Fingerprint of the payload's schema; `None` if unregistered.
     pub schema: Option<u64>,
     /// W3C `traceparent`.
-    pub traceparent: Option<String>,
+    pub traceparent: Option<Box<str>>,
     /// Its place in a gated publisher's stream.
     pub stream: Option<Box<StreamMark>>,
-    /// On the way through an outbox: messages with the same key keep their order. `None` stands for the topic.
-    pub key: Option<Box<str>>,
-    /// What the outbox says about this attempt; only its own word counts.
-    pub delivery: Option<Box<DeliveryMark>>,
+    /// What there is to say on the way through an outbox.
+    pub durable: Option<Box<DurableFacts>>,
     /// The user's own headers, in order.
     pub user: Vec<(String, String)>,
 }
@@ -128,17 +135,26 @@ impl Header {
             schema: None,
             traceparent: None,
             stream: None,
-            key: None,
-            delivery: None,
+            durable: None,
             user: Vec::new(),
         }
+    }
+
+    /// Its ordering key on the way through an outbox, if it names one.
+    pub fn key(&self) -> Option<&str> {
+        self.durable.as_ref()?.key.as_deref()
+    }
+
+    /// What an outbox says about this attempt to deliver it; `None` if it is none.
+    pub fn delivery(&self) -> Option<&DeliveryMark> {
+        self.durable.as_ref()?.delivery.as_ref()
     }
 
     /// The header as part of the trace that is worked for, unless it names one.
     #[must_use]
     pub fn traced(mut self) -> Self {
         if self.traceparent.is_none() {
-            self.traceparent = Trace::current().map(|trace| trace.to_string());
+            self.traceparent = Trace::current().map(|trace| trace.to_string().into());
         }
         self
     }

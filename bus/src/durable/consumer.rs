@@ -175,7 +175,7 @@ impl DurableConsumer {
     async fn take(&self, request: Request, place: OwnedSemaphorePermit) -> Option<Delivery> {
         let id = request.message.header.id;
         let topic = request.message.topic.as_str().strip_prefix(&self.prefix).map(str::parse);
-        let mark = request.message.header.delivery.clone();
+        let mark = request.message.header.delivery().cloned();
         let (Some(Ok(topic)), Some(mark)) = (topic, mark) else {
             refuse(request, "no_delivery", "this is no delivery of an outbox").await;
             return None;

@@ -30,7 +30,7 @@ pub(crate) struct Arrival {
     /// Nil for a fresh one.
     pub(crate) id: Uuid,
     pub(crate) topic: TopicName,
-    pub(crate) key: Option<Box<str>>,
+    pub(crate) key: Option<String>,
     pub(crate) origin: PeerName,
     pub(crate) header: Bytes,
     pub(crate) payload: Bytes,
@@ -188,7 +188,7 @@ impl Door {
             let (bytes, limit) = (header.len() as u64, header_limit as u64);
             return Err(DurableError::TooLarge { bytes, limit });
         }
-        let key = key.filter(|key| !key.is_empty()).map_or_else(|| topic.to_string(), String::from);
+        let key = key.filter(|key| !key.is_empty()).unwrap_or_else(|| topic.to_string());
         if key.len() > limits::KEY_BYTES_MAX {
             let bytes = key.len();
             return Err(invalid(format!(

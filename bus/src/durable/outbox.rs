@@ -158,7 +158,7 @@ impl DurableOptions {
             header.id = Header::new().id;
         }
         if let Some(key) = &self.key {
-            header.key = Some(key.as_str().into());
+            header.durable.get_or_insert_default().key = Some(key.clone());
         }
         header
     }
@@ -215,7 +215,7 @@ impl OutboxHandle {
         let arrival = Arrival {
             id: header.id,
             topic: topic.clone(),
-            key: header.key,
+            key: header.key().map(str::to_owned),
             origin: self.origin.clone(),
             header: Bytes::from(header_bytes),
             payload: payload.bytes,

@@ -306,7 +306,7 @@ impl Sender {
         let arrival = Arrival {
             id: request.message.header.id,
             topic,
-            key: request.message.header.key.clone(),
+            key: request.message.header.key().map(str::to_owned),
             origin: request.message.origin.clone(),
             header: request.header.clone(),
             payload: request.message.payload.clone(),
@@ -632,11 +632,7 @@ impl Sender {
             Said::Nothing => {}
         }
         match (consumer, reason_of(&outcome)) {
-            (Said::Denied, Some(reason)) => {
-                if self.denied.insert(id.consumer.clone(), reason.to_owned()).is_none() {
-                    tracing::error!(consumer = %id.consumer, reason, "the broker does not let the outbox deliver");
-                }
-            }
+            (Said::Denied, Some(reason)) => self.on_denied(&id.consumer, reason),
             (Said::Present | Said::Lost, _) => drop(self.denied.remove(&id.consumer)),
             _ => {}
         }
@@ -658,6 +654,12 @@ impl Sender {
             is_told: false,
         });
         is_over
+    }
+
+    fn on_denied(&mut self, consumer: &PeerName, reason: &str) {
+        if self.denied.insert(consumer.clone(), reason.to_owned()).is_none() {
+            tracing::error!(%consumer, reason, "the broker does not let the outbox deliver");
+        }
     }
 
     fn settle(&mut self, ending: Ending) {

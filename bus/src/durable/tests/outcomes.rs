@@ -14,7 +14,7 @@ async fn what_a_peer_publishes_durably_reaches_each_consumer_with_its_facts_and_
     let outbox = stage.outbox(quick()).await;
     let books = stage.consumer("books", |delivery| {
         assert_eq!((delivery.message.topic.as_str(), delivery.message.origin.as_str()), ("both/a", "shop"));
-        assert_eq!(delivery.message.header.key.as_deref(), Some("key"));
+        assert_eq!(delivery.message.header.key(), Some("key"));
         Answer::Ack
     });
     let books = books.await;
@@ -139,7 +139,7 @@ async fn a_sweep_finds_a_consumer_that_did_not_say_that_it_serves() {
     let books = stage.connect("books").await;
     let mut service = books.serve(&"inbox/books/#".parse().unwrap(), Default::default()).await.unwrap();
     let request = soon("the delivery", service.next()).await.unwrap();
-    let mark = request.message.header.delivery.clone().unwrap();
+    let mark = request.message.header.delivery().cloned().unwrap();
     assert_eq!((request.message.topic.as_str(), mark.attempt), ("inbox/books/orders/a", 1));
     request.end_empty().await.unwrap();
     stage.drained().await;

@@ -169,9 +169,18 @@ impl Stage {
                     Answer::Ack => delivery.ack().await,
                     Answer::Retry => delivery.retry("not now").await,
                     Answer::Reject => delivery.reject("never").await,
-                    Answer::Drop => Ok(drop(delivery)),
-                    Answer::Keep => Ok(kept.push(delivery)),
-                    Answer::UntilCancelled => Ok(delivery.cancelled().wait().await),
+                    Answer::Drop => {
+                        drop(delivery);
+                        Ok(())
+                    }
+                    Answer::Keep => {
+                        kept.push(delivery);
+                        Ok(())
+                    }
+                    Answer::UntilCancelled => {
+                        delivery.cancelled().wait().await;
+                        Ok(())
+                    }
                 };
             }
         });
