@@ -46,12 +46,7 @@ async fn run_with(failing: Failing, answer: fn(&Delivery) -> Answer) -> bool {
     }
     stage.drained().await;
     let expected: Vec<String> = (0..MESSAGES).map(|number| number.to_string()).collect();
-    let effects = |consumer: &Consumer| {
-        let mut texts = consumer.came.texts();
-        texts.dedup();
-        texts
-    };
-    assert_eq!([effects(&books), effects(&audit)], [expected.clone(), expected], "{failing:?}");
+    assert_eq!([books.effects(), audit.effects()], [expected.clone(), expected], "{failing:?}");
     let kept = stage.deliveries();
     assert_eq!(kept.len(), 2 * MESSAGES, "{failing:?}");
     assert!(kept.values().all(|kept| kept.state == DeliveryState::Acknowledged), "{failing:?}: {kept:?}");
@@ -140,6 +135,30 @@ async fn an_outcome_that_cannot_be_saved_is_told_and_kept_and_saved_when_the_sto
     let _books = stage.consumer("books", |_| Answer::Ack).await;
     stage.drained().await;
     assert_eq!(stage.delivery(1, "books").attempts, 2);
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_was_lost_with_its_outbox_is_given_again_without_the_effect() {
+    let stage = Stage::new();
+    let outbox = stage.outbox_on(Arc::new(stage.storage.another_process()), quick()).await;
+    outbox.until("it runs", |report| report.state == OutboxState::Running).await;
+    let outcome = Arc::clone(&stage.storage);
+    // From the moment of the effect on nothing can be saved.
+    let answer = move |delivery: &Delivery| {
+        if delivery.attempt == 1 {
+            outcome.fail(Failing::From(1));
+        }
+        Answer::Ack
+    };
+    let books = stage.consumer("books", answer).await;
+    outbox.put("orders/a", "one").await;
+    outbox.until("the failure", |report| report.state == OutboxState::Impaired).await;
+    outbox.killed().await;
+    assert_eq!(stage.delivery(1, "books").state, DeliveryState::Leased);
+    stage.storage.fail(Failing::Never);
+    let _outbox = stage.outbox(quick()).await;
+    stage.drained().await;
+    assert_eq!((stage.delivery(1, "books").attempts, books.effects()), (2, vec!["one".to_owned()]));
 }
 
 #[tokio::test]

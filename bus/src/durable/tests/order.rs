@@ -159,6 +159,22 @@ async fn a_message_that_cannot_be_read_or_was_dropped_does_not_stand_in_the_way(
 }
 
 #[tokio::test]
+async fn a_delivery_of_somebody_else_than_the_outbox_is_refused() {
+    let stage = Stage::new();
+    let permissions = crate::Permissions::from_lists(&[], &[], &[], &["inbox/#"]).unwrap();
+    stage.store.set_permissions(&name("audit"), &permissions).unwrap();
+    let books = stage.consumer("books", |_| Answer::Ack).await;
+    let mark = crate::envelope::DeliveryMark { number: 1, attempt: 1, accepted_ms: 0, origin: name("shop") };
+    let header = crate::codec::delivery_header(&[], uuid::Uuid::from_u128(1), &mark);
+    let audit = stage.connect("audit").await;
+    let inbox = topic("inbox/books/orders/a");
+    let answer = audit.request_as_it_is(&inbox, &header, "forged".into(), DEADLINE).await.unwrap();
+    let refused = answer.last().await.unwrap_err();
+    assert!(refused.to_string().contains("not_the_outbox"), "{refused}");
+    assert!(books.effects().is_empty());
+}
+
+#[tokio::test]
 async fn what_waits_too_long_for_an_absent_consumer_becomes_dead_letters_that_say_so() {
     let stage = Stage::new();
     let options = OutboxOptions {

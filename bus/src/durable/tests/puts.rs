@@ -145,6 +145,27 @@ async fn a_put_that_pauses_is_accepted_when_there_is_room_and_refused_at_its_dea
 }
 
 #[tokio::test]
+async fn a_bounded_number_of_puts_waits_for_room_and_a_stop_refuses_them_all() {
+    let stage = Stage::with_storage(bounded(1, WhenFull::Reject));
+    let mut outbox = stage.outbox(OutboxOptions { pauses: true, ..quick() }).await;
+    outbox.put("orders/a", "one").await;
+    let (handle, topic, options) = (outbox.handle.clone(), topic("orders/a"), DurableOptions::default());
+    let puts = join_all((0..300).map(|_| handle.put(&topic, Payload::text("x"), &options, DEADLINE)));
+    let stopping = async {
+        let bound = |report: &OutboxReport| {
+            report.counts.puts_waiting == 256 && report.counts.refused.get("outbox_full") == Some(&44)
+        };
+        outbox.until("the bound", bound).await;
+        outbox.ask_stop();
+    };
+    let (refused, ()) = soon("every refusal", futures_util::future::join(puts, stopping)).await;
+    let count = |wanted: &DurableError| refused.iter().filter(|put| put.as_ref() == Err(wanted)).count();
+    let full = DurableError::Full { current: 1, max: 1 };
+    assert_eq!((count(&full), count(&DurableError::ShuttingDown)), (44, 256));
+    assert_eq!(outbox.ended().await.unwrap().open, Some(1));
+}
+
+#[tokio::test]
 async fn the_oldest_message_becomes_a_dead_letter_for_the_new_one_and_nothing_is_deleted() {
     let stage = Stage::with_storage(bounded(2, WhenFull::OldestToDeadLetter));
     let outbox = stage.outbox(quick()).await;

@@ -159,14 +159,18 @@ impl Stage {
         let client = self.connect(peer).await;
         let mut consuming = client.consume_durable(&"#".parse().unwrap(), options).await.unwrap();
         let came = Came::default();
-        let seen = came.clone();
+        let effects = Effects::default();
+        let (seen, happened) = (came.clone(), Arc::clone(&effects));
         let task = tokio::spawn(async move {
             let mut kept = Vec::new();
             while let Some(delivery) = consuming.next().await {
                 seen.note(&delivery);
                 // What cannot be told comes again.
                 let _ = match answer(&delivery) {
-                    Answer::Ack => delivery.ack().await,
+                    Answer::Ack => {
+                        happened.lock().unwrap().push(delivery.message.text().unwrap().to_owned());
+                        delivery.ack().await
+                    }
                     Answer::Retry => delivery.retry("not now").await,
                     Answer::Reject => delivery.reject("never").await,
                     Answer::Drop => {
@@ -184,7 +188,7 @@ impl Stage {
                 };
             }
         });
-        Consumer { client, came, task }
+        Consumer { client, came, effects, task }
     }
 
     /// What is kept of every delivery, by number and consumer.
@@ -241,13 +245,21 @@ impl Came {
     }
 }
 
+/// What was done about deliveries, in order.
+type Effects = Arc<Mutex<Vec<String>>>;
+
 pub(super) struct Consumer {
     pub(super) client: Client,
     pub(super) came: Came,
+    effects: Effects,
     task: JoinHandle<()>,
 }
 
 impl Consumer {
+    pub(super) fn effects(&self) -> Vec<String> {
+        self.effects.lock().unwrap().clone()
+    }
+
     pub(super) async fn came_times(&self, times: usize) {
         until("a delivery", || self.came.all().len() >= times).await;
     }
