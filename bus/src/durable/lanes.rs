@@ -73,6 +73,8 @@ struct Consumer {
     timed: BTreeMap<(u64, u64), Arc<str>>,
     in_hand: usize,
     in_hand_bytes: u64,
+    /// In hand, or ended and not yet settled.
+    held: BTreeSet<u64>,
     /// Ended, and not yet settled.
     ended: usize,
     presence: Presence,
@@ -213,8 +215,7 @@ impl Lanes {
                 Some((name, wants(consumer)?)).map(|(name, read)| (name, consumer, read))
             })
             .next()?;
-        let is_held = |(number, open): (&u64, &Open)| (open.state != State::Waiting).then_some(*number);
-        let touched = consumer.open.iter().filter_map(is_held).collect();
+        let touched = consumer.held.clone();
         consumer.reading = Some(Reading { all: consumer.unread == Unread::All, limit, touched, news: false });
         consumer.unread = Unread::Nothing;
         Some(Read { consumer: name.clone(), after, limit })
@@ -474,10 +475,19 @@ impl Consumer {
                 let is_first = self.in_hand == 0 && numbers.is_empty();
                 bytes += open.bytes;
                 let fits = self.in_hand + numbers.len() < allowed && numbers.len() < bounds.run;
-                if !fits || open.due_ms > now_ms || (bytes > bounds.bytes && !is_first) {
+                // What has failed before is sent alone: those behind it would be leased in vain.
+                let has_failed = open.attempts > 0;
+                if !fits
+                    || open.due_ms > now_ms
+                    || (bytes > bounds.bytes && !is_first)
+                    || (has_failed && !numbers.is_empty())
+                {
                     break;
                 }
                 numbers.push(*number);
+                if has_failed {
+                    break;
+                }
             }
             if !numbers.is_empty() {
                 numbers.iter().for_each(|number| self.hold(*number));
@@ -498,6 +508,7 @@ impl Consumer {
         let Some(open) = self.open.get_mut(&number) else { return };
         debug_assert_eq!(open.state, State::Waiting, "delivery {number} is in hand already");
         open.state = State::InHand;
+        self.held.insert(number);
         self.in_hand += 1;
         self.in_hand_bytes += open.bytes;
         let key = Arc::clone(&open.key);
@@ -514,6 +525,9 @@ impl Consumer {
     fn let_go(&mut self, number: u64, then: State) -> Option<Arc<str>> {
         let open = self.open.get_mut(&number).filter(|open| open.state == State::InHand)?;
         open.state = then;
+        if then == State::Waiting {
+            self.held.remove(&number);
+        }
         self.in_hand -= 1;
         self.in_hand_bytes -= open.bytes;
         let key = Arc::clone(&open.key);
@@ -538,6 +552,7 @@ impl Consumer {
 
     fn forget(&mut self, number: u64) {
         self.let_go(number, State::Waiting);
+        self.held.remove(&number);
         if let Some(open) = self.open.remove(&number) {
             match open.state {
                 State::Ended => self.ended -= 1,

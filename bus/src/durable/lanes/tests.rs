@@ -352,12 +352,16 @@ impl World {
             for (number, plain) in lane {
                 let fits =
                     messages < BOUNDS.messages && run.len() < BOUNDS.run && plain.due_ms <= self.now_ms;
-                if !fits || (bytes + plain.bytes > BOUNDS.bytes && messages > 0) {
+                let is_alone = plain.attempts > 0 && !run.is_empty();
+                if !fits || is_alone || (bytes + plain.bytes > BOUNDS.bytes && messages > 0) {
                     break;
                 }
                 run.push(number);
                 messages += 1;
                 bytes += plain.bytes;
+                if plain.attempts > 0 {
+                    break;
+                }
             }
             if run.is_empty() {
                 break;
