@@ -61,6 +61,7 @@ pub(crate) struct Standing {
 pub(crate) struct Lanes {
     bounds: LaneBounds,
     consumers: BTreeMap<PeerName, Consumer>,
+    last_read: Option<PeerName>,
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +155,7 @@ struct Reading {
 
 impl Lanes {
     pub(crate) fn new(bounds: LaneBounds) -> Self {
-        Self { bounds, consumers: BTreeMap::new() }
+        Self { bounds, consumers: BTreeMap::new(), last_read: None }
     }
 
     // ---- what the storage holds -----------------------------------------------------------
@@ -198,27 +199,21 @@ impl Lanes {
         }
     }
 
-    /// The read that is most wanted; it counts as begun.
+    /// A read that is wanted; it counts as begun. Consumers take turns: one that always has news keeps nobody waiting.
     pub(crate) fn begin_read(&mut self) -> Option<Read> {
         let window = self.bounds.window;
-        let wants = |consumer: &Consumer| match consumer.unread {
-            Unread::Nothing => None,
-            Unread::All => Some((0, window)),
-            Unread::Above => {
-                let room = window.saturating_sub(consumer.open.len());
-                (room > 0 && room >= window / 4).then_some((consumer.read_through, room))
-            }
-        };
-        let idle = self.consumers.iter_mut().filter(|(_, consumer)| consumer.reading.is_none());
-        let (name, consumer, (after, limit)) = idle
-            .filter_map(|(name, consumer)| {
-                Some((name, wants(consumer)?)).map(|(name, read)| (name, consumer, read))
-            })
-            .next()?;
+        let last = self.last_read.take();
+        let is_later = |name: &&PeerName| last.as_ref().is_none_or(|last| *name > last);
+        let wants = |name: &&PeerName| self.consumers[*name].wanted_read(window).is_some();
+        let later = self.consumers.keys().filter(is_later).find(wants);
+        let name = later.or_else(|| self.consumers.keys().find(wants)).cloned()?;
+        let consumer = self.consumers.get_mut(&name)?;
+        let (after, limit) = consumer.wanted_read(window)?;
+        self.last_read = Some(name.clone());
         let touched = consumer.held.clone();
         consumer.reading = Some(Reading { all: consumer.unread == Unread::All, limit, touched, news: false });
         consumer.unread = Unread::Nothing;
-        Some(Read { consumer: name.clone(), after, limit })
+        Some(Read { consumer: name, after, limit })
     }
 
     /// The read that was begun has failed.
@@ -422,6 +417,21 @@ impl Consumer {
     fn is_idle(&self) -> bool {
         let is_read = self.unread == Unread::Nothing && self.reading.is_none();
         is_read && self.open.is_empty() && self.presence == Presence::Present
+    }
+
+    /// After which number it is to be read, and how many at most.
+    fn wanted_read(&self, window: usize) -> Option<(u64, usize)> {
+        if self.reading.is_some() {
+            return None;
+        }
+        match self.unread {
+            Unread::Nothing => None,
+            Unread::All => Some((0, window)),
+            Unread::Above => {
+                let room = window.saturating_sub(self.open.len());
+                (room > 0 && room >= window / 4).then_some((self.read_through, room))
+            }
+        }
     }
 
     fn learn(&mut self, found: OpenDelivery, latest_ms: u64) {

@@ -460,6 +460,19 @@ fn a_consumer_with_everything_in_hand_and_an_absent_one_delay_nobody_else() {
 }
 
 #[test]
+fn a_consumer_that_always_has_news_does_not_keep_others_from_being_read() {
+    let mut lanes = Lanes::new(BOUNDS);
+    let mut read = Vec::new();
+    for _ in 0..4 {
+        (0..2).for_each(|consumer| lanes.news(&name(consumer)));
+        let next = lanes.begin_read().unwrap();
+        lanes.loaded(&next.consumer, Vec::new(), 1);
+        read.push(next.consumer);
+    }
+    assert_eq!(read, [0, 1, 0, 1].map(name));
+}
+
+#[test]
 fn a_large_message_goes_alone_and_is_not_overtaken_for_its_size() {
     let large = LaneBounds::default().bytes;
     let all = vec![found(0, 1, "a", 1), found(0, 2, "b", 2 * large), found(0, 3, "c", 1)];
