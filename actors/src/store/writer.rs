@@ -500,7 +500,13 @@ impl Hand {
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(begin)?;
         let site = Site { connection: &transaction, path: &self.path, alone };
         jobs.iter_mut().try_for_each(|job| job.apply(&site))?;
-        transaction.commit().map_err(end)?;
+        if let Err(error) = transaction.commit() {
+            let error = end(error);
+            if !matches!(error, StoreError::Busy { .. }) {
+                bury_commit(connection);
+            }
+            return Err(error);
+        }
         self.counts.commits.fetch_add(1, Ordering::Relaxed);
         Ok(Wrote(connection.total_changes() != changes))
     }
@@ -513,6 +519,21 @@ impl Hand {
         self.judge(&outcome);
         job.finish(outcome.map(drop));
         answer.try_recv().ok()?.ok()
+    }
+}
+
+/// Writes over what a commit that failed has left behind the end of the write-ahead log. If only its sync failed, it is there
+/// as a whole, and whoever opens the database next would take it for committed, although everybody has been told that
+/// nothing was stored. It is written on the same connection, which alone knows where the log ended; that it succeeds
+/// means nothing.
+fn bury_commit(connection: &mut Connection) {
+    let buried =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|transaction| {
+            transaction.execute("UPDATE schema_migrations SET version = version", [])?;
+            transaction.commit()
+        });
+    if let Err(error) = buried {
+        tracing::debug!(%error, "what a failed commit has left could not be written over, or not be synced");
     }
 }
 
