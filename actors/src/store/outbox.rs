@@ -38,7 +38,7 @@ pub mod limits;
 mod put;
 mod sender;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use book::DeliveryState;
 pub use desk::Desk;
@@ -194,13 +194,18 @@ impl OutboxStore {
         self.step(desk::Stand).await
     }
 
-    /// Does what a person wants with deliveries, by number and consumer, in one transaction. Those in no state for it are left
-    /// as they are; returns how many were changed. Whoever sends learns of it by looking.
+    /// Does what a person, `by`, wants with deliveries, in one transaction, and writes down beside each who did it. Those that
+    /// are not in the state in which they were seen any more are left as they are; returns how many were changed.
     ///
     /// # Errors
     /// [`StorageError`]; nothing was changed then.
-    pub async fn edit(&self, edit: desk::Edit, deliveries: Vec<(u64, String)>) -> Result<u64, StorageError> {
-        self.step(desk::Change { edit, deliveries }).await
+    pub async fn edit(
+        &self,
+        edit: desk::Edit,
+        deliveries: Vec<(u64, String, DeliveryState)>,
+        by: String,
+    ) -> Result<u64, StorageError> {
+        self.step(desk::Change { edit, deliveries, by }).await
     }
 
     /// Writes what is queued, ends the thread and closes the file. Blocks until then; further calls, also those of clones,

@@ -16,12 +16,12 @@ use crate::log_record::Level;
 
 mod mending;
 pub(super) mod opening;
-pub(super) mod processes;
+pub(in crate::store) mod processes;
 mod sealing;
 mod soak;
 
 /// A data directory of a test.
-pub(super) struct Place {
+pub(in crate::store) struct Place {
     pub(super) directory: tempfile::TempDir,
 }
 
@@ -75,7 +75,7 @@ impl Place {
     }
 }
 
-pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
+pub(in crate::store) fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 

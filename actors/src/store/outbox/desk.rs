@@ -7,7 +7,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{MIGRATIONS, book::DeliveryState, book::Totals, now_ms};
+use super::{
+    MIGRATIONS,
+    book::{Book, DeliveryState, Failed, Totals},
+    now_ms,
+};
 use crate::store::{
     DataKey, StoreError, connection,
     limited::Limited,
@@ -76,7 +80,7 @@ pub struct Delivery {
     pub reason: Option<String>,
 }
 
-/// An attempt that failed, or what else was done to a delivery.
+/// An attempt that failed, or what a person did to a delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attempt {
     /// To whom.
@@ -121,10 +125,21 @@ pub struct Statistics {
     pub consumers: BTreeMap<String, BTreeMap<&'static str, u64>>,
     /// The same by topic and state.
     pub topics: BTreeMap<String, BTreeMap<&'static str, u64>>,
-    /// Why the last attempt of each of those failed, and how many say so; the most frequent first.
-    pub reasons: Vec<(String, u64)>,
+    /// Why the last attempt of those failed, the most frequent first.
+    pub reasons: Vec<ReasonCount>,
     /// When the oldest of those was accepted, by state, in milliseconds since the Unix epoch.
     pub oldest_ms: BTreeMap<&'static str, u64>,
+}
+
+/// How many deliveries in one state give the same reason.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ReasonCount {
+    /// How many.
+    pub deliveries: u64,
+    /// Where they are.
+    pub state: DeliveryState,
+    /// Why the last attempt failed.
+    pub reason: String,
 }
 
 /// What is kept, in a few numbers.
@@ -241,6 +256,15 @@ pub enum MessageId {
     Number(u64),
     /// By the publisher's id of it.
     Id(Uuid),
+}
+
+impl std::fmt::Display for MessageId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(formatter, "{number}"),
+            Self::Id(id) => write!(formatter, "{id}"),
+        }
+    }
 }
 
 impl std::str::FromStr for MessageId {
@@ -368,13 +392,14 @@ fn statistics(connection: &Connection) -> rusqlite::Result<Statistics> {
             let oldest = statistics.oldest_ms.entry(state).or_insert(u64::MAX);
             *oldest = delivery.accepted_ms.min(*oldest);
             if let Some(reason) = delivery.reason {
-                *reasons.entry(reason).or_default() += 1;
+                *reasons.entry((delivery.state, reason)).or_default() += 1;
             }
             true
         })?;
     }
-    statistics.reasons = reasons.into_iter().collect();
-    statistics.reasons.sort_by(|(a, some), (b, more)| more.cmp(some).then_with(|| a.cmp(b)));
+    let counted = |((state, reason), deliveries)| ReasonCount { deliveries, state, reason };
+    statistics.reasons = reasons.into_iter().map(counted).collect();
+    statistics.reasons.sort_by(|some, more| more.cmp(some));
     Ok(statistics)
 }
 
@@ -440,10 +465,12 @@ pub enum Edit {
     Drop,
 }
 
-/// An edit of these deliveries, by number and consumer. Those in no state for it are left as they are.
+/// An edit of these deliveries, by number and consumer, each only if it is still in the state in which somebody has seen it.
 pub(super) struct Change {
     pub(super) edit: Edit,
-    pub(super) deliveries: Vec<(u64, String)>,
+    pub(super) deliveries: Vec<(u64, String, DeliveryState)>,
+    /// Who does it.
+    pub(super) by: String,
 }
 
 impl Work for Change {
@@ -451,35 +478,43 @@ impl Work for Change {
     type Output = u64;
 
     fn apply(&self, site: &Site<'_>) -> Result<u64, StoreError> {
-        let change = || {
-            let now = now_ms();
-            let mut book = super::book::Book::open(site.connection, now)?;
-            let mut changed = 0;
-            for (number, consumer) in &self.deliveries {
-                let before = book.phase(*number)?;
-                let sql = match self.edit {
-                    Edit::Retry => {
-                        "UPDATE deliveries SET opened_ms = iif(state = 3, ?3, opened_ms), \
-                         attempts = iif(state = 3, 0, attempts), state = 0, due_ms = 0, changed_ms = ?3 \
-                         WHERE number = ?1 AND consumer = ?2 AND state IN (0, 3)"
-                    }
-                    Edit::Drop => {
-                        "UPDATE deliveries SET state = 4, due_ms = 0, changed_ms = ?3 \
-                         WHERE number = ?1 AND consumer = ?2 AND state IN (0, 1, 3)"
-                    }
-                };
-                let rows = site.connection.prepare_cached(sql)?.execute(params![
-                    signed(*number),
-                    consumer,
-                    signed(now)
-                ])?;
-                if rows > 0 {
-                    book.changed(*number, before)?;
-                    changed += 1;
-                }
-            }
-            book.close().map(|()| changed)
+        self.change(site.connection).map_err(site.fail("changing deliveries"))
+    }
+}
+
+impl Change {
+    fn change(&self, connection: &Connection) -> rusqlite::Result<u64> {
+        let now = now_ms();
+        let mut book = Book::open(connection, now)?;
+        let (sql, what) = match self.edit {
+            Edit::Retry => (
+                "UPDATE deliveries SET opened_ms = iif(state = 3, ?3, opened_ms), attempts = iif(state = 3, 0, attempts), \
+                 tries = tries + 1, state = 0, due_ms = 0, changed_ms = ?3 \
+                 WHERE number = ?1 AND consumer = ?2 AND state = ?4 AND state IN (0, 3) RETURNING attempts, tries",
+                "retried",
+            ),
+            Edit::Drop => (
+                "UPDATE deliveries SET state = 4, tries = tries + 1, due_ms = 0, changed_ms = ?3 \
+                 WHERE number = ?1 AND consumer = ?2 AND state = ?4 AND state IN (0, 1, 3) RETURNING attempts, tries",
+                "dropped",
+            ),
         };
-        change().map_err(site.fail("changing deliveries"))
+        let reason = format!("{what} by {}", self.by);
+        let mut changed = 0;
+        for (number, consumer, state) in &self.deliveries {
+            let (number, before) = (*number, book.phase(*number)?);
+            let counts: Option<(i64, i64)> = connection
+                .prepare_cached(sql)?
+                .query_row(params![signed(number), consumer, signed(now), *state as i64], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .optional()?;
+            let Some((attempt, tries)) = counts else { continue };
+            let begun_ms = signed(now);
+            book.write_down(&Failed { number, consumer, attempt, tries, begun_ms, reason: &reason })?;
+            book.changed(number, before)?;
+            changed += 1;
+        }
+        book.close().map(|()| changed)
     }
 }

@@ -47,12 +47,21 @@ impl Place {
     /// What must hold whatever happened: whole, referring to what there is, each delivery in one state, totals equal to
     /// what they count, a body exactly where something is unfinished.
     fn check_outbox(&self) {
+        self.check_outbox_in_use();
+        // Reads the file beside SQLite: not while others move pages into it.
         let connection = self.outbox_connection();
+        let bad = connection.query_row("PRAGMA cipher_integrity_check", [], |row| row.get::<_, String>(0));
+        assert!(bad.is_err(), "{bad:?}");
+    }
+
+    fn check_outbox_in_use(&self) {
+        let connection = self.outbox_connection();
+        // One look at one state: others may be at work.
+        connection.execute_batch("BEGIN").unwrap();
         let text = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, String>(0));
         let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
         assert_eq!(text("PRAGMA integrity_check").unwrap(), "ok");
         assert!(text("PRAGMA foreign_key_check").is_err());
-        assert!(text("PRAGMA cipher_integrity_check").is_err());
         assert_eq!(Totals::read(&connection).unwrap(), Totals::count(&connection).unwrap());
         let wrong = "SELECT count(*) FROM entries AS e WHERE (finished_ms IS NOT NULL) \
                      <> NOT EXISTS (SELECT 1 FROM deliveries AS d WHERE d.number = e.number AND state IN (0, 1, 3)) \
@@ -61,6 +70,9 @@ impl Place {
         assert_eq!(count(wrong), 0, "messages that are in no state, or in two");
     }
 }
+
+mod faults;
+pub(in crate::store) mod processes;
 
 /// No limit in the way of a test that is about something else.
 fn roomy() -> OutboxLimits {
@@ -93,6 +105,11 @@ fn lease(outbox: &OutboxStore, deliveries: &[(u64, &str)]) -> Vec<Leased> {
 
 fn settle(outbox: &OutboxStore, delivery: (u64, &str), outcome: Outcome) {
     wait(outbox.settle(vec![Settled { id: id(delivery.0, delivery.1), outcome }])).unwrap();
+}
+
+/// Edits the first message if it is in this state; returns how many were changed.
+fn edit_one(outbox: &OutboxStore, edit: Edit, state: DeliveryState) -> u64 {
+    wait(outbox.edit(edit, vec![(1, "billing".to_owned(), state)], "me".to_owned())).unwrap()
 }
 
 fn states(place: &Place) -> Vec<(u64, String, DeliveryState)> {
@@ -204,9 +221,10 @@ fn a_dead_letter_begins_anew_with_its_id_when_it_is_retried_and_keeps_what_was_t
     put(&outbox, message.clone());
     lease(&outbox, &[(1, "billing")]);
     settle(&outbox, (1, "billing"), dead("rejected"));
-    let all = || vec![(1, "billing".to_owned())];
+    let edit = |edit, state| edit_one(&outbox, edit, state);
     assert_eq!(wait(outbox.standing()).unwrap().open, 0);
-    assert_eq!(wait(outbox.edit(Edit::Retry, all())).unwrap(), 1);
+    assert_eq!(edit(Edit::Retry, DeliveryState::Pending), 0, "it is in another state by now");
+    assert_eq!(edit(Edit::Retry, DeliveryState::Dead), 1);
     assert_eq!(wait(outbox.standing()).unwrap().open, 1);
     let leased = lease(&outbox, &[(1, "billing")]);
     assert_eq!((leased[0].attempt, leased[0].message), (1, message.id));
@@ -215,10 +233,11 @@ fn a_dead_letter_begins_anew_with_its_id_when_it_is_retried_and_keeps_what_was_t
         let message = place.desk().message(&MessageId::Number(1)).unwrap().unwrap();
         message.attempts.into_iter().map(|attempt| attempt.reason).collect()
     };
-    assert_eq!(reasons(&place), ["rejected", "again"]);
+    assert_eq!(reasons(&place), ["rejected", "retried by me", "again"]);
 
-    assert_eq!(wait(outbox.edit(Edit::Drop, all())).unwrap(), 1);
-    assert_eq!(wait(outbox.edit(Edit::Retry, all())).unwrap(), 0, "what was dropped came back");
+    assert_eq!(edit(Edit::Drop, DeliveryState::Dead), 1);
+    assert_eq!(edit(Edit::Retry, DeliveryState::Dropped), 0, "what was dropped came back");
+    assert_eq!(reasons(&place)[3], "dropped by me");
     assert_eq!(states(&place), [(1, "billing".to_owned(), DeliveryState::Dropped)]);
     assert_eq!(wait(outbox.standing()).unwrap(), desk::Standing::default());
     place.check_outbox();
@@ -230,7 +249,7 @@ fn what_was_dropped_while_it_was_sent_is_settled_by_nobody() {
     let outbox = place.outbox();
     put(&outbox, entry("hello"));
     lease(&outbox, &[(1, "billing")]);
-    wait(outbox.edit(Edit::Drop, vec![(1, "billing".to_owned())])).unwrap();
+    assert_eq!(edit_one(&outbox, Edit::Drop, DeliveryState::Leased), 1);
     settle(&outbox, (1, "billing"), retry(0));
     assert_eq!(states(&place), [(1, "billing".to_owned(), DeliveryState::Dropped)]);
     place.check_outbox();

@@ -13,14 +13,22 @@ pub(super) fn rounds(default: usize) -> usize {
 }
 
 /// Another process of this binary that waits to be released. Killed when dropped.
-pub(super) struct Other {
+pub(in crate::store) struct Other {
     child: Child,
     says: BufReader<std::process::ChildStdout>,
 }
 
 impl Other {
-    pub(super) fn start(role: &str, place: &Place) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    pub(in crate::store) fn start(role: &str, place: &Place) -> Self {
+        Self::start_under(&[], role, place)
+    }
+
+    /// The same, run by another program, which is given its command line behind these words.
+    pub(in crate::store) fn start_under(under: &[String], role: &str, place: &Place) -> Self {
+        let test = std::env::current_exe().unwrap();
+        let mut words = under.iter().map(std::ffi::OsString::from).chain([test.into_os_string()]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .args([
                 "--exact",
                 "store::tests::processes::in_another_process",
@@ -33,7 +41,7 @@ impl Other {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
+            .unwrap_or_else(|error| panic!("cannot start {under:?}: {error}"));
         let says = BufReader::new(child.stdout.take().unwrap());
         let mut other = Self { child, says };
         while other.line() != "waiting" {}
@@ -41,25 +49,29 @@ impl Other {
     }
 
     /// Lets it go on.
-    pub(super) fn release(&mut self) {
+    pub(in crate::store) fn release(&mut self) {
         self.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     }
 
     /// The next line it prints; empty at the end.
-    pub(super) fn line(&mut self) -> String {
+    pub(in crate::store) fn line(&mut self) -> String {
         let mut line = String::new();
         self.says.read_line(&mut line).unwrap();
         assert!(!line.contains("panicked"), "{line}");
         line.trim().to_owned()
     }
 
-    pub(super) fn kill(&mut self) {
+    pub(in crate::store) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(in crate::store) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// The whole lines that it said, up to its end.
-    pub(super) fn said(&mut self) -> Vec<String> {
+    pub(in crate::store) fn said(&mut self) -> Vec<String> {
         let mut said = String::new();
         std::io::Read::read_to_string(&mut self.says, &mut said).unwrap();
         said.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
@@ -102,6 +114,9 @@ fn in_another_process() {
     say("\nwaiting\n".to_owned());
     std::io::stdin().read_line(&mut String::new()).unwrap();
     let database = place.join(DATABASE_FILE);
+    if role.starts_with("outbox-") {
+        return crate::store::outbox::tests::processes::act(&role, &place, &say);
+    }
     if role == "reseal" {
         return super::sealing::reseal(&place, &say);
     }
@@ -137,7 +152,7 @@ fn in_another_process() {
 }
 
 /// A random number below `bound`, different in each run, from the clock: the instants of a kill need no more.
-pub(super) fn random(bound: u64) -> u64 {
+pub(in crate::store) fn random(bound: u64) -> u64 {
     u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos()) / 7 % bound
 }
 
