@@ -2,6 +2,7 @@
 
 mod gateway;
 mod model;
+mod outbox;
 mod program;
 mod runtime;
 
@@ -72,6 +73,21 @@ const OBSERVED: &[(&str, fn())] = &[
     ("logs.retention", runtime::records_are_kept_as_long_as_told),
     ("logs.retention_rows", log_queries::the_oldest_records_go_when_they_are_too_many_or_too_large),
     ("logs.retention_bytes", log_queries::the_oldest_records_go_when_they_are_too_many_or_too_large),
+    ("outbox.topics", outbox::what_is_accepted_is_what_the_settings_say),
+    ("outbox.pending_max", outbox::what_is_accepted_is_what_the_settings_say),
+    ("outbox.bytes_max", outbox::what_is_accepted_is_what_the_settings_say),
+    ("outbox.item_bytes_max", outbox::what_is_accepted_is_what_the_settings_say),
+    ("outbox.disk_floor", outbox::what_is_accepted_is_what_the_settings_say),
+    ("outbox.policy", outbox::what_is_accepted_is_what_the_settings_say),
+    ("outbox.attempts_max", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.retry_base", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.retry_cap", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.sweep", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.attempt_timeout", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.in_flight", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.absent_max", outbox::a_delivery_is_tried_as_the_settings_say),
+    ("outbox.keep_finished", outbox::finished_messages_are_remembered_as_long_as_told),
+    ("outbox.keep_finished_max", outbox::finished_messages_are_remembered_as_long_as_told),
     ("shutdown.drain", stopping::what_does_not_end_while_it_drains_is_killed_and_the_exit_code_is_10),
     ("shutdown.forced", stopping::a_stop_that_hangs_is_ended_by_the_watchdog_with_exit_code_11),
     ("program.name", program::a_program_is_run_as_it_is_described),

@@ -63,6 +63,8 @@ mod never_plaintext;
 mod nothing_readable;
 /// A server of a language model that refuses, dies and hangs.
 mod openai;
+/// Durable delivery: kills, stops, dead letters, and what people see and do about them.
+mod outbox;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
 mod overflow;
 /// The data key under a passphrase: who needs it, where it comes from, and what a kill leaves.

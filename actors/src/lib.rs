@@ -12,6 +12,7 @@ pub mod log_consumer;
 pub mod log_record;
 pub mod log_transport;
 pub mod model;
+pub mod outbox;
 pub mod store;
 #[cfg(test)]
 mod test_stage;

@@ -9,6 +9,7 @@ mod explain;
 mod keys;
 mod logs;
 mod order;
+mod outbox;
 mod output;
 mod plan;
 mod ps;
@@ -123,6 +124,12 @@ enum Verb {
     Backup(backup::Verb),
     /// Overwrite files and remove them; see what that is worth.
     Wipe(wipe::Arguments),
+    /// Look after what is published durably, whether the runtime runs or not.
+    #[command(subcommand)]
+    Outbox(outbox::Verb),
+    /// Look after dead letters: durable messages that no consumer would take.
+    #[command(subcommand)]
+    Dlq(outbox::DeadVerb),
     /// Make, look at, check and mend the database.
     #[command(subcommand)]
     Db(db::Verb),
@@ -158,6 +165,8 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Keys(verb) => keys::run(verb, global, output),
         Verb::Backup(verb) => backup::run(&verb, global, output),
         Verb::Wipe(arguments) => wipe::run(&arguments, output),
+        Verb::Outbox(verb) => outbox::run(&verb, global, output),
+        Verb::Dlq(verb) => outbox::run_dead(&verb, global, output),
         Verb::Db(verb) => db::run(&verb, global, output),
         Verb::Check => check::run(global, output),
         Verb::Config(verb) => config_show::run(&verb, global, output),

@@ -21,7 +21,10 @@ use std::{
     time::Duration,
 };
 
-use interlock_actors::store::LogRetention;
+use interlock_actors::store::{
+    LogRetention,
+    outbox::{KeepFinished, OutboxLimits, WhenFull},
+};
 use interlock_bus::{Endpoint, PeerName, TopicFilter, endpoint::IPC_PATH_BYTES_MAX};
 
 use serde::{Deserialize, Serialize};
@@ -59,6 +62,8 @@ pub struct Config {
     pub conversation: ConversationSection,
     /// `[logs]`
     pub logs: LogsSection,
+    /// `[outbox]`
+    pub outbox: OutboxSection,
     /// `[shutdown]`
     pub shutdown: ShutdownSection,
     /// `[[program]]`
@@ -219,6 +224,87 @@ impl LogsSection {
             bytes_max: self.retention_bytes,
             age_max: self.retention,
         }
+    }
+}
+
+/// `[outbox]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboxSection {
+    /// Who is to acknowledge what.
+    pub topics: Vec<TopicRoute>,
+    /// Messages that may be unfinished; zero is any number.
+    pub pending_max: u64,
+    /// Bytes of unfinished messages and dead letters; zero is any number.
+    pub bytes_max: u64,
+    /// Bytes of one message with its header.
+    pub item_bytes_max: u64,
+    /// Bytes of the disk that are left alone.
+    pub disk_floor: u64,
+    /// What happens above `pending_max`.
+    pub policy: OutboxPolicy,
+    /// Attempts after which a delivery is a dead letter.
+    pub attempts_max: u32,
+    /// Longest wait after the first failed attempt.
+    #[serde(with = "duration")]
+    pub retry_base: Duration,
+    /// Longest wait between two attempts.
+    #[serde(with = "duration")]
+    pub retry_cap: Duration,
+    /// Between two looks at everything.
+    #[serde(with = "duration")]
+    pub sweep: Duration,
+    /// For one attempt.
+    #[serde(with = "duration")]
+    pub attempt_timeout: Duration,
+    /// Messages on their way to one consumer.
+    pub in_flight: usize,
+    /// How long a consumer may be absent; zero is for ever.
+    #[serde(with = "duration")]
+    pub absent_max: Duration,
+    /// How long finished messages are remembered.
+    #[serde(with = "duration")]
+    pub keep_finished: Duration,
+    /// How many of them.
+    pub keep_finished_max: u64,
+}
+
+/// One `[[outbox.topics]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicRoute {
+    /// The topics.
+    pub filter: TopicFilter,
+    /// Who is to acknowledge each message on them; at least one, none twice.
+    pub consumers: Vec<PeerName>,
+}
+
+/// What happens when as many messages are unfinished as may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutboxPolicy {
+    /// A further one is refused.
+    Reject,
+    /// Its publisher waits.
+    Pause,
+    /// The oldest becomes a dead letter.
+    OldestToDeadLetter,
+}
+
+impl OutboxSection {
+    /// What may be accepted.
+    pub fn limits(&self) -> OutboxLimits {
+        let when_full = match self.policy {
+            OutboxPolicy::Reject | OutboxPolicy::Pause => WhenFull::Reject,
+            OutboxPolicy::OldestToDeadLetter => WhenFull::OldestToDeadLetter,
+        };
+        let Self { pending_max, bytes_max, disk_floor, .. } = *self;
+        OutboxLimits { pending_max, bytes_max, disk_floor, when_full }
+    }
+
+    /// Which finished messages are remembered.
+    pub fn keep(&self) -> KeepFinished {
+        KeepFinished { age_max: self.keep_finished, messages_max: self.keep_finished_max }
     }
 }
 
@@ -594,6 +680,28 @@ fn check_combinations(layers: &mut Layers) {
                 forced.value, drain.value
             ),
         );
+    }
+    if let (Some(base), Some(cap)) = (get("outbox.retry_base"), get("outbox.retry_cap"))
+        && span("outbox.retry_base") > span("outbox.retry_cap")
+    {
+        let later = if cap.origin == Origin::Default { base } else { cap };
+        let text = format!(
+            "`outbox.retry_cap` ({}) must not be shorter than `outbox.retry_base` ({})",
+            cap.value, base.value
+        );
+        refuse(later, "outbox.retry_cap", text);
+    }
+    let number = |path: &str| get(path).and_then(|held| held.value.as_integer()).unwrap_or_default();
+    if let (Some(item), Some(all)) = (get("outbox.item_bytes_max"), get("outbox.bytes_max"))
+        && number("outbox.bytes_max") > 0
+        && number("outbox.item_bytes_max") > number("outbox.bytes_max")
+    {
+        let later = if all.origin == Origin::Default { item } else { all };
+        let text = format!(
+            "`outbox.bytes_max` ({}) must not be smaller than `outbox.item_bytes_max` ({}): the largest message would never fit",
+            all.value, item.value
+        );
+        refuse(later, "outbox.bytes_max", text);
     }
     if let Some(back_end) = get("model.back_end")
         && back_end.value.as_str() == Some("openai")

@@ -10,11 +10,11 @@ pub(crate) const RUNTIME: &str = "runtime";
 
 /// What each built-in peer may do. Written to the registry at the first start. Edits there stay; what a
 /// later version adds here or takes away is added or taken away there.
-pub(crate) fn permissions() -> [(&'static str, Permissions); 7] {
+pub(crate) fn permissions() -> [(&'static str, Permissions); 8] {
     own_permissions().map(|(name, permissions)| (name, with_implied(&name_of(name), &permissions)))
 }
 
-fn own_permissions() -> [(&'static str, Permissions); 7] {
+fn own_permissions() -> [(&'static str, Permissions); 8] {
     let rights = |publish: &[&str], subscribe: &[&str], serve: &[&str], request: &[&str]| {
         Permissions::from_lists(publish, subscribe, serve, request)
             .expect("the filters of this list are valid; a test reads it")
@@ -32,6 +32,7 @@ fn own_permissions() -> [(&'static str, Permissions); 7] {
         ),
         ("log-consumer", rights(&[consumer], &[logs], &[consumer], &[])),
         ("log-transport", rights(&[logs], &[consumer], &[], &[consumer])),
+        ("outbox", rights(&[], &[], &["outbox/#"], &["inbox/#"])),
         // In a process of its own it brings its own log transport, which speaks of itself as well.
         (
             "model",

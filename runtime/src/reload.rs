@@ -175,6 +175,7 @@ impl Reloader {
         if let Ok(store) = site.store.store() {
             store.keep_logs(config.logs.retention());
         }
+        site.configure_outbox();
         for change in &report.changed {
             tracing::info!(key = %change.key, from = %change.from, to = %change.to, "configuration changed");
         }

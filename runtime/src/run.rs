@@ -11,6 +11,7 @@ use interlock_actors::{
     gateway::{Port, Token},
     host::Mailroom,
     intake::Intake,
+    outbox::OutboxSeat,
     store::{PassphraseSources, StoreSeat, Vault},
 };
 use interlock_bus::KeyStore;
@@ -120,9 +121,11 @@ pub(crate) fn run(
         seat: BrokerSeat::default(),
         vault: Arc::new(vault),
         store: StoreSeat::default(),
+        outbox: OutboxSeat::default(),
         exit: Slot::default(),
         listened: Slot::default(),
     });
+    site.configure_outbox();
     if let Err(error) = site.log_buffer.attach_journal(site.journal_place()) {
         tracing::error!(%error, "without a thread there is no journal: log records that find no way to the store stay in memory");
     }
@@ -342,7 +345,16 @@ async fn stop_all(
     if let Why::StartFailed { reason, .. } = &outcome.why {
         life.told.set(reason.to_string());
     }
-    Ok(exit_of(&outcome, life.site.failure()))
+    let cut_off = life.site.outbox.cut_off();
+    if cut_off > 0 {
+        life.output.say(&format!(
+            "{cut_off} durable deliveries were under way; they are sent again at the next start"
+        ));
+    }
+    Ok(match exit_of(&outcome, life.site.failure()) {
+        Exit::Done if cut_off > 0 => Exit::Pending,
+        exit => exit,
+    })
 }
 
 /// How long a second signal leaves for children to be killed and buried.
@@ -371,6 +383,8 @@ fn report_outcome(outcome: &Outcome, output: &mut Output) {
 /// |---|---|---|---|
 /// | asked | done | stopped with work pending | forced stop |
 /// | failed | the failure's own code, or failed | the same | the same |
+///
+/// What the outbox had to cut off is work pending, too.
 fn exit_of(outcome: &Outcome, failure: Option<Exit>) -> Exit {
     match outcome.why {
         Why::Asked | Why::AutoShutdown if !outcome.pending.is_empty() => Exit::Forced,

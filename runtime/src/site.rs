@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use interlock_actors::{
@@ -17,9 +18,13 @@ use interlock_actors::{
         journal::{self, JournalPlace},
     },
     model::ModelService,
+    outbox::{OutboxActor, OutboxSeat, OutboxSettings},
     store::{Store, StoreActor, StoreError, StoreOptions, StoreSeat, Vault},
 };
-use interlock_bus::{Bounds, BrokerConfig, BrokerError, Endpoint, KeyStore};
+use interlock_bus::{
+    Bounds, BrokerConfig, BrokerError, Endpoint, KeyStore,
+    durable::{OutboxOptions, Routes, Schedule},
+};
 
 use crate::{
     admin::{self, Admin},
@@ -34,6 +39,9 @@ use crate::{
     telemetry::Levels,
     tree::{self, BrokerActor, BrokerSeat, BuiltIn, Presence, Tie},
 };
+
+/// Of the time to drain, what the outbox keeps for writing down what was cut off.
+const OUTBOX_LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A value that one child makes and others use; empty while that child is down.
 pub(crate) struct Slot<T>(Arc<Mutex<Option<T>>>);
@@ -97,6 +105,8 @@ pub(crate) struct Site {
     pub(crate) vault: Arc<Vault>,
     /// Where the open store is found.
     pub(crate) store: StoreSeat,
+    /// Where the outbox finds its settings.
+    pub(crate) outbox: OutboxSeat,
     /// What a refusal of the broker means for the process.
     pub(crate) exit: Slot<Exit>,
     /// Where the broker listened the first time, so that a restarted one keeps ports that the system chose.
@@ -136,6 +146,17 @@ impl Site {
         StoreOptions { logs: self.config().logs.retention(), ..StoreOptions::default() }
     }
 
+    fn outbox_actor(&self) -> OutboxActor {
+        let vault = Arc::clone(&self.vault);
+        OutboxActor::new(self.data_dir.outbox(), vault, self.outbox.clone(), self.intake.clone())
+    }
+
+    /// The settings of the outbox that are in force.
+    pub(crate) fn configure_outbox(&self) {
+        let Config { outbox, shutdown, .. } = self.config();
+        self.outbox.configure(outbox.settings(shutdown.drain));
+    }
+
     /// Opens the database after the tree has ended.
     pub(crate) fn open_again(&self) -> Result<Store, StoreError> {
         Store::open(self.vault.database(), &self.vault.open()?, self.store_options())
@@ -172,6 +193,31 @@ impl config::Program {
     }
 }
 
+impl config::OutboxSection {
+    /// With what the outbox is run, in a runtime that drains for so long.
+    fn settings(&self, drain: Duration) -> OutboxSettings {
+        let route = |route: &config::TopicRoute| (route.filter.clone(), route.consumers.clone());
+        let options = OutboxOptions {
+            schedule: Schedule {
+                base: self.retry_base,
+                cap: self.retry_cap,
+                attempts_max: self.attempts_max,
+            },
+            pauses: self.policy == config::OutboxPolicy::Pause,
+            message_bytes_max: self.item_bytes_max,
+            sweep_interval: self.sweep,
+            attempt_deadline: self.attempt_timeout,
+            absent_max: self.absent_max,
+            in_flight_messages: self.in_flight,
+            // What is cut off is written down before the supervisor loses its patience.
+            grace: drain.saturating_sub(OUTBOX_LAST_WORDS).max(drain / 2),
+            ..OutboxOptions::default()
+        };
+        let routes = Routes::new(self.topics.iter().map(route));
+        OutboxSettings { routes, limits: self.limits(), keep: self.keep(), options }
+    }
+}
+
 impl config::ShutdownSection {
     /// How long a stop may take.
     pub(crate) fn phases(&self) -> ShutdownPhases {
@@ -200,6 +246,7 @@ pub(crate) fn children(
         log_transport: host(site, "log-transport", on_bus(site, "log-transport"), |site| {
             Ok(LogTransport::new(site.log_buffer.clone()).with_sink(site.log_sink.clone()))
         }),
+        outbox: host(site, "outbox", on_bus(site, "outbox"), |site| Ok(site.outbox_actor())),
         model,
         model_kind,
         conversation: host(site, "conversation", on_bus(site, "conversation"), |site| site.conversation()),

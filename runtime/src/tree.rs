@@ -31,6 +31,8 @@ pub struct BuiltIn {
     pub log_consumer: Box<dyn Host>,
     /// Publishes log records.
     pub log_transport: Box<dyn Host>,
+    /// Takes what is published durably and delivers it.
+    pub outbox: Box<dyn Host>,
     /// The model service.
     pub model: Box<dyn Host>,
     /// Where the model service runs.
@@ -55,6 +57,7 @@ pub fn built_in(hosts: BuiltIn, shutdown: &ShutdownSection) -> Vec<ChildSpecific
         store,
         log_consumer,
         log_transport,
+        outbox,
         model,
         model_kind,
         conversation,
@@ -67,6 +70,8 @@ pub fn built_in(hosts: BuiltIn, shutdown: &ShutdownSection) -> Vec<ChildSpecific
         child("store", store, &[]).escalates(),
         child("log-consumer", log_consumer, &["broker", "store"]),
         child("log-transport", log_transport, &["broker"]),
+        // It needs the key, which the store makes at the first start.
+        child("outbox", outbox, &["broker", "store"]).clocks(draining),
         child("model", model, &["broker"]).kind(model_kind).clocks(draining),
         child("conversation", conversation, &["broker", "store"]).clocks(draining),
         child("gateway", gateway, &["broker"]).clocks(draining),
@@ -115,6 +120,7 @@ mod tests {
             store: nothing(),
             log_consumer: nothing(),
             log_transport: nothing(),
+            outbox: nothing(),
             model: nothing(),
             model_kind: ChildKind::Process,
             conversation: nothing(),
@@ -130,6 +136,7 @@ mod tests {
                 "store",
                 "log-consumer",
                 "log-transport",
+                "outbox",
                 "model",
                 "conversation",
                 "gateway"

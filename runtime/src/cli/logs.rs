@@ -5,7 +5,7 @@ mod export;
 mod filter;
 mod follow;
 mod level;
-mod moment;
+pub(super) mod moment;
 mod prune;
 mod size;
 mod stat;

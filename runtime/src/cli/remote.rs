@@ -39,6 +39,18 @@ pub(super) fn request(
     payload: Payload,
     deadline: Duration,
 ) -> Result<Message, CliError> {
+    let asked = with_client(data_dir, instance, async |client: Client| {
+        client.request(topic, payload, deadline).await.map_err(|error| request_failed(&error))
+    });
+    asked?
+}
+
+/// Does something with a session at the running instance, and closes it when it is over.
+pub(super) fn with_client<T>(
+    data_dir: &DataDir,
+    instance: &Instance,
+    work: impl AsyncFnOnce(Client) -> T,
+) -> Result<T, CliError> {
     let name: PeerName = OPERATOR.parse().expect("a constant that is a name");
     let file = Credentials::path_in(&data_dir.keys(), &name);
     if instance.gateway.is_none() && !file.exists() {
@@ -50,9 +62,9 @@ pub(super) fn request(
     block_on(async {
         let options = ConnectOptions::new(credentials).timeout(CONNECT_TIMEOUT);
         let client = Client::connect(options).await.map_err(|error| connect_failed(&error))?;
-        let answer = client.request(topic, payload, deadline).await.map_err(|error| request_failed(&error));
+        let done = work(client.clone()).await;
         client.close().await;
-        answer
+        Ok(done)
     })?
 }
 

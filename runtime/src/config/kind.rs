@@ -47,6 +47,8 @@ pub enum Kind {
     TextTable,
     /// A table of components and modules, and the level of each.
     LevelTable,
+    /// A list of tables, each a topic filter and the names of consumers.
+    Routes,
 }
 
 impl Kind {
@@ -77,6 +79,9 @@ impl Kind {
             Self::TextTable => value.as_table().is_some_and(|table| {
                 table.iter().all(|(name, value)| !name.is_empty() && is_variable(name) && value.is_str())
             }),
+            Self::Routes => value
+                .as_array()
+                .is_some_and(|routes| routes.iter().all(|route| route_mistakes(route).is_empty())),
             Self::LevelTable => value.as_table().is_some_and(|table| {
                 let is_level =
                     |value: &Value| value.as_str().is_some_and(|text| text.parse::<Threshold>().is_ok());
@@ -116,6 +121,9 @@ impl Kind {
             Self::Texts => "a list of texts".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
             Self::LevelTable => "a table of components or modules and \"off\", \"trace\", \"debug\", \"info\", \"warn\" or \"error\", for example { gateway = \"debug\" }".to_owned(),
+            Self::Routes => {
+                "blocks of a `filter` and `consumers`, for example { filter = \"orders/#\", consumers = [\"billing\"] }".to_owned()
+            }
             Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
         }
     }
@@ -141,6 +149,18 @@ impl Kind {
                 "additionalProperties": { "enum": ["off", "trace", "debug", "info", "warn", "error"] }
             }),
             Self::TextTable => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            Self::Routes => json!({
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["filter", "consumers"],
+                    "properties": {
+                        "filter": { "type": "string" },
+                        "consumers": { "type": "array", "minItems": 1, "uniqueItems": true, "items": Self::PeerName.json_schema() },
+                    },
+                },
+            }),
         }
     }
 
@@ -150,20 +170,17 @@ impl Kind {
         let plain = || Value::String(text.to_owned());
         match self {
             Self::Integer(..) => text.parse().map_or_else(|_| plain(), Value::Integer),
+            Self::Routes => as_toml(text).unwrap_or_else(plain),
             Self::Endpoints | Self::Needs | Self::Texts | Self::Filters => {
                 if text.starts_with('[') {
-                    return toml::from_str::<toml::Table>(&format!("value = {text}"))
-                        .ok()
-                        .and_then(|mut table| table.remove("value"))
-                        .unwrap_or_else(plain);
+                    return as_toml(text).unwrap_or_else(plain);
                 }
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
             }
             // As TOML, or `gateway=debug,mio=info`.
             Self::LevelTable => {
-                let toml = toml::from_str::<toml::Table>(&format!("value = {text}"));
-                if let Some(table) = toml.ok().and_then(|mut table| table.remove("value")) {
+                if let Some(table) = as_toml(text) {
                     return table;
                 }
                 let rules = text.split(',').map(str::trim).filter(|rule| !rule.is_empty());
@@ -176,6 +193,48 @@ impl Kind {
             _ => plain(),
         }
     }
+}
+
+/// A value as it stands behind `=` in a file.
+fn as_toml(text: &str) -> Option<Value> {
+    toml::from_str::<toml::Table>(&format!("value = {text}")).ok()?.remove("value")
+}
+
+/// Everything that is wrong with one route.
+pub(super) fn route_mistakes(route: &Value) -> Vec<String> {
+    let Some(route) = route.as_table() else {
+        return vec![format!("`{route}` is no table of a `filter` and `consumers`")];
+    };
+    let mut mistakes: Vec<String> = route
+        .keys()
+        .filter(|key| !matches!(key.as_str(), "filter" | "consumers"))
+        .map(|key| format!("unknown key `{key}`; the keys are `filter` and `consumers`"))
+        .collect();
+    match route.get("filter").map(|filter| (filter, filter.as_str().map(str::parse::<TopicFilter>))) {
+        None => mistakes.push("there is no `filter`; add for example `filter = \"orders/#\"`".to_owned()),
+        Some((filter, None)) => mistakes.push(format!("`filter` is `{filter}`; allowed: a topic filter")),
+        Some((_, Some(Err(error)))) => mistakes.push(format!("`filter`: {error}")),
+        Some((_, Some(Ok(_)))) => {}
+    }
+    let consumers = match route.get("consumers") {
+        Some(Value::Array(consumers)) if !consumers.is_empty() => consumers.as_slice(),
+        Some(other) => {
+            mistakes.push(format!("`consumers` is `{other}`; allowed: a list of at least one peer name"));
+            &[]
+        }
+        None => {
+            mistakes.push("there are no `consumers`; add for example `consumers = [\"billing\"]`".to_owned());
+            &[]
+        }
+    };
+    for (place, consumer) in consumers.iter().enumerate() {
+        if !Kind::PeerName.permits(consumer) {
+            mistakes.push(format!("`consumers` has `{consumer}`; allowed: {}", Kind::PeerName.allowed()));
+        } else if consumers[..place].contains(consumer) {
+            mistakes.push(format!("`consumers` has `{consumer}` twice; name each once"));
+        }
+    }
+    mistakes
 }
 
 fn printable(text: &str) -> bool {
@@ -276,6 +335,21 @@ mod tests {
             (Kind::Texts, &["[]", "[\"a\"]"], &["\"a\"", "[1]"]),
             (Kind::Filters, &["[\"a/#\"]"], &["[\"a//b\"]", "[\"#/a\"]"]),
             (Kind::TextTable, &["{}", "{ A = \"b\" }"], &["{ A = 1 }", "[]"]),
+            (
+                Kind::Routes,
+                &["[]", "[{ filter = \"a/#\", consumers = [\"b\", \"c\"] }]"],
+                &[
+                    "{}",
+                    "[1]",
+                    "[{ filter = \"a/#\" }]",
+                    "[{ consumers = [\"b\"] }]",
+                    "[{ filter = \"a//b\", consumers = [\"b\"] }]",
+                    "[{ filter = \"a\", consumers = [] }]",
+                    "[{ filter = \"a\", consumers = [\"b\", \"b\"] }]",
+                    "[{ filter = \"a\", consumers = [\"b/c\"] }]",
+                    "[{ filter = \"a\", consumers = [\"b\"], more = 1 }]",
+                ],
+            ),
         ];
         for (kind, good, bad) in table {
             for text in *good {

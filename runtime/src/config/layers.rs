@@ -9,6 +9,7 @@ use toml::{
 };
 
 use super::{
+    kind::{self, Kind},
     problem::{Origin, Problem},
     schema::{self, PROGRAM, SETTINGS, Setting},
 };
@@ -49,6 +50,32 @@ impl Layers {
             self.settings.insert(path, Held { value, origin });
         } else {
             self.refuse(&origin, path.as_str(), not_allowed(&path, &value, setting));
+        }
+    }
+
+    /// Routes, each with the line on which it begins.
+    fn hold_routes(
+        &mut self,
+        setting: &Setting,
+        value: &Value,
+        spanned: &DeValue<'_>,
+        origin: &Origin,
+        at: &dyn Fn(usize) -> Origin,
+    ) {
+        let (Some(routes), DeValue::Array(items)) = (value.as_array(), spanned) else {
+            return self.hold(setting, value.clone(), origin.clone());
+        };
+        let mut is_well = true;
+        for (route, item) in routes.iter().zip(items.iter()) {
+            for mistake in kind::route_mistakes(route) {
+                is_well = false;
+                let text = format!("`{}`: {mistake}", setting.path());
+                self.refuse(&at(item.span().start), setting.path(), text);
+            }
+        }
+        if is_well {
+            let origin = items.first().map_or_else(|| origin.clone(), |first| at(first.span().start));
+            self.hold(setting, value.clone(), origin);
         }
     }
 
@@ -97,6 +124,9 @@ impl Layers {
                         // The line of the value: errors are about it.
                         let origin = at(key.span().start.max(content.span().start.min(key.span().end)));
                         match schema::find(name, key_text) {
+                            Some(setting) if setting.kind == Kind::Routes => {
+                                self.hold_routes(setting, &value[key_text], content.get_ref(), &origin, &at);
+                            }
                             Some(setting) => self.hold(setting, value[key_text].clone(), origin),
                             None => self.refuse(
                                 &origin,

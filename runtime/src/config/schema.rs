@@ -59,6 +59,7 @@ const GATEWAY: &[&str] = &["gateway"];
 const TURNS: &[&str] = &["gateway", "conversation"];
 const MODEL: &[&str] = &["model"];
 const CONVERSATION: &[&str] = &["conversation"];
+const OUTBOX: &[&str] = &["outbox"];
 
 /// All settings but those of programs.
 pub const SETTINGS: &[Setting] = &[
@@ -97,6 +98,26 @@ pub const SETTINGS: &[Setting] = &[
     at_once("logs", "retention", Kind::Duration(MINUTE, Duration::from_secs(3650 * 86_400))),
     at_once("logs", "retention_rows", Kind::Integer(1000, 1_000_000_000)),
     at_once("logs", "retention_bytes", Kind::Integer(1 << 20, 1 << 40)),
+    at_once("outbox", "topics", Kind::Routes),
+    at_once("outbox", "pending_max", Kind::Integer(0, 10_000_000)),
+    at_once("outbox", "bytes_max", Kind::Integer(0, 1 << 40)),
+    restarts(OUTBOX, "outbox", "item_bytes_max", Kind::Integer(1, 16 << 20)),
+    at_once("outbox", "disk_floor", Kind::Integer(0, 1 << 50)),
+    restarts(OUTBOX, "outbox", "policy", Kind::Choice(&["reject", "pause", "oldest_to_dead_letter"])),
+    restarts(OUTBOX, "outbox", "attempts_max", Kind::Integer(1, 1000)),
+    restarts(OUTBOX, "outbox", "retry_base", Kind::Duration(ms(10), DAY)),
+    restarts(OUTBOX, "outbox", "retry_cap", Kind::Duration(ms(10), Duration::from_secs(7 * 86_400))),
+    restarts(OUTBOX, "outbox", "sweep", Kind::Duration(ms(10), HOUR)),
+    restarts(OUTBOX, "outbox", "attempt_timeout", Kind::Duration(ms(10), HOUR)),
+    restarts(OUTBOX, "outbox", "in_flight", Kind::Integer(1, 1024)),
+    restarts(
+        OUTBOX,
+        "outbox",
+        "absent_max",
+        Kind::Duration(Duration::ZERO, Duration::from_secs(3650 * 86_400)),
+    ),
+    at_once("outbox", "keep_finished", Kind::Duration(Duration::ZERO, Duration::from_secs(3650 * 86_400))),
+    at_once("outbox", "keep_finished_max", Kind::Integer(0, 10_000_000)),
     setting("shutdown", "drain", Kind::Duration(ms(10), HOUR)),
     setting("shutdown", "forced", Kind::Duration(ms(10), Duration::from_secs(7200))),
 ];
@@ -141,6 +162,7 @@ pub const NAMES_TAKEN: &[&str] = &[
     "log-transport",
     "model",
     "operator",
+    "outbox",
     "root",
     "runtime",
     "store",

@@ -310,3 +310,41 @@ fn what_is_shown_is_valid_and_hides_values_that_may_be_secrets() {
     let wrong = refusal("[[program]]\nname = \"a\"\ncommand = \"b\"\nenvironment = [\"hunter2\"]\n");
     assert!(!wrong.contains("hunter2"), "{wrong}");
 }
+
+#[test]
+fn the_routes_of_the_outbox_are_read_from_every_layer_and_each_mistake_is_told_with_its_line() {
+    let file = "[[outbox.topics]]\nfilter = \"orders/#\"\nconsumers = [\"billing\", \"stock\"]\n\n\
+                [[outbox.topics]]\nfilter = \"audit/+\"\nconsumers = [\"books\"]\n";
+    let routes = load(file).unwrap().config.outbox.topics;
+    assert_eq!(routes[0].filter.as_str(), "orders/#");
+    assert_eq!(routes[0].consumers.iter().map(PeerName::as_str).collect::<Vec<_>>(), ["billing", "stock"]);
+    assert_eq!(routes.len(), 2);
+    let variable = ("INTERLOCK_OUTBOX__TOPICS", "[{ filter = \"orders/#\", consumers = [\"one\"] }]");
+    let routes = load_with(file, &[variable], &[]).unwrap().config.outbox.topics;
+    assert_eq!((routes.len(), routes[0].consumers[0].as_str()), (1, "one"));
+
+    let refusal = refusal(
+        "[[outbox.topics]]\nfilter = \"orders//new\"\nconsumers = []\n\n\
+         [[outbox.topics]]\nfilter = \"a\"\nconsumers = [\"b\", \"b\", \"c/d\"]\nmore = 1\n\n\
+         [[outbox.topics]]\n[outbox]\nretry_base = \"2h\"\n",
+    );
+    for (line, words) in [
+        (1, "`orders//new`"),
+        (1, "`consumers` is `[]`"),
+        (5, "`\"b\"` twice"),
+        (5, "`\"c/d\"`"),
+        (5, "unknown key `more`"),
+    ] {
+        let told = |text: &&str| text.contains(&format!("interlock.toml:{line}: ")) && text.contains(words);
+        assert!(refusal.lines().any(|text| told(&text)), "line {line}, {words}: {refusal}");
+    }
+}
+
+#[test]
+fn an_outbox_that_could_never_retry_or_never_take_its_largest_message_is_refused() {
+    let refused = refusal("[outbox]\nretry_base = \"2h\"\n");
+    assert!(refused.contains("`outbox.retry_cap` (\"1h\") must not be shorter"), "{refused}");
+    let refused = refusal("[outbox]\nbytes_max = 1000\n");
+    assert!(refused.contains("`outbox.bytes_max` (1000) must not be smaller"), "{refused}");
+    load("[outbox]\nbytes_max = 0\n").unwrap();
+}

@@ -64,6 +64,11 @@ impl DataDir {
         self.root.join("interlock.db")
     }
 
+    /// Durable messages.
+    pub fn outbox(&self) -> PathBuf {
+        self.root.join(interlock_actors::store::outbox::OUTBOX_FILE)
+    }
+
     /// The token that the gateway asks for.
     pub fn gateway_token(&self) -> PathBuf {
         self.run().join("gateway-token")

@@ -45,7 +45,7 @@ pub(super) fn parse(text: &str, now: &Zoned) -> Result<Timestamp, String> {
 }
 
 /// The same, seen from now.
-pub(super) fn argument(text: &str) -> Result<Timestamp, String> {
+pub(in crate::cli) fn argument(text: &str) -> Result<Timestamp, String> {
     parse(text, &Timestamp::now().to_zoned(TimeZone::system()))
 }
 
