@@ -466,3 +466,36 @@ fn list_shows_what_is_there_and_what_is_cut_without_a_passphrase() {
     }
     assert!(said(&place.interlock(&["backup", "list"])).contains("cut.ilbk"));
 }
+
+#[test]
+fn the_runtime_makes_a_backup_on_request_and_tells_each_step() {
+    let runtime = TestRuntime::start();
+    runtime.turn("talk", "remember this");
+    let place = Place { directory: tempfile::tempdir().unwrap(), data: runtime.data() };
+    let passphrase = place.passphrase_file("passphrase", PASSPHRASE);
+    let file = place.path("b.ilbk");
+    let ask = |order: Value| {
+        let answer = runtime.bus(&["request", "interlock/runtime/backup/v1", &order.to_string(), "--raw"]);
+        (answer.status.code(), said(&answer))
+    };
+    let (exit, told) = ask(serde_json::json!({ "file": file, "passphrase_file": passphrase }));
+    assert_eq!(exit, Some(0), "{told}");
+    let at =
+        |phase: &str| told.find(&format!("\"{phase}\"")).unwrap_or_else(|| panic!("no {phase} in {told}"));
+    let places = ["init", "snapshot", "encrypting", "verifying", "done"].map(at);
+    assert!(places.is_sorted(), "{told}");
+    place.backup("verify", &file, &["--drill"], 0);
+    // A relative path, none, and a short passphrase are refused in words; it still runs.
+    let short = place.passphrase_file("short", "too short");
+    for (order, what) in [
+        (serde_json::json!({ "file": "b.ilbk", "passphrase_file": passphrase }), "no absolute path"),
+        (serde_json::json!({ "file": file, "passphrase_file": short }), "at least 12"),
+        (serde_json::json!({ "file": file, "passphrase": PASSPHRASE }), "unknown field"),
+        (serde_json::json!({ "file": place.database(), "passphrase_file": passphrase }), "data directory"),
+    ] {
+        let (exit, told) = ask(order);
+        assert!(exit != Some(0) && told.contains(what), "{told}");
+    }
+    assert!(!runtime.turn("talk", "and this").is_empty());
+    place.nothing_is_left();
+}

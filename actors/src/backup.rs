@@ -15,6 +15,8 @@
 mod create;
 mod error;
 mod exchange;
+#[cfg(test)]
+mod forged;
 mod header;
 pub mod limits;
 mod list;
@@ -28,6 +30,8 @@ mod workspace;
 pub use create::{CreateOptions, Created, create, default_name};
 pub use error::BackupError;
 pub use exchange::{Finished, finish_pending};
+#[cfg(test)]
+pub(crate) use forged::forge;
 pub use header::{DatabaseId, Header};
 pub use list::{Listed, list};
 pub use manifest::{Contents, DatabaseFacts, Part, PartKind};

@@ -10,6 +10,7 @@
 //! | `interlock/runtime/restart-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/reload/v1` | nothing | `{"Ok":` a [`ReloadReport`](crate::config::live::ReloadReport)`}`, or `{"Err":` all mistakes`}` |
 //! | `interlock/runtime/log-levels/v1` | [`LevelOrder`] | [`LevelStatus`] as JSON |
+//! | `interlock/runtime/backup/v1` | [`BackupOrder`] as JSON, or nothing | a part for each step ([`Progress`](interlock_actors::backup::Progress)), at the end the result |
 //! | `interlock/runtime/stop/v1` | nothing | `{"stopping":true}`, at once |
 
 use std::{
@@ -40,6 +41,11 @@ use crate::{
     telemetry::{Levels, levels},
 };
 
+mod backup;
+
+pub(crate) use backup::BackupDesk;
+pub use backup::BackupOrder;
+
 pub use crate::telemetry::levels::{LevelStatus, Override};
 
 const STATUS: &str = "interlock/runtime/status/v1";
@@ -50,6 +56,7 @@ const STOP_ONE: &str = "interlock/runtime/stop-component/v1";
 const RESTART: &str = "interlock/runtime/restart-component/v1";
 const RELOAD: &str = "interlock/runtime/reload/v1";
 const LOG_LEVELS: &str = "interlock/runtime/log-levels/v1";
+const BACKUP: &str = "interlock/runtime/backup/v1";
 const STOP: &str = "interlock/runtime/stop/v1";
 
 /// Everything that the runtime serves.
@@ -93,6 +100,11 @@ pub fn reload_topic() -> TopicName {
 /// Where it is asked and told which log records are kept.
 pub fn log_levels_topic() -> TopicName {
     topic(LOG_LEVELS)
+}
+
+/// Where a backup is asked for.
+pub fn backup_topic() -> TopicName {
+    topic(BACKUP)
 }
 
 /// Where a stop of everything is asked for.
@@ -199,6 +211,7 @@ pub(crate) struct Admin {
     pub(crate) shutdown: Shutdown,
     pub(crate) reload: ReloadHandle,
     pub(crate) levels: Levels,
+    pub(crate) backups: BackupDesk,
 }
 
 /// Why a request is not answered with what it asked for.
@@ -255,7 +268,7 @@ impl Actor for Admin {
         Ok(())
     }
 
-    async fn handle(&mut self, input: Input, _context: &Context) -> Result<(), Failure> {
+    async fn handle(&mut self, input: Input, context: &Context) -> Result<(), Failure> {
         let Input::Request(request) = input else { return Ok(()) };
         let answer = match request.message.topic.as_str() {
             STATUS => Ok(Payload::json(&self.status(TreeSnapshot::clone(&self.tree.snapshot())))?),
@@ -279,6 +292,11 @@ impl Actor for Admin {
             RESTART => self.order(ComponentOrder::Restart, &request).await?,
             RELOAD => Ok(Payload::json(&self.reload.ask().await)?),
             LOG_LEVELS => self.log_levels(&request)?,
+            BACKUP => {
+                // Beside everything else: it takes as long as the databases are large.
+                context.spawn_background(self.backups.clone().make(request));
+                return Ok(());
+            }
             STOP => {
                 let peer = request.message.origin.to_string();
                 // A full queue means that a stop was asked for already.
@@ -443,7 +461,7 @@ mod tests {
     fn the_topics_are_valid_and_served() {
         let filter: TopicFilter = ALL.parse().unwrap();
         let orders = [ComponentOrder::Start, ComponentOrder::Stop, ComponentOrder::Restart];
-        let topics = [status_topic(), ps_topic(), plan_topic(), reload_topic(), stop_topic()];
+        let topics = [status_topic(), ps_topic(), plan_topic(), reload_topic(), backup_topic(), stop_topic()];
         for topic in topics.into_iter().chain(orders.map(ComponentOrder::topic)) {
             assert!(filter.matches(&topic));
         }

@@ -25,7 +25,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use interlock_actors::store::{DataKey, PassphraseSources, Vault};
 
-pub(crate) use backup::sweep;
+pub(crate) use backup::{sweep, target as backup_target};
 pub use output::{CliError, Output, ascii};
 
 use crate::{

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, BackupDesk},
     builder::Extras,
     cli::{self, CliError, Output},
     config::{Loaded, live::LiveConfig},
@@ -186,6 +186,7 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let levels = life.levels.clone();
     let health = Health::default();
     let known = health.clone();
+    let backups = BackupDesk::new(site);
     let make_admin = Arc::new(move || Admin {
         instance: Arc::clone(&instance),
         tree: tree.clone(),
@@ -194,6 +195,7 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
         shutdown: because.clone(),
         reload: reload.clone(),
         levels: levels.clone(),
+        backups: backups.clone(),
     });
     let children = site::children(site, extras, make_admin).map_err(|failure| misbuilt(&failure))?;
     let supervision = supervisor

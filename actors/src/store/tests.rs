@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{connection, *};
 use crate::log_record::Level;
 
+mod backups;
 mod mending;
 pub(super) mod opening;
 pub(in crate::store) mod processes;

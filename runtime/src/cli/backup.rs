@@ -6,6 +6,8 @@ mod restore;
 mod verify;
 mod watch;
 
+pub(crate) use create::target;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};

@@ -120,6 +120,9 @@ fn in_another_process() {
     if role == "reseal" {
         return super::sealing::reseal(&place, &say);
     }
+    if role == "move" {
+        return super::backups::move_amounts(&place, &say);
+    }
     let soak = match role.as_str() {
         "soak-write" => Some(super::soak::write(&place, &say)),
         "soak-read" => Some(super::soak::read(&place, &say)),

@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
 }
 
 /// Where the backup goes. Never over something that is none.
-fn target(file: Option<&Path>, installation: &Installation) -> Result<PathBuf, CliError> {
+pub(crate) fn target(file: Option<&Path>, installation: &Installation) -> Result<PathBuf, CliError> {
     let misuse =
         |path: &Path, problem: &str| CliError::new(Exit::Misuse, format!("`{}` {problem}", path.display()));
     let path = match file {
