@@ -106,7 +106,7 @@ impl Effects {
         let times = self.seen.entry(header.id).or_default();
         *times += 1;
         if *times == 1 {
-            let key = header.key.as_deref().unwrap_or_default().to_owned();
+            let key = header.key().unwrap_or_default().to_owned();
             self.order.push((header.id, key, delivery.message.decode().unwrap()));
         }
     }
