@@ -299,8 +299,11 @@ class Consumer:
         while True:
             left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
             try:
-                self._last = self._items.get(timeout=max(0.0, left))
-                return self._last
+                delivery = self._items.get(timeout=max(0.0, left))
+                if delivery.cancelled:
+                    continue  # the outbox has given this attempt up, and makes another one
+                self._last = delivery
+                return delivery
             except queue.Empty:
                 if self._bus._lost:
                     raise self._bus._lost from None

@@ -76,6 +76,8 @@ struct Consumer {
     in_hand_bytes: u64,
     /// In hand, or ended and not yet settled.
     held: BTreeSet<u64>,
+    /// Waiting because the consumer was lost in the middle of an attempt.
+    lost: BTreeSet<u64>,
     /// Ended, and not yet settled.
     ended: usize,
     presence: Presence,
@@ -92,8 +94,6 @@ struct Open {
     bytes: u64,
     attempts: u32,
     due_ms: u64,
-    /// It waits because its consumer was lost in the middle of an attempt.
-    lost_consumer: bool,
     state: State,
 }
 
@@ -338,8 +338,11 @@ impl Lanes {
     pub(crate) fn waits(&mut self, id: &DeliveryId, attempts: u32, due_ms: u64, lost_consumer: bool) {
         self.with(id, |consumer| {
             let Some(open) = consumer.open.get_mut(&id.number) else { return };
-            (open.attempts, open.due_ms, open.lost_consumer) = (attempts, due_ms, lost_consumer);
+            (open.attempts, open.due_ms) = (attempts, due_ms);
             consumer.release(id.number);
+            if lost_consumer {
+                consumer.lost.insert(id.number);
+            }
         });
     }
 
@@ -375,15 +378,13 @@ impl Lanes {
     pub(crate) fn serves(&mut self, name: &PeerName) -> bool {
         let consumer = self.consumers.entry(name.clone()).or_default();
         consumer.said += 1;
-        let waited = |(number, open): (&u64, &mut Open)| {
-            let waited = open.state == State::Waiting && std::mem::take(&mut open.lost_consumer);
-            if waited {
+        for number in std::mem::take(&mut consumer.lost) {
+            if let Some(open) = consumer.open.get_mut(&number) {
                 open.due_ms = 0;
+                let key = Arc::clone(&open.key);
+                consumer.place(&key);
             }
-            waited.then(|| (*number, Arc::clone(&open.key)))
-        };
-        let waited: Vec<_> = consumer.open.iter_mut().filter_map(waited).collect();
-        waited.into_iter().for_each(|(_, key)| consumer.place(&key));
+        }
         std::mem::take(&mut consumer.presence) != Presence::Present
     }
 
@@ -454,7 +455,7 @@ impl Consumer {
                 };
                 self.lanes.entry(Arc::clone(&key)).or_default().numbers.insert(id.number);
                 let lane = Arc::clone(&key);
-                let open = Open { key, bytes, attempts, due_ms, lost_consumer: false, state: State::Waiting };
+                let open = Open { key, bytes, attempts, due_ms, state: State::Waiting };
                 self.open.insert(id.number, open);
                 self.place(&lane);
             }
@@ -519,6 +520,7 @@ impl Consumer {
         debug_assert_eq!(open.state, State::Waiting, "delivery {number} is in hand already");
         open.state = State::InHand;
         self.held.insert(number);
+        self.lost.remove(&number);
         self.in_hand += 1;
         self.in_hand_bytes += open.bytes;
         let key = Arc::clone(&open.key);
@@ -563,6 +565,7 @@ impl Consumer {
     fn forget(&mut self, number: u64) {
         self.let_go(number, State::Waiting);
         self.held.remove(&number);
+        self.lost.remove(&number);
         if let Some(open) = self.open.remove(&number) {
             match open.state {
                 State::Ended => self.ended -= 1,

@@ -102,6 +102,28 @@ struct Services {
     look: Service,
 }
 
+impl Services {
+    /// The next request. Those who put, those who serve and those who look take turns by chance: none keeps another waiting.
+    async fn next(&mut self, has_put_room: bool) -> Event {
+        let Self { put, consume, look } = self;
+        let ended = tokio::select! {
+            request = put.next(), if has_put_room => match request {
+                Some(request) => return Event::Put(request),
+                None => put,
+            },
+            request = consume.next() => match request {
+                Some(request) => return Event::Consumes(request),
+                None => consume,
+            },
+            request = look.next() => match request {
+                Some(request) => return Event::Look(Some(request)),
+                None => look,
+            },
+        };
+        Event::ServiceEnded(ended.end_reason().unwrap_or_default())
+    }
+}
+
 /// A failure of the storage that was not followed by a success yet.
 struct Trouble {
     text: String,
@@ -239,20 +261,9 @@ impl Sender {
                 Some(end) = self.steps.next() => Event::Step(end),
                 Some((flight, ended)) = self.attempts.next() => Event::Attempted(flight, ended),
                 Some(()) = self.puts.next() => Event::PutAnswered,
-                request = services.consume.next() => match request {
-                    Some(request) => Event::Consumes(request),
-                    None => Event::ServiceEnded(services.consume.end_reason().unwrap_or_default()),
-                },
-                request = services.look.next() => match request {
-                    Some(request) => Event::Look(Some(request)),
-                    None => Event::ServiceEnded(services.look.end_reason().unwrap_or_default()),
-                },
                 () = self.shared.look.notified() => Event::Look(None),
                 () = self.shared.door.news.notified() => Event::News,
-                request = services.put.next(), if has_put_room => match request {
-                    Some(request) => Event::Put(request),
-                    None => Event::ServiceEnded(services.put.end_reason().unwrap_or_default()),
-                },
+                event = services.next(has_put_room) => event,
                 () = sleep_until(Some(wake_at)) => Event::Clock,
             };
             self.is_stale = true;
