@@ -11,7 +11,7 @@ use crate::{
 #[tokio::test]
 async fn at_a_stop_what_is_in_hand_may_end_and_what_does_not_goes_back_with_its_attempt() {
     let stage = Stage::new();
-    let mut outbox = stage.outbox(OutboxOptions { grace: Duration::from_secs(1), ..quick() }).await;
+    let mut outbox = stage.outbox(OutboxOptions { grace: Duration::from_secs(2), ..quick() }).await;
     let books = stage.consumer("books", |_| Answer::Keep).await;
     for text in ["one", "two", "three"] {
         outbox.put("orders/a", text).await;

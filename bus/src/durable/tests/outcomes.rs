@@ -98,11 +98,12 @@ async fn an_attempt_without_an_answer_in_time_counts_and_the_next_one_is_not_wor
     let options = ConsumeOptions { concurrency: 2, ..ConsumeOptions::default() };
     let books = stage.consumer_with("books", options, |_| Answer::Keep).await;
     outbox.put("orders/a", "one").await;
-    until("two reasons", || stage.delivery(1, "books").reasons.len() >= 2).await;
+    let in_hand = "in_hand: an earlier attempt of it is still in hand";
+    until("the second attempt", || stage.delivery(1, "books").reasons.iter().any(|reason| reason == in_hand))
+        .await;
     let reasons = stage.delivery(1, "books").reasons;
     assert!(reasons[0].contains("was not answered within 50ms"), "{reasons:?}");
-    assert_eq!(reasons[1], "in_hand: an earlier attempt of it is still in hand");
-    assert_eq!(books.came.all(), [("one".to_owned(), 1)]);
+    assert_eq!(books.came.texts(), ["one"]);
 }
 
 #[tokio::test]
@@ -190,7 +191,12 @@ async fn a_link_that_is_lost_brings_the_message_again_when_everybody_is_back() {
     stage.drained().await;
     let kept = stage.delivery(1, "books");
     assert_eq!((kept.state, kept.attempts), (DeliveryState::Acknowledged, 2));
-    assert_eq!(kept.reasons, ["the link to the broker was lost before the answer"]);
+    // Whichever session the broker ended first.
+    let reason = kept.reasons.join("; ");
+    assert!(
+        reason.starts_with("the link to the broker was lost") || reason.starts_with("the server was lost"),
+        "{reason}"
+    );
     let was_impaired = |report: &OutboxReport| report.state == OutboxState::Impaired;
     assert!(outbox.reports.lock().unwrap().iter().any(was_impaired));
     outbox.until("it runs again", |report| report.state == OutboxState::Running).await;
