@@ -55,6 +55,8 @@ pub enum Failing {
     From(u64),
     /// This one is done, and its answer is lost.
     Unanswered(u64),
+    /// Every one that saves what became of attempts.
+    Settles,
 }
 
 /// Where a delivery stands.
@@ -147,6 +149,9 @@ struct Kept {
     failing: Option<Failing>,
 }
 
+/// The step that saves what became of attempts.
+const SETTLE: &str = "settle";
+
 /// What a failing step still does.
 #[derive(PartialEq)]
 enum Fate {
@@ -222,7 +227,7 @@ impl MemoryStorage {
     /// One step, or its failure.
     fn step<T>(&self, what: &str, work: impl FnOnce(&mut Kept) -> T) -> Result<T, StorageError> {
         let mut kept = self.kept();
-        let fate = kept.next_fate();
+        let fate = kept.next_fate(what == SETTLE);
         let failure = || StorageError {
             kind: StorageFailure::Disk,
             text: format!("cannot {what}: step {} was told to fail", kept.steps),
@@ -251,13 +256,14 @@ impl Drop for MemoryStorage {
 }
 
 impl Kept {
-    fn next_fate(&mut self) -> Fate {
+    fn next_fate(&mut self, is_settle: bool) -> Fate {
         self.steps += 1;
         let step = self.steps - self.failing_since;
         match self.failing {
             Some(Failing::Once(failing)) if failing == step => Fate::Undone,
             Some(Failing::From(failing)) if failing <= step => Fate::Undone,
             Some(Failing::Unanswered(failing)) if failing == step => Fate::Unanswered,
+            Some(Failing::Settles) if is_settle => Fate::Undone,
             _ => Fate::Done,
         }
     }
@@ -472,6 +478,6 @@ impl OutboxStorage for MemoryStorage {
     }
 
     fn settle(&self, settled: Vec<Settled>) -> Step<'_, Result<(), StorageError>> {
-        Box::pin(std::future::ready(self.step("settle", |kept| kept.settle(settled))))
+        Box::pin(std::future::ready(self.step(SETTLE, |kept| kept.settle(settled))))
     }
 }

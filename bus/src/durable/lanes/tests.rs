@@ -25,7 +25,7 @@ struct Plain {
     attempts: u32,
     due_ms: u64,
     state: PlainState,
-    /// Opened again by somebody else; not known before the next sweep.
+    /// Opened again by somebody else: those behind it may be in front by the time it is known.
     is_reopened: bool,
 }
 
@@ -244,12 +244,8 @@ impl World {
             Operation::EndRead { fails } => self.end_read(fails),
             Operation::Sweep => {
                 self.lanes.sweep();
-                // The storage says who is waited for.
+                // The storage says who is waited for. What it holds is known when it has been read.
                 (0..3).for_each(|consumer| self.lanes.meet(&name(consumer)));
-                self.kept.values_mut().for_each(|plain| plain.is_reopened = false);
-                // What it says is known when it has been read.
-                self.end_read(true);
-                self.read_all();
             }
             Operation::Take => drop(self.take()),
             Operation::Acknowledge { which } => {
@@ -381,6 +377,8 @@ impl World {
             self.apply(Operation::Serves { consumer });
         }
         self.apply(Operation::Sweep);
+        self.end_read(true);
+        self.read_all();
         self.now_ms += 2000;
         let rounds = self.kept.len() + 1;
         for _ in 0..rounds {

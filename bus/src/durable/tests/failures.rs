@@ -138,6 +138,31 @@ async fn an_outcome_that_cannot_be_saved_is_told_and_kept_and_saved_when_the_sto
 }
 
 #[tokio::test]
+async fn while_outcomes_cannot_be_saved_nothing_more_is_sent_than_what_was_in_hand() {
+    let stage = Stage::new();
+    let outbox = stage.outbox(OutboxOptions { in_flight_messages: 4, ..quick() }).await;
+    for number in 0..50 {
+        outbox.put("orders/a", &number.to_string()).await;
+    }
+    outbox.until("absence", |report| report.consumers[&name("books")].absent_since_ms.is_some()).await;
+    let failing = Arc::clone(&stage.storage);
+    let answer = move |delivery: &Delivery| {
+        if delivery.message.text() == Some("0") {
+            failing.fail(Failing::Settles);
+        }
+        Answer::Ack
+    };
+    let books = stage.consumer("books", answer).await;
+    outbox.until("many failures", |report| report.counts.storage_failures > 20).await;
+    let (effects, report) = (books.effects().len(), outbox.handle.report());
+    assert!(effects <= 8, "{effects} were sent although nothing could be saved");
+    assert_eq!((report.state, report.counts.acknowledged), (OutboxState::Impaired, 0));
+    stage.storage.fail(Failing::Never);
+    stage.drained().await;
+    assert_eq!(books.effects(), (0..50).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn an_acknowledgement_that_was_lost_with_its_outbox_is_given_again_without_the_effect() {
     let stage = Stage::new();
     let outbox = stage.outbox_on(Arc::new(stage.storage.another_process()), quick()).await;
