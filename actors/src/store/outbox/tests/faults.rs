@@ -65,7 +65,7 @@ fn judge(place: &Place, run: &Run, what: &str) {
 
 #[test]
 fn a_disk_that_fails_at_any_call_is_never_believed_and_nothing_acknowledged_is_lost() {
-    let most = std::env::var("INTERLOCK_OUTBOX_FAULTS").ok().and_then(|most| most.parse().ok()).unwrap_or(3);
+    let most = std::env::var("INTERLOCK_OUTBOX_FAULTS").ok().and_then(|most| most.parse().ok()).unwrap_or(5);
     // Of the calls of the writing thread alone the most interesting ones come first; the rest is for the soak.
     for (call, error) in [
         ("fsync,fdatasync", "EIO"),
