@@ -3,6 +3,8 @@
 //! ```text
 //! DATA/                0700
 //!   interlock.db       the encrypted store
+//!   outbox.db          durable messages, encrypted too; once a topic has consumers
+//!   outbox.lock        held by whoever sends them
 //!   keys/              0700, files 0600: broker.toml, authorized.toml, NAME.toml, data.key, wrap.key
 //!   run/               0700
 //!     instance.lock    held by the running instance; holds its pid

@@ -219,11 +219,9 @@ fn note(
     let noted = Store::open(&data_dir.database(), key, options).map_err(CliError::from).and_then(|store| {
         let appended = block_on(store.append(vec![record]))?;
         store.close();
-        appended.map(drop_appended).map_err(|refused| CliError::from(refused.error))
+        appended.map(|_stored| ()).map_err(|refused| CliError::from(refused.error))
     });
     if let Err(error) = noted {
         output.say(&format!("it is done, and could not be written into the log: {error}"));
     }
 }
-
-fn drop_appended(_appended: interlock_actors::store::Appended) {}
