@@ -51,7 +51,7 @@ fn measured(mut command: Command) -> (u64, Duration) {
 
 #[test]
 fn memory_does_not_grow_with_the_database() {
-    let megabytes = dice::environment("INTERLOCK_BACKUP_MB").unwrap_or(100);
+    let megabytes = dice::environment("INTERLOCK_BACKUP_MB").unwrap_or(50);
     let sizes = [megabytes / 10, megabytes];
     let mut before: Option<Vec<u64>> = None;
     for size in sizes {
