@@ -139,29 +139,36 @@ fn what_is_sealed_rightly_and_is_not_fit_is_refused_before_anything_is_touched()
         fs::write(path, bytes).unwrap();
     };
     type Change = Box<dyn Fn(&Path, &DataKey)>;
-    let cases: [(&str, u8, Change); 7] = [
-        ("a later schema", 9, Box::new(sql("PRAGMA user_version = 99"))),
-        ("another program's", 8, Box::new(sql("PRAGMA application_id = 7"))),
-        ("an orphan", 8, Box::new(sql("DELETE FROM conversations"))),
-        ("a table less", 8, Box::new(sql("DROP TABLE messages"))),
-        ("a row more", 8, Box::new(sql("INSERT INTO conversations VALUES ('x', '', 0, 0)"))),
-        ("a bad page", 8, Box::new(bad_page)),
+    let cases: [(&str, u8, &str, Change); 7] = [
+        ("a later schema", 9, "schema version 99", Box::new(sql("PRAGMA user_version = 99"))),
+        ("another program's", 8, "not one of Interlock", Box::new(sql("PRAGMA application_id = 7"))),
+        ("an orphan", 8, "has no row in conversations", Box::new(sql("DELETE FROM conversations"))),
+        ("a table less", 8, "table messages", Box::new(sql("DROP TABLE messages"))),
+        (
+            "a row more",
+            8,
+            "not what the table of contents says",
+            Box::new(sql("INSERT INTO conversations VALUES ('x', '', 0, 0)")),
+        ),
+        ("a bad page", 8, "is damaged", Box::new(bad_page)),
         (
             "a page less",
             8,
+            "is damaged",
             Box::new(|path, _| {
                 let bytes = fs::read(path).unwrap();
                 fs::write(path, &bytes[..bytes.len() - 4096]).unwrap();
             }),
         ),
     ];
-    for (what, exit, change) in cases {
+    for (what, exit, why, change) in cases {
         fs::copy(&whole, &file).unwrap();
         forge(&file, &passphrase(), change);
         // It is what somebody sealed with the right passphrase.
         watched(|watcher| backup::verify(&file, &passphrase(), watcher)).unwrap();
         let error = live.restore(&file).err().unwrap_or_else(|| panic!("{what} was restored"));
         assert_eq!(error.exit_code(), exit, "{what}: {error}");
+        assert!(error.to_string().contains(why), "{what}: {error}");
         let drilled = watched(|watcher| backup::drill(&live.installation(), &file, &passphrase(), watcher));
         assert_eq!(drilled.unwrap_err().exit_code(), exit, "{what}");
         assert!(live.bytes() == live_bytes, "{what} changed something");
