@@ -407,11 +407,18 @@ mod tests {
         // A mark hidden behind the last fact that is counted.
         let forged = DeliveryMark { origin: "mallory".parse().unwrap(), ..delivery() };
         let with_mark = delivery_header(&[], id, &forged);
+        let with_mark_bytes = with_mark.len();
         let mut hidden = with_mark.clone();
         hidden[24..32].fill(0);
         let of_nothing = Header { id, durable: Some(Box::new(marked())), ..Header::absent() };
         for kept in [with_mark, hidden] {
-            assert_eq!(header(&delivery_header(&kept, id, &mark)).unwrap(), of_nothing);
+            let bytes = delivery_header(&kept, id, &mark);
+            assert_eq!(header(&bytes).unwrap(), of_nothing);
+            assert_eq!(
+                bytes.len(),
+                with_mark_bytes - "mallory".len() + "alice".len(),
+                "one mark, and it is ours"
+            );
         }
         let of_nothing = Header { id, durable: Some(Box::new(marked())), ..Header::absent() };
         assert_eq!(header(&delivery_header(&[], id, &mark)).unwrap(), of_nothing);

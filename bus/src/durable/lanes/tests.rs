@@ -410,8 +410,13 @@ impl World {
     }
 }
 
+/// Random runs: a few per cent of the soak, or as many as are asked for.
+fn cases() -> u32 {
+    std::env::var("INTERLOCK_LANES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(256)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_taken_keeps_the_rule_and_nothing_is_left_behind(

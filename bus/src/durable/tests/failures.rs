@@ -138,6 +138,23 @@ async fn an_outcome_that_cannot_be_saved_is_told_and_kept_and_saved_when_the_sto
 }
 
 #[tokio::test]
+async fn a_message_that_was_kept_without_an_answer_is_sent_when_it_is_put_again() {
+    let stage = Stage::new();
+    let outbox = stage.outbox(quick()).await;
+    let books = stage.consumer("books", |_| Answer::Ack).await;
+    outbox.put("orders/a", "one").await;
+    outbox.until("a drain", |report| report.counts.acknowledged == 1 && report.open() == 0).await;
+    stage.storage.fail(Failing::Unanswered(1));
+    let (orders, options) =
+        (topic("orders/a"), DurableOptions { id: Some(Header::new().id), ..DurableOptions::default() });
+    let put = || outbox.handle.put(&orders, Payload::text("two"), &options, DEADLINE);
+    assert!(matches!(put().await, Err(DurableError::Storage { .. })));
+    assert!(put().await.unwrap().again);
+    stage.drained().await;
+    assert_eq!(books.effects(), ["one", "two"]);
+}
+
+#[tokio::test]
 async fn while_outcomes_cannot_be_saved_nothing_more_is_sent_than_what_was_in_hand() {
     let stage = Stage::new();
     let outbox = stage.outbox(OutboxOptions { in_flight_messages: 4, ..quick() }).await;
