@@ -309,3 +309,101 @@ fn the_wrapping_key_is_rotated_while_the_runtime_runs_and_the_next_start_has_it(
     assert_ne!(std::fs::read(data.join("keys/data.key")).unwrap(), sealed);
     runtime.restart();
 }
+
+/// The records of changes of keys whose text has this part, oldest first.
+fn audited(runtime: &TestRuntime, more: &[&str], part: &str) -> Vec<Value> {
+    let output = runtime.interlock(&[&["logs", "--component", "keys", "--json"], more].concat());
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let records = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    records.filter(|record| record["message"].as_str().unwrap().contains(part)).collect()
+}
+
+fn field<'a>(record: &'a Value, name: &str) -> &'a str {
+    let fields = record["fields"].as_array().unwrap();
+    fields.iter().find(|field| field[0] == name).map_or("", |field| field[1].as_str().unwrap())
+}
+
+#[test]
+fn each_change_of_keys_is_in_the_log_once_whether_the_runtime_runs_or_not() {
+    let mut runtime = TestRuntime::start();
+    let data = runtime.data();
+    let issued = told_json(&data, &["issue", "guest", "--publish", "a", "--json"]);
+    told(&data, &["rotate", "guest"]);
+    told(&data, &["rotate", "--wrap"]);
+    told(&data, &["revoke", "guest"]);
+    let first = eventually("the revocation to be in the log", || {
+        audited(&runtime, &[], "revoke of `guest`: done").pop()
+    });
+    assert_eq!(first["level"], "info");
+    let issue = audited(&runtime, &[], "issue of `guest`: done");
+    assert_eq!(issue.len(), 1);
+    let uid = nix::unistd::getuid().to_string();
+    assert_eq!(
+        [field(&issue[0], "fingerprint"), field(&issue[0], "uid"), field(&issue[0], "peer")],
+        [issued["fingerprint"].as_str().unwrap(), &uid, "guest"]
+    );
+    assert_eq!(field(&issue[0], "pid"), issue[0]["process"].to_string());
+    for part in ["rotate of `guest`: done", "rotate-wrap: done", "issue of `operator`: done"] {
+        assert_eq!(audited(&runtime, &[], part).len(), 1, "{part}");
+    }
+
+    // While nothing runs: whoever looks finds it, and the next start does not store it again.
+    assert!(runtime.interlock(&["stop"]).status.success());
+    told(&data, &["issue", "late", "--publish", "a"]);
+    assert_eq!(audited(&runtime, &[], "issue of `late`: done").len(), 1);
+    told(&data, &["rotate", "--broker"]);
+    // Somebody was killed in the middle, and what was taken over is forgotten: nothing is there twice.
+    std::fs::remove_file(data.join("keys/audit.taken")).unwrap();
+    let path = data.join("keys/audit.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let begun = text.lines().find(|line| line.contains("\"late\"") && line.contains("begun")).unwrap();
+    let mut killed: Value = serde_json::from_str(begun).unwrap();
+    (killed["id"], killed["action"]) = (json!("01900000-0000-7000-8000-000000000001"), json!("revoke"));
+    std::fs::write(&path, format!("{text}{killed}\n")).unwrap();
+    told(&data, &["issue", "later", "--publish", "a"]);
+    runtime.restart();
+    eventually("the last change to be in the log", || audited(&runtime, &[], "issue of `later`: done").pop());
+    for part in [
+        "issue of `guest`",
+        "issue of `late`",
+        "rotate-broker: done",
+        "revoke of `late`: unknown",
+        "issue of `later`",
+    ] {
+        assert_eq!(audited(&runtime, &[], part).len(), 1, "{part}");
+    }
+}
+
+#[test]
+fn wrong_passphrases_are_in_the_log_and_the_fourth_has_to_wait_but_lets_the_owner_in() {
+    let runtime = TestRuntime::start();
+    let private = |name: &str, text: &str| {
+        let path = runtime.directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (right, wrong) = (private("right", "correct horse battery"), private("wrong", "not that one at all"));
+    told(&runtime.data(), &["passphrase", "--new-passphrase-file", &right]);
+    let tries = |file: &str| {
+        let began = Instant::now();
+        let output = runtime.interlock(&["logs", "-n", "1", "--passphrase-file", file]);
+        (output.status.code(), began.elapsed())
+    };
+    for _ in 0..3 {
+        assert_eq!(tries(&wrong).0, Some(4));
+    }
+    let (code, waited) = tries(&wrong);
+    assert!(code == Some(4) && waited >= Duration::from_secs(1), "{waited:?}");
+    let (code, waited) = tries(&right);
+    assert!(code == Some(0) && waited >= Duration::from_secs(2), "{waited:?}");
+    // The right one ends it.
+    assert_eq!(tries(&wrong).0, Some(4));
+    let wrong = eventually("them to be in the log", || {
+        let found = audited(&runtime, &["--passphrase-file", &right], "unlock: failed: wrong passphrase");
+        (found.len() == 5).then_some(found)
+    });
+    assert!(wrong.iter().all(|record| record["level"] == "warn"));
+    let text = std::fs::read_to_string(runtime.data().join("keys/audit.jsonl")).unwrap();
+    assert!(!text.contains("horse") && !text.contains("not that one"), "{text}");
+}

@@ -2,8 +2,9 @@
 //!
 //! A key store is one directory (0700) with one file (0600) per secret:
 //! `broker.toml` (the broker's key pair), `authorized.toml` (the registry), `NAME.toml` (credentials of a peer), and with
-//! `last-use.json`, which holds no secret (when each key was last used).
+//! `last-use.json`, which holds no secret (when each key was last used), and `audit.jsonl` (who has changed what).
 
+pub mod audit;
 pub mod broker_keys;
 pub mod credentials;
 pub mod last_use;
@@ -15,6 +16,7 @@ pub mod rotation;
 pub mod rule_source;
 pub mod store;
 
+pub use audit::Audit;
 pub use broker_keys::BrokerKeys;
 pub use credentials::Credentials;
 pub use last_use::LastUse;

@@ -5,6 +5,7 @@
 //! [`cli`] and [`exit`].
 
 pub mod admin;
+mod audit;
 pub mod builder;
 pub mod cli;
 mod component;

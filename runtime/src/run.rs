@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     admin::{Admin, BackupDesk},
+    audit,
     builder::Extras,
     cli::{self, CliError, Output},
     config::{Loaded, live::LiveConfig},
@@ -213,11 +214,12 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
     let _watch = Watch::start(&handle, health, Patience::default(), end)
         .inspect_err(|error| tracing::error!(%error, "the supervisor is not watched"));
 
-    let mut reading = Box::pin(reloader.run());
+    // What goes on beside the tree: edits of the configuration, changes of keys.
+    let mut reading = Box::pin(async { tokio::join!(reloader.run(), audit::follow(site)) });
     let first = tokio::select! {
         tree = begin(site, &handle, &life.instance_file, &shared) => Ok(tree),
         () = life.manager.beats(&handle) => unreachable!("it never ends"),
-        () = &mut reading => unreachable!("it never ends"),
+        _ = &mut reading => unreachable!("it never ends"),
         reason = life.signals.next() => Err(reason),
     };
     let reason = match first {
@@ -231,7 +233,7 @@ async fn live(mut life: Life<'_>, extras: Extras, instance: Instance) -> Result<
             tokio::select! {
                 reason = life.signals.next() => Some(reason),
                 () = life.manager.beats(&handle) => unreachable!("it never ends"),
-                () = &mut reading => unreachable!("it never ends"),
+                _ = &mut reading => unreachable!("it never ends"),
                 () = ended(&handle) => None,
             }
         }

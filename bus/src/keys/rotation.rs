@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Credentials, KeyError, KeyState, KeyStore, private_file, store::now_ms};
+use super::{Credentials, KeyError, KeyState, KeyStore, audit::Act, private_file, store::now_ms};
 use crate::{
     crypto::{KeyPair, PublicKey},
     endpoint::Endpoint,
@@ -81,21 +81,20 @@ impl KeyStore {
             file: None,
         };
         let next = self.next_of(name);
-        credentials.save(&next)?;
         let overlap_ms = u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX);
-        file.replace_key(name, &credentials.keys.public, expires_ms, overlap_ms, now_ms)?;
-        file.save()?;
-        credentials.file = Some(match path {
-            Some(path) => {
+        let act = Act::on("rotate", name, credentials.keys.public.fingerprint());
+        let act =
+            act.with(format!("instead of {}, overlap of {} s", peer.key.fingerprint(), overlap.as_secs()));
+        self.audit().around(act, || {
+            credentials.save(&next)?;
+            file.replace_key(name, &credentials.keys.public, expires_ms, overlap_ms, now_ms)?;
+            file.save()?;
+            if let Some(path) = path {
                 credentials.save(path)?;
-                path.to_owned()
             }
-            None => own.clone(),
-        });
-        match path {
-            Some(_) if !stays => remove(&next)?,
-            _ => rename(&next, &own)?,
-        }
+            if path.is_some() && !stays { remove(&next) } else { rename(&next, &own) }
+        })?;
+        credentials.file = Some(path.map_or(own, Path::to_owned));
         let before_until_ms = (overlap_ms > 0).then(|| now_ms.saturating_add(overlap_ms));
         Ok(PeerRotation { credentials, before: peer.key, before_until_ms, expires_ms })
     }

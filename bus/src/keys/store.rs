@@ -12,8 +12,8 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    BrokerKeys, Credentials, KeyError, LastUse, Permissions, Registry, last_use, private_file,
-    registry::Peer, registry_file::RegistryFile,
+    Audit, BrokerKeys, Credentials, KeyError, LastUse, Permissions, Registry, audit::Act, last_use,
+    private_file, registry::Peer, registry_file::RegistryFile, time_text,
 };
 use crate::{
     crypto::{KeyPair, PublicKey},
@@ -105,6 +105,11 @@ impl KeyStore {
         LastUse::load(&self.directory.join(last_use::FILE))
     }
 
+    /// Who has changed what.
+    pub fn audit(&self) -> Audit {
+        Audit::of(&self.directory)
+    }
+
     /// Holds the store's lock until dropped.
     pub(super) fn lock(&self) -> Result<Flock<File>, KeyError> {
         lock(&self.directory)
@@ -135,9 +140,12 @@ impl KeyStore {
         let _lock = lock(&self.directory)?;
         let before = self.broker_keys()?;
         let keys = before.rotated(overlap, now_ms());
-        keys.save(&self.broker_keys_path())?;
-        let (renewed, failed) = self.renew_credentials(&keys)?;
-        Ok(Rotation { key: keys.current.public, before: before.current.public, renewed, failed })
+        let act = Act { fingerprint: Some(keys.current.public.fingerprint()), ..Act::new("rotate-broker") };
+        self.audit().around(act.with(format!("overlap of {} s", overlap.as_secs())), || {
+            keys.save(&self.broker_keys_path())?;
+            let (renewed, failed) = self.renew_credentials(&keys)?;
+            Ok(Rotation { key: keys.current.public, before: before.current.public, renewed, failed })
+        })
     }
 
     /// Writes the current key of the broker into a credentials file, wherever it lies. `false` if it was
@@ -261,9 +269,13 @@ impl KeyStore {
             ..Peer::new(credentials.keys.public, permissions.clone())
         };
         file.enrol(name, &peer)?;
-        // Credentials first: a crash between the two leaves a file without rights, never rights without a file.
-        credentials.save(&path)?;
-        file.save()?;
+        let act = Act::on("issue", name, credentials.keys.public.fingerprint());
+        let act = expires_ms.map_or(act.clone(), |end_ms| act.with(format!("expires {}", time_text(end_ms))));
+        self.audit().around(act, || {
+            // Credentials first: a crash between the two leaves a file without rights, never rights without a file.
+            credentials.save(&path)?;
+            file.save()
+        })?;
         Ok(credentials)
     }
 
@@ -370,8 +382,11 @@ impl KeyStore {
     pub fn revoke(&self, name: &PeerName) -> Result<(), KeyError> {
         let _lock = lock(&self.directory)?;
         let mut file = self.registry_file()?;
-        file.revoke(name)?;
-        file.save()
+        let fingerprint = file.registry()?.peer(name).map(|peer| peer.key.fingerprint()).unwrap_or_default();
+        self.audit().around(Act::on("revoke", name, fingerprint), || {
+            file.revoke(name)?;
+            file.save()
+        })
     }
 }
 

@@ -13,12 +13,16 @@ mod stat;
 use clap::{Args, Subcommand, ValueEnum};
 use interlock_actors::{
     log_record::LogRecord,
-    store::{LogQuery, Reader, StoreError, limits},
+    store::{DataKey, LogQuery, Reader, Store, StoreError, StoreOptions, limits},
 };
+use interlock_bus::keys::Audit;
 use jiff::Timestamp;
 
 use super::{CliError, Global, Output, output::json};
-use crate::{exit::Exit, lifecycle::DataDir};
+use crate::{
+    exit::Exit,
+    lifecycle::{self, DataDir},
+};
 use filter::Filter;
 
 /// Records shown unless told otherwise; when following, what peers show first.
@@ -122,7 +126,25 @@ fn open(global: &Global, data_dir: &DataDir) -> Result<Reader, CliError> {
         );
         return Err(CliError::new(Exit::Failed, text));
     }
-    Ok(Reader::open(&database, &global.data_key(data_dir)?)?)
+    let key = global.data_key(data_dir)?;
+    take_over_audit(global, data_dir, &key);
+    Ok(Reader::open(&database, &key)?)
+}
+
+/// Brings changes of keys that were made while nothing ran into the log, where somebody looks for them now. A running
+/// runtime does it itself, and so does the next start: what does not work here is no reason to show nothing.
+fn take_over_audit(global: &Global, data_dir: &DataDir, key: &DataKey) {
+    let audit = Audit::of(&data_dir.keys());
+    let is_there = audit.to_take_over().is_ok_and(|takeover| !takeover.entries.is_empty());
+    if !is_there || !matches!(lifecycle::running(data_dir), Ok(None)) {
+        return;
+    }
+    let Ok(loaded) = global.load() else { return };
+    let options = StoreOptions { logs: loaded.config.logs.retention(), ..StoreOptions::default() };
+    if let Ok(store) = Store::open(&data_dir.database(), key, options) {
+        let _ = super::remote::block_on(crate::audit::take_over(&audit, &store));
+        store.close();
+    }
 }
 
 /// The last records of a component up to `until`, oldest first.

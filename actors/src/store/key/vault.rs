@@ -6,7 +6,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{DataKey, KEY_FILE, exists, file::KeyFile};
+use interlock_bus::envelope::now_ns;
+
+use super::{DataKey, KEY_FILE, attempts::Attempts, exists, file::KeyFile};
 use crate::store::{
     error::StoreError,
     passphrase::{Passphrase, PassphraseSources},
@@ -86,7 +88,19 @@ impl Vault {
         {
             return Ok(key.clone());
         }
-        let key = load(&|path| self.ask(path))?;
+        let attempts = Attempts::of(&self.keys, now_ns() / 1_000_000);
+        let loaded = load(&|path| {
+            let given = self.ask(path)?;
+            // Nobody is let in meanwhile, and a person may end the process as ever.
+            std::thread::sleep(attempts.delay());
+            Ok(given)
+        });
+        match &loaded {
+            Err(StoreError::WrongPassphrase { .. }) => attempts.failed(),
+            Ok(_) => attempts.succeeded(),
+            Err(_) => {}
+        }
+        let key = loaded?;
         let is_sealed = matches!(KeyFile::read(key.origin())?.wrap, super::KeyWrap::Passphrase { .. });
         if self.sources.is_given() && !is_sealed {
             return Err(StoreError::PassphraseUnused { path: key.origin().to_owned() });

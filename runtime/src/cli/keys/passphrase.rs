@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use interlock_actors::store::{DataKey, KeyWrap, StoreError, key::NewWrap, schema_version};
-use interlock_bus::crypto::PassphraseCost;
+use interlock_bus::{
+    crypto::PassphraseCost,
+    keys::{Audit, audit::Act},
+};
 
 use super::super::{CliError, Global, Output};
 use crate::{exit::Exit, lifecycle::DataDir};
@@ -58,15 +61,19 @@ pub(super) fn run(
 
 fn seal(arguments: &Passphrase, global: &Global, data_dir: &DataDir) -> Result<KeyWrap, CliError> {
     // The one that counts now first: who does not have it is not asked for another.
-    let mut key = global.vault(data_dir).open()?;
+    let (mut key, audit) = (global.vault(data_dir).open()?, Audit::of(&data_dir.keys()));
     // A key that opens something else is not worth a seal; a database that is not there yet is no obstacle.
     schema_version(&data_dir.database(), &key)?;
     if arguments.remove {
-        key.reseal(&NewWrap::KeyStore)?;
+        audit.around(Act::new("passphrase").with("removed".to_owned()), || {
+            Ok::<_, CliError>(key.reseal(&NewWrap::KeyStore)?)
+        })?;
     } else {
         let file = arguments.new_passphrase_file.as_deref();
         let passphrase = global.passphrase_sources().ask_new(file).map_err(StoreError::from)?;
-        key.reseal(&NewWrap::Passphrase(&passphrase, PassphraseCost::DEFAULT))?;
+        audit.around(Act::new("passphrase").with("set".to_owned()), || {
+            Ok::<_, CliError>(key.reseal(&NewWrap::Passphrase(&passphrase, PassphraseCost::DEFAULT))?)
+        })?;
     }
     // As it is on the disk.
     Ok(DataKey::wrap(&data_dir.keys())?.unwrap_or(KeyWrap::Bare))

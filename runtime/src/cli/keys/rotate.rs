@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use interlock_actors::store::{DataKey, KeyWrap, StoreError, key::NewWrap, schema_version};
-use interlock_bus::{Endpoint, KeyStore, PeerName};
+use interlock_bus::{
+    Endpoint, KeyStore, PeerName,
+    keys::{Audit, audit::Act},
+};
 use serde_json::json;
 
 use super::{
@@ -150,7 +153,8 @@ fn wrap(json: bool, global: &Global, data_dir: &DataDir, output: &mut Output) ->
     let mut key = global.vault(data_dir).open()?;
     // A key that opens something else is not worth a seal; a database that is not there yet is no obstacle.
     schema_version(&data_dir.database(), &key)?;
-    key.reseal(&NewWrap::KeyStore)?;
+    Audit::of(&data_dir.keys())
+        .around(Act::new("rotate-wrap"), || Ok::<_, CliError>(key.reseal(&NewWrap::KeyStore)?))?;
     if json {
         let line = json!({ "wrapping_key_file": data_dir.keys().join(interlock_actors::store::key::WRAPPING_KEY_FILE) });
         output.line(&output::json(&line)?)?;
