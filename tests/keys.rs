@@ -1,5 +1,6 @@
 use std::{
     io::Write,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -406,4 +407,69 @@ fn wrong_passphrases_are_in_the_log_and_the_fourth_has_to_wait_but_lets_the_owne
     assert!(wrong.iter().all(|record| record["level"] == "warn"));
     let text = std::fs::read_to_string(runtime.data().join("keys/audit.jsonl")).unwrap();
     assert!(!text.contains("horse") && !text.contains("not that one"), "{text}");
+}
+
+#[test]
+fn exported_keys_open_with_their_passphrase_only_and_work_in_a_fresh_data_directory() {
+    let runtime = TestRuntime::start();
+    let data = runtime.data();
+    let place = runtime.directory.path();
+    let private = |name: &str, text: &str| {
+        let path = place.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (right, wrong) = (private("right", "correct horse battery"), private("wrong", "not that one at all"));
+    told(&data, &["issue", "guest", "--publish", "a"]);
+    let guest = Credentials::load(&data.join("keys/guest.toml")).unwrap();
+    let file = place.join("exported");
+    let path = file.to_str().unwrap();
+    let short = private("short", "too short");
+    let ends = |data: &Path, arguments: &[&str], code: i32, part: &str| {
+        let output = keys(data, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && said.contains(part), "{arguments:?}: {output:?}");
+    };
+    ends(&data, &["export", "--all", "--to", path, "--new-passphrase-file", &short], 2, "12 are needed");
+    ends(&data, &["export", "nobody", "--to", path, "--new-passphrase-file", &right], 1, "nobody");
+    ends(&data, &["export", "--to", path, "--new-passphrase-file", &right], 2, "--all");
+    let done =
+        told_json(&data, &["export", "--all", "--to", path, "--new-passphrase-file", &right, "--json"]);
+    assert!(done["broker"] == true && done["peers"].as_array().unwrap().contains(&json!("guest")), "{done}");
+    ends(&data, &["export", "--all", "--to", path, "--new-passphrase-file", &right], 2, "another name");
+    assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+
+    let fresh = place.join("fresh");
+    ends(&fresh, &["import", path, "--passphrase-file", &wrong], 4, "does not open");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let cut = private("cut", &text[..text.len() - 9]);
+    ends(&fresh, &["import", &cut, "--passphrase-file", &right], 8, "changed");
+    let later = private("later", &text.replacen("\"interlock_keys\":1", "\"interlock_keys\":7", 1));
+    ends(&fresh, &["import", &later, "--passphrase-file", &right], 9, "version 7");
+    assert!(!fresh.exists(), "nothing was begun");
+    let done = told_json(&fresh, &["import", path, "--passphrase-file", &right, "--json"]);
+    assert!(done["broker"] == true && done["added"].as_array().unwrap().contains(&json!("guest")), "{done}");
+    // A runtime on it has the same keys: the guest's file is good for both.
+    let copied = Credentials::load(&fresh.join("keys/guest.toml")).unwrap();
+    assert_eq!((copied.keys, copied.broker), (guest.keys.clone(), guest.broker));
+    assert!(runtime.interlock(&["stop"]).status.success());
+    let moved = tempfile::tempdir().unwrap();
+    for name in ["interlock.toml", "tmp"] {
+        std::fs::rename(place.join(name), moved.path().join(name)).unwrap();
+    }
+    std::fs::rename(&fresh, moved.path().join("data")).unwrap();
+    let second = TestRuntime::on(moved);
+    second.wait_until_ready();
+    let endpoints = Credentials::load(&second.data().join("keys/operator.toml")).unwrap().endpoints;
+    connect(&Credentials { endpoints, ..guest });
+
+    // Another key is in the way, and the log says who has done what.
+    let other = tempfile::tempdir().unwrap();
+    told(other.path(), &["issue", "guest", "--publish", "b"]);
+    ends(other.path(), &["import", path, "--passphrase-file", &right], 2, "`guest`");
+    told(other.path(), &["import", path, "--passphrase-file", &right, "--replace"]);
+    let audit = std::fs::read_to_string(other.path().join("keys/audit.jsonl")).unwrap();
+    assert!(audit.contains("\"import\"") && audit.contains("`guest`"), "{audit}");
+    eventually("the import to be in the log", || audited(&second, &[], "import: done").pop());
 }

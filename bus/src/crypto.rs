@@ -21,6 +21,7 @@ mod at_rest;
 mod known;
 pub mod secret_stream;
 
+pub(crate) use at_rest::short_digest;
 pub use at_rest::{PassphraseCost, SALT_BYTES, derive_key, key_from_passphrase, open_beside, seal_beside};
 
 /// Bytes of a public, secret or shared key.

@@ -121,7 +121,9 @@ impl Exit {
             | KeyError::Endpoint(_) => Self::Misuse,
             KeyError::CredentialsMissing { .. } => Self::Io,
             KeyError::Damaged { .. } => Self::Damaged,
-            KeyError::Expired { .. } => Self::Misuse,
+            KeyError::Expired { .. } | KeyError::Exists { .. } | KeyError::OtherKeys { .. } => Self::Misuse,
+            KeyError::WrongPassphrase { .. } => Self::Denied,
+            KeyError::Version { .. } => Self::Version,
             _ => Self::Failed,
         }
     }

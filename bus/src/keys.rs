@@ -4,6 +4,7 @@
 //! `broker.toml` (the broker's key pair), `authorized.toml` (the registry), `NAME.toml` (credentials of a peer), and with
 //! `last-use.json`, which holds no secret (when each key was last used), and `audit.jsonl` (who has changed what).
 
+pub mod archive;
 pub mod audit;
 pub mod broker_keys;
 pub mod credentials;
@@ -14,6 +15,7 @@ pub mod registry;
 pub mod registry_file;
 pub mod rotation;
 pub mod rule_source;
+mod staged;
 pub mod store;
 
 pub use audit::Audit;
@@ -120,6 +122,34 @@ pub enum KeyError {
         name: PeerName,
         /// When that was, Unix milliseconds.
         expires_ms: u64,
+    },
+    /// What was exported is sealed under another passphrase.
+    #[error("the passphrase does not open `{}`", path.display())]
+    WrongPassphrase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What was exported was written by a later program.
+    #[error("`{}` has version {version}, which this program does not know; a later one does", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u64,
+    },
+    /// A file that would be written over.
+    #[error("`{}` is there already; choose another name, or remove it", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What is to be imported would take the place of other keys.
+    #[error("{names} have other keys here than in `{}`; nothing was changed. `--replace` gives them those of the file, and what used theirs is shut out", path.display())]
+    OtherKeys {
+        /// Who.
+        names: String,
+        /// What was to be imported.
+        path: PathBuf,
     },
     /// A filter in a permission.
     #[error("permission is not a topic filter: {0}")]

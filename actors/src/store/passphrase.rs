@@ -38,6 +38,8 @@ pub enum PassphraseOf {
     DataKey,
     /// A backup.
     Backup,
+    /// Exported keys.
+    Keys,
 }
 
 impl PassphraseOf {
@@ -46,6 +48,7 @@ impl PassphraseOf {
         match self {
             Self::DataKey => FILE_VARIABLE,
             Self::Backup => "INTERLOCK_BACKUP_PASSPHRASE_FILE",
+            Self::Keys => "INTERLOCK_KEYS_PASSPHRASE_FILE",
         }
     }
 
@@ -54,6 +57,7 @@ impl PassphraseOf {
         match self {
             Self::DataKey => CREDENTIAL,
             Self::Backup => "interlock.backup-passphrase",
+            Self::Keys => "interlock.keys-passphrase",
         }
     }
 }
@@ -186,7 +190,8 @@ impl Passphrase {
         if chars < CHARS_MIN { Err(PassphraseError::TooShort { chars }) } else { Ok(()) }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// What it is, for whoever makes a key from it.
+    pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 

@@ -74,6 +74,14 @@ pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
     digest
 }
 
+/// The first bytes of the BLAKE2b-256: whether something was changed by accident.
+pub(crate) fn short_digest<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    const { assert!(N <= 32) };
+    let mut short = [0; N];
+    short.copy_from_slice(&digest(bytes)[..N]);
+    short
+}
+
 /// Seals `plain` so that it opens only beside the same `associated` bytes: a random nonce, then the box
 /// (XChaCha20-Poly1305, ciphertext and then authenticator).
 pub fn seal_beside(key: &[u8; KEY_BYTES], associated: &[u8], plain: &[u8]) -> Vec<u8> {

@@ -62,8 +62,15 @@ impl BrokerKeys {
     /// # Errors
     /// Those of [`private_file::read`]; [`KeyError::Damaged`] naming the place, never a value.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let text = private_file::read_text(path)?;
-        let damaged = |problem: String| KeyError::Damaged { path: path.to_owned(), problem };
+        Self::from_toml(&private_file::read_text(path)?, path)
+    }
+
+    /// Reads keys from text; `origin` is named in errors.
+    ///
+    /// # Errors
+    /// [`KeyError::Damaged`] naming the place, never a value.
+    pub(super) fn from_toml(text: &str, origin: &Path) -> Result<Self, KeyError> {
+        let damaged = |problem: String| KeyError::Damaged { path: origin.to_owned(), problem };
         let pair = |public: &str, secret: &str| {
             let secret = SecretKey::from_z85(secret)
                 .map_err(|_| damaged("a `secret_key` is not a key of 40 Z85 characters".to_owned()))?;
@@ -73,7 +80,7 @@ impl BrokerKeys {
             }
             Ok(keys)
         };
-        let file: File = toml::from_str(&text).map_err(|error| damaged(parse_problem(&text, &error)))?;
+        let file: File = toml::from_str(text).map_err(|error| damaged(parse_problem(text, &error)))?;
         let old = file.old.iter().take(OLD_KEYS_MAX).map(|old| {
             let until_ms = u64::try_from(old.until.as_millisecond()).unwrap_or_default();
             Ok::<_, KeyError>(OldKey { keys: pair(&old.public_key, &old.secret_key)?, until_ms })
@@ -89,7 +96,7 @@ impl BrokerKeys {
         private_file::replace(path, self.to_toml().as_bytes())
     }
 
-    fn to_toml(&self) -> Zeroizing<String> {
+    pub(super) fn to_toml(&self) -> Zeroizing<String> {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let pair = |keys: &KeyPair| {
             let secret = Zeroizing::new(quoted(&keys.secret.expose_z85()));

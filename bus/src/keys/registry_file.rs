@@ -172,6 +172,45 @@ impl RegistryFile {
         peer.and_then(|peer| peer.as_table_like_mut()).ok_or(unknown)
     }
 
+    /// A peer's table as a document of its own.
+    ///
+    /// # Errors
+    /// [`KeyError::UnknownPeer`].
+    pub(super) fn entry_text(&self, name: &PeerName) -> Result<String, KeyError> {
+        let unknown = || KeyError::UnknownPeer { name: name.clone(), path: self.path.clone() };
+        let peers = self.document.get("peers").and_then(|peers| peers.as_table_like());
+        let entry = peers.and_then(|peers| peers.get(name.as_str())).ok_or_else(unknown)?;
+        let mut peers = toml_edit::Table::new();
+        peers.set_implicit(true);
+        peers.insert(name.as_str(), entry.clone());
+        let mut document = toml_edit::DocumentMut::new();
+        document.insert("peers", toml_edit::Item::Table(peers));
+        Ok(document.to_string())
+    }
+
+    /// Puts a peer's table from such a document in the place of the one there is, if there is one.
+    ///
+    /// # Errors
+    /// [`KeyError::Damaged`].
+    pub(super) fn put_entry(&mut self, name: &PeerName, text: &str) -> Result<(), KeyError> {
+        let registry = Registry::from_toml(text, &self.path)?;
+        let unknown = || KeyError::UnknownPeer { name: name.clone(), path: self.path.clone() };
+        let peer = registry.peer(name).ok_or_else(unknown)?;
+        if let Some(present) = self.document.get_mut("peers").and_then(|peers| peers.as_table_like_mut()) {
+            present.remove(name.as_str());
+        }
+        self.enrol(name, peer)?;
+        if peer.state == KeyState::Revoked {
+            self.revoke(name)?;
+        }
+        Ok(())
+    }
+
+    /// The whole document.
+    pub(super) fn text(&self) -> String {
+        self.document.to_string()
+    }
+
     /// What the document says now.
     ///
     /// # Errors

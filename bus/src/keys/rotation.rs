@@ -54,7 +54,6 @@ impl KeyStore {
         path: Option<&Path>,
     ) -> Result<PeerRotation, KeyError> {
         let _lock = self.lock()?;
-        self.finish_rotations()?;
         let now_ms = now_ms();
         let mut file = self.registry_file()?;
         let registry = file.registry()?;

@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     Audit, BrokerKeys, Credentials, KeyError, LastUse, Permissions, Registry, audit::Act, last_use,
-    private_file, registry::Peer, registry_file::RegistryFile, time_text,
+    private_file, registry::Peer, registry_file::RegistryFile, staged, time_text,
 };
 use crate::{
     crypto::{KeyPair, PublicKey},
@@ -52,6 +52,7 @@ impl KeyStore {
         private_file::private_directory(directory)?;
         let _lock = lock(directory)?;
         private_file::remove_abandoned(directory);
+        staged::finish(directory)?;
         let broker_path = directory.join("broker.toml");
         let is_new = !broker_path.exists();
         if is_new {
@@ -68,7 +69,7 @@ impl KeyStore {
         }
         let store = Self { directory: directory.to_owned() };
         store.registry_file()?.save_if_missing()?;
-        store.finish_rotations()?;
+        store.finish_changes()?;
         let keys = store.broker_keys()?;
         let in_force = keys.in_force(now_ms());
         if in_force.old.len() < keys.old.len() {
@@ -92,6 +93,17 @@ impl KeyStore {
         Ok(store)
     }
 
+    /// That in `directory`, whatever is there.
+    pub(super) fn at(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// The caller holds the lock.
+    fn finish_changes(&self) -> Result<(), KeyError> {
+        staged::finish(&self.directory)?;
+        self.finish_rotations()
+    }
+
     /// The directory.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -110,9 +122,11 @@ impl KeyStore {
         Audit::of(&self.directory)
     }
 
-    /// Holds the store's lock until dropped.
+    /// Holds the store's lock until dropped; what commands that were killed have left is finished, or undone.
     pub(super) fn lock(&self) -> Result<Flock<File>, KeyError> {
-        lock(&self.directory)
+        let lock = lock(&self.directory)?;
+        self.finish_changes()?;
+        Ok(lock)
     }
 
     /// The broker's long-term keys, as the file has them now.
@@ -137,7 +151,7 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError`]; nothing has changed then.
     pub fn rotate_broker_keys(&self, overlap: Duration) -> Result<Rotation, KeyError> {
-        let _lock = lock(&self.directory)?;
+        let _lock = self.lock()?;
         let before = self.broker_keys()?;
         let keys = before.rotated(overlap, now_ms());
         let act = Act { fingerprint: Some(keys.current.public.fingerprint()), ..Act::new("rotate-broker") };
@@ -252,8 +266,7 @@ impl KeyStore {
         endpoints: &[Endpoint],
         path: Option<&Path>,
     ) -> Result<Credentials, KeyError> {
-        let _lock = lock(&self.directory)?;
-        self.finish_rotations()?;
+        let _lock = self.lock()?;
         let path = path.map_or_else(|| Credentials::path_in(&self.directory, name), Path::to_owned);
         let credentials = Credentials {
             name: name.clone(),
@@ -321,7 +334,7 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError::UnknownPeer`].
     pub fn set_all_permissions(&self, wanted: &[(PeerName, Permissions)]) -> Result<(), KeyError> {
-        let _lock = lock(&self.directory)?;
+        let _lock = self.lock()?;
         let mut file = self.registry_file()?;
         let registry = file.registry()?;
         let is_new = |(name, permissions): &&(PeerName, Permissions)| {
@@ -346,7 +359,7 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError`].
     pub fn grant_built_in(&self, name: &PeerName, permissions: &Permissions) -> Result<(), KeyError> {
-        let _lock = lock(&self.directory)?;
+        let _lock = self.lock()?;
         let path = self.directory.join("built-in-rights.json");
         let damaged = |error: serde_json::Error| KeyError::Damaged {
             path: path.clone(),
@@ -380,7 +393,7 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError::UnknownPeer`].
     pub fn revoke(&self, name: &PeerName) -> Result<(), KeyError> {
-        let _lock = lock(&self.directory)?;
+        let _lock = self.lock()?;
         let mut file = self.registry_file()?;
         let fingerprint = file.registry()?.peer(name).map(|peer| peer.key.fingerprint()).unwrap_or_default();
         self.audit().around(Act::on("revoke", name, fingerprint), || {

@@ -1,5 +1,6 @@
 //! `interlock keys`: who may connect, and do what. A running broker follows at once.
 
+mod archive;
 mod enrolment;
 mod issue;
 mod list;
@@ -41,6 +42,10 @@ pub(super) enum Verb {
     Rotate(rotate::Rotate),
     /// Seal the data key under a passphrase, under another one, or under none; the database stays as it is.
     Passphrase(passphrase::Passphrase),
+    /// Write peers and their keys, or all of them and the broker's, to a file sealed under a passphrase.
+    Export(archive::Export),
+    /// Take in what `export` has written, also into a data directory that is not there yet.
+    Import(archive::Import),
     /// Put the broker's current key into credentials files, wherever they lie.
     Renew {
         /// Which files.
@@ -73,6 +78,8 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
             rotate::run(&arguments, endpoints, global, &data_dir, output)
         }
         Verb::Passphrase(arguments) => passphrase::run(&arguments, global, &data_dir, output),
+        Verb::Export(arguments) => archive::export(&arguments, global, &data_dir, output),
+        Verb::Import(arguments) => archive::import(&arguments, global, &data_dir, output),
         Verb::Renew { files, json } => renew(&files, json, &data_dir, output),
     }
 }
