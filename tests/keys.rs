@@ -444,7 +444,7 @@ fn exported_keys_open_with_their_passphrase_only_and_work_in_a_fresh_data_direct
     ends(&fresh, &["import", path, "--passphrase-file", &wrong], 4, "does not open");
     let text = std::fs::read_to_string(&file).unwrap();
     let cut = private("cut", &text[..text.len() - 9]);
-    ends(&fresh, &["import", &cut, "--passphrase-file", &right], 8, "changed");
+    ends(&fresh, &["import", &cut, "--passphrase-file", &right], 8, "not all of it");
     let later = private("later", &text.replacen("\"interlock_keys\":1", "\"interlock_keys\":7", 1));
     ends(&fresh, &["import", &later, "--passphrase-file", &right], 9, "version 7");
     assert!(!fresh.exists(), "nothing was begun");

@@ -162,6 +162,13 @@ fn a_person_is_asked_once_sees_nothing_typed_and_may_change_their_mind() {
     let short = [("data.key`: ", "correct horse battery\r"), ("new passphrase: ", "short\r")];
     let short = at_a_terminal(&short, &data, &["keys", "passphrase"]);
     assert_eq!(short["code"], 2, "{short}");
+    // Ended from outside it ends, and puts the terminal back first.
+    for (signal, number) in [("SIGTERM", 15), ("SIGHUP", 1), ("SIGINT", 2)] {
+        for verb in [&["logs"][..], &["run"]] {
+            let ended = at_a_terminal(&[("data.key`: ", signal)], &data, verb);
+            assert!(ended["code"] == -number && ended["echo"] == true, "{signal}: {ended}");
+        }
+    }
     for seen in [&set, &read, &wrong, &mind, &differ, &short] {
         assert!(!seen["shown"].as_str().unwrap().contains("horse"), "{seen}");
         assert_eq!(seen["echo"], true, "the terminal stays silent: {seen}");
@@ -185,6 +192,12 @@ fn each_source_that_cannot_be_used_is_named_with_what_is_wrong_and_a_damaged_fil
     let exposed = private(place, "exposed", FIRST);
     std::fs::set_permissions(&exposed, std::fs::Permissions::from_mode(0o644)).unwrap();
     ends(&exposed, 2, "chmod 600");
+    std::fs::set_permissions(&exposed, std::fs::Permissions::from_mode(0o640)).unwrap();
+    ends(&exposed, 2, "chmod 600");
+    let link = place.join("link");
+    std::os::unix::fs::symlink(&first, &link).unwrap();
+    ends(&link, 2, "a symbolic link");
+    ends(place, 2, "not a plain file");
 
     let credentials = tempfile::tempdir().unwrap();
     let with_credential = || {

@@ -117,3 +117,71 @@ fn the_key_of_a_program_is_void_when_the_program_has_been_stopped() {
     assert!(reason.contains("the incarnation of this key has ended"), "{reason}");
     Client::connect_blocking(options()).unwrap_err();
 }
+
+/// Everything that this process can write to: where a secret would lie.
+fn memory(pid: u32) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut all = Vec::new();
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).unwrap());
+        let mut region = vec![0; (to - from) as usize];
+        // Some regions are gone meanwhile, or are the kernel's.
+        if let Ok(bytes) = memory.read_at(&mut region, from) {
+            all.extend_from_slice(&region[..bytes]);
+        }
+    }
+    all
+}
+
+fn holds(memory: &[u8], text: &str) -> bool {
+    let first = text.as_bytes()[0];
+    let is_there = |at: usize| memory[at..].starts_with(text.as_bytes());
+    memory.iter().enumerate().any(|(at, byte)| *byte == first && is_there(at))
+}
+
+#[test]
+fn a_running_runtime_has_neither_passphrase_nor_the_text_of_a_key_in_memory_arguments_or_environment() {
+    const PASSPHRASE: &str = "wunderbar horse battery";
+    let mut runtime = TestRuntime::start();
+    let file = runtime.directory.path().join("passphrase");
+    std::fs::write(&file, PASSPHRASE).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let path = file.to_str().unwrap();
+    assert!(runtime.interlock(&["keys", "passphrase", "--new-passphrase-file", path]).status.success());
+    assert!(runtime.interlock(&["stop"]).status.success());
+    let mut command = TestRuntime::command(runtime.directory.path());
+    command.env("INTERLOCK_PASSPHRASE_FILE", &file);
+    runtime.process = TestProcess::spawn(command);
+    runtime.wait_until_ready();
+
+    let keys = runtime.data().join("keys");
+    let mut texts = vec![PASSPHRASE.to_owned()];
+    let mut origins = vec!["the passphrase".to_owned()];
+    for entry in std::fs::read_dir(&keys).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let secrets = text.lines().filter_map(|line| line.strip_prefix("secret_key = "));
+        texts.extend(secrets.map(|secret| secret.trim_matches(['"', '\'']).to_owned()));
+        origins.resize(texts.len(), path.display().to_string());
+    }
+    assert!(texts.len() > 7, "{} secrets", texts.len());
+    let pid = runtime.process.id();
+    for pid in runtime.processes().into_iter().chain([pid]) {
+        for file in ["cmdline", "environ"] {
+            let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            assert!(texts.iter().all(|secret| !holds(&text, secret)), "{file} of {pid}");
+        }
+    }
+    // Only root can look at all: to others the process is not theirs any more.
+    if !nix::unistd::geteuid().is_root() {
+        std::fs::File::open(format!("/proc/{pid}/mem")).unwrap_err();
+        return;
+    }
+    let memory = memory(pid);
+    assert!(holds(&memory, "interlock.db"), "the memory was not read");
+    let found = texts.iter().zip(&origins).filter(|(text, _)| holds(&memory, text)).map(|(_, origin)| origin);
+    assert_eq!(found.collect::<Vec<_>>(), Vec::<&String>::new(), "secrets that are in memory as text");
+}

@@ -94,6 +94,8 @@ enum Verb {
 
 /// Runs the program on this process's arguments, streams and environment.
 pub fn main() -> Exit {
+    // Every verb has a peer's key in its memory.
+    crate::keys::keep_memory_private();
     run(std::env::args_os(), Output::of_process())
 }
 

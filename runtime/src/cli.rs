@@ -45,6 +45,8 @@ pub fn main(extras: Extras) -> std::process::ExitCode {
     if let Some(code) = guardian::run_if_asked() {
         return code;
     }
+    // Most verbs have a key in their memory, if only the operator's.
+    interlock_bus::keys::keep_memory_private();
     let arguments = match Arguments::try_parse_from(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => return output::usage(&error).into(),
@@ -209,7 +211,6 @@ impl Global {
 
     /// The way to the data key. One for each process, so that nobody is asked twice.
     fn vault(&self, data_dir: &DataDir) -> Vault {
-        interlock_bus::keys::keep_memory_private();
         Vault::new(data_dir.keys(), data_dir.database(), self.passphrase_sources())
     }
 

@@ -65,7 +65,6 @@ pub(crate) fn run(
     crate::component::model_config(&loaded.config.model)?;
 
     interlock_bus::broker::raise_open_files_limit();
-    interlock_bus::keys::keep_memory_private();
 
     // The lock says that we are alone; from here on a stop can be asked for, and is an orderly one.
     data_dir.create()?;

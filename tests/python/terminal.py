@@ -1,4 +1,4 @@
-"""A person at a terminal: runs a command on one, and types an answer after each question.
+"""A person at a terminal: runs a command on one, and types an answer after each question, or sends it a signal (`SIGTERM`).
 
     terminal.py '[["question", "answer"], ...]' COMMAND ARGUMENT...
 
@@ -36,7 +36,12 @@ while True:
     # The silence was begun before the question was shown.
     while answers and answers[0][0].encode() in shown[told:]:
         told = shown.index(answers[0][0].encode(), told) + len(answers[0][0])
-        os.write(terminal, answers.pop(0)[1].encode())
+        answer = answers.pop(0)[1]
+        if answer.startswith("SIG"):
+            # Somebody ends it from outside.
+            os.kill(pid, getattr(signal, answer))
+        else:
+            os.write(terminal, answer.encode())
 echo = bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 print(json.dumps({"shown": shown.decode(errors="replace"), "code": code, "echo": echo, "unasked": len(answers)}))

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use interlock_bus::crypto::PassphraseCost;
+use interlock_bus::{crypto::PassphraseCost, keys::private_file};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -79,8 +79,10 @@ impl DataKey {
         let database_exists = exists(database)?;
         if exists(&path)? {
             let (mut key, wrap) = Self::read(&path, ask)?;
-            if wrap == KeyWrap::Bare {
-                key.seal_bare(keys);
+            match wrap {
+                KeyWrap::Bare => key.seal_bare(keys),
+                KeyWrap::Passphrase { .. } => key.forget_abandoned(keys),
+                KeyWrap::KeyStore => {}
             }
             return Ok(key);
         }
@@ -107,7 +109,13 @@ impl DataKey {
     pub(super) fn load_with(keys: &Path, database: &Path, ask: wrap::Ask<'_>) -> Result<Self, StoreError> {
         let path = keys.join(KEY_FILE);
         match (exists(&path)?, exists(database)?) {
-            (true, _) => Ok(Self::read(&path, ask)?.0),
+            (true, _) => {
+                let (key, wrap) = Self::read(&path, ask)?;
+                if matches!(wrap, KeyWrap::Passphrase { .. }) {
+                    key.forget_abandoned(keys);
+                }
+                Ok(key)
+            }
             (false, true) => Err(StoreError::KeyMissing { path: database.to_owned(), key: path }),
             (false, false) => Err(StoreError::NotInitialised { path: database.to_owned() }),
         }
@@ -136,6 +144,21 @@ impl DataKey {
             return Err(StoreError::KeyChanged { path: path.to_owned() });
         }
         wrap::seal(self, wrap)
+    }
+
+    /// Takes away what a killed `keys passphrase --remove` has left: a seal that never came into force, and the wrapping key
+    /// that opens it without the passphrase. What cannot be taken away now is so the next time.
+    fn forget_abandoned(&self, keys: &Path) {
+        let wrapping = keys.join(WRAPPING_KEY_FILE);
+        if !exists(&wrapping).unwrap_or(false) {
+            return;
+        }
+        let Ok(_lock) = file::lock(keys) else { return };
+        // Somebody may have sealed it under that very key meanwhile.
+        if KeyFile::read(&self.origin).is_ok_and(|file| matches!(file.wrap, KeyWrap::Passphrase { .. })) {
+            private_file::remove_abandoned(keys);
+            wrap::forget_wrapping_key(&wrapping);
+        }
     }
 
     /// A key that lies bare, as earlier versions wrote it, is sealed. One that cannot be is as good as it was.

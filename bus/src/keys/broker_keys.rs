@@ -97,24 +97,24 @@ impl BrokerKeys {
     }
 
     pub(super) fn to_toml(&self) -> Zeroizing<String> {
-        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        let pair = |keys: &KeyPair| {
-            let secret = Zeroizing::new(quoted(&keys.secret.expose_z85()));
-            let public = quoted(&keys.public.to_string());
-            Zeroizing::new(format!("public_key = {public}\nsecret_key = {}\n", *secret))
+        // The secret straight into a text that does not grow, as in credentials.
+        let put_pair = |text: &mut String, keys: &KeyPair| {
+            text.push_str(&format!("public_key = \"{}\"\nsecret_key = \"", keys.public));
+            text.push_str(&keys.secret.expose_z85());
+            text.push_str("\"\n");
         };
         let mut text = Zeroizing::new(String::with_capacity(512 * (1 + self.old.len())));
         text.push_str(
             "# The broker's long-term keys. Whoever can read this file can pretend to be the broker.\n",
         );
-        text.push_str(&pair(&self.current));
+        put_pair(&mut text, &self.current);
         for old in &self.old {
             let until = jiff::Timestamp::from_millisecond(i64::try_from(old.until_ms).unwrap_or(i64::MAX))
                 .unwrap_or(jiff::Timestamp::MAX);
             text.push_str(
                 "\n# Replaced; accepted until then, and removed at the next start or rotation.\n[[old]]\n",
             );
-            text.push_str(&pair(&old.keys));
+            put_pair(&mut text, &old.keys);
             text.push_str(&format!("until = \"{until}\"\n"));
         }
         text

@@ -130,15 +130,18 @@ impl Credentials {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let endpoints: Vec<String> =
             self.endpoints.iter().map(|endpoint| quoted(&endpoint.to_string())).collect();
-        Zeroizing::new(format!(
+        let (name, endpoints) = (&self.name, endpoints.join(", "));
+        // Its whole length from the start, and the secret straight into it: what grows or is put together leaves copies.
+        // Z85 has no character that TOML would want escaped.
+        let mut text = Zeroizing::new(String::with_capacity(768 + endpoints.len()));
+        text.push_str(&format!(
             "# Credentials of the Interlock peer `{name}`. Whoever can read this file can act as it.\n\
-             name = \"{name}\"\npublic_key = {public}\nsecret_key = {secret}\nbroker_key = {broker}\nendpoints = [{endpoints}]\n",
-            name = self.name,
-            public = quoted(&self.keys.public.to_string()),
-            secret = quoted(&self.keys.secret.expose_z85()),
-            broker = quoted(&self.broker.to_string()),
-            endpoints = endpoints.join(", "),
-        ))
+             name = \"{name}\"\npublic_key = \"{}\"\nsecret_key = \"",
+            self.keys.public
+        ));
+        text.push_str(&self.keys.secret.expose_z85());
+        text.push_str(&format!("\"\nbroker_key = \"{}\"\nendpoints = [{endpoints}]\n", self.broker));
+        text
     }
 
     /// Writes the file, readable by its owner only.

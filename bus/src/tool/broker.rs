@@ -65,7 +65,6 @@ pub(super) fn run(
     signals.thread_block().map_err(of_system("cannot block signals"))?;
 
     crate::broker::raise_open_files_limit();
-    crate::keys::keep_memory_private();
     let bounds = Bounds {
         send_queue_messages: arguments.send_queue_messages,
         send_queue_bytes: arguments.send_queue_bytes,

@@ -58,8 +58,6 @@ pub(super) enum Verb {
 }
 
 pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
-    // Every verb of this has a secret in its memory.
-    interlock_bus::keys::keep_memory_private();
     if let Verb::Accept(arguments) = verb {
         return enrolment::accept(&arguments, output);
     }

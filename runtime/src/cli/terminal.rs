@@ -6,7 +6,14 @@ use std::{
 };
 
 use interlock_actors::store::passphrase::{BYTES_MAX, Passphrase, PassphraseError, Prompt};
-use nix::sys::termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termios};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        termios::{self, LocalFlags, SetArg, SpecialCharacterIndices, Termios},
+    },
+};
 use zeroize::Zeroizing;
 
 const INTERRUPT: u8 = 0x03;
@@ -19,14 +26,31 @@ pub(super) fn prompt() -> Option<Prompt> {
     io::stdin().is_terminal().then_some(ask as Prompt)
 }
 
-/// The terminal as it was; restored when dropped.
-struct Silenced(Termios);
+/// What ends a process from outside. Kept back while the terminal is silent, which would stay so.
+const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// The terminal as it was; restored when dropped. So are the signals, of which one that came meanwhile then does what it
+/// does.
+struct Silenced {
+    before: Termios,
+    mask: SigSet,
+    /// Readable when one of [`ENDING`] is kept back.
+    ended: SignalFd,
+}
 
 impl Silenced {
     /// Character by character, unseen, and without signals of the keyboard: one of those would end the process and leave
     /// the terminal silent.
     fn begin() -> io::Result<Self> {
         let before = termios::tcgetattr(io::stdin().as_fd())?;
+        // Blocked in this thread: those that ask have no other one that could take them.
+        let ending: SigSet = ENDING.into_iter().collect();
+        let mask = ending.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let ended = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC).inspect_err(|_error| {
+            let _ = mask.thread_set_mask();
+        })?;
+        // From here on dropping it puts everything back.
+        let silenced = Self { before: before.clone(), mask, ended };
         let mut silent = before.clone();
         silent.local_flags &=
             !(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::ISIG);
@@ -34,15 +58,34 @@ impl Silenced {
         silent.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
         // What was typed before the question was not meant for it.
         termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSAFLUSH, &silent)?;
-        Ok(Self(before))
+        Ok(silenced)
+    }
+
+    /// Waits for what is typed. `UnexpectedEof` if the process is to end.
+    fn wait(&self) -> io::Result<()> {
+        let stdin = io::stdin();
+        let mut waiting = [
+            PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.ended.as_fd(), PollFlags::POLLIN),
+        ];
+        loop {
+            match poll(&mut waiting, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+                Ok(_) if waiting[1].any() == Some(true) => return Err(cancelled()),
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 }
 
 impl Drop for Silenced {
     fn drop(&mut self) {
-        let _ = termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &self.0);
+        let _ = termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, &self.before);
         // The newline that was not shown.
         let _ = io::stderr().write_all(b"\n");
+        // A signal that was kept back ends the process here.
+        let _ = self.mask.thread_set_mask();
     }
 }
 
@@ -62,14 +105,31 @@ pub(super) fn secret_line(question: &str, bytes_max: usize) -> io::Result<Zeroiz
     // Standard output may be data.
     err.write_all(super::ascii(question).as_bytes()).and_then(|()| err.flush())?;
     // Unbuffered and byte by byte, so that no copy is left in a buffer nobody wipes.
-    let typed = read_line(io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from)?, bytes_max);
+    let terminal = io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from)?;
+    let typed = read_line(Patient { terminal, silenced: &silenced }, bytes_max);
     drop(silenced);
     typed
 }
 
+/// A terminal whose reads end when the process is to.
+struct Patient<'a> {
+    terminal: std::fs::File,
+    silenced: &'a Silenced,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.silenced.wait()?;
+        self.terminal.read(buffer)
+    }
+}
+
+fn cancelled() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "nothing was typed")
+}
+
 /// What is typed up to the end of the line.
 fn read_line(mut terminal: impl Read, bytes_max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    let cancelled = || io::Error::new(io::ErrorKind::UnexpectedEof, "nothing was typed");
     let mut line = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
     let mut byte = Zeroizing::new([0; 1]);
     loop {

@@ -176,6 +176,22 @@ fn after_a_change_the_old_passphrase_fails_the_new_one_opens_and_the_key_is_the_
 }
 
 #[test]
+fn what_a_killed_removal_of_the_passphrase_has_left_is_gone_with_the_next_opening() {
+    let (_place, keys, database) = place();
+    let mut key = DataKey::load_or_create(&keys, &database).unwrap();
+    let [sealed, wrapping] = [KEY_FILE, WRAPPING_KEY_FILE].map(|name| fs::read(keys.join(name)).unwrap());
+    key.reseal(&NewWrap::Passphrase(&passphrase("the first one"), CHEAP)).unwrap();
+    // Killed before the rename: both together open the database without the passphrase.
+    private_file::replace(&keys.join(WRAPPING_KEY_FILE), &wrapping).unwrap();
+    let left = keys.join(format!(".{KEY_FILE}.{}", uuid::Uuid::new_v4().simple()));
+    private_file::replace(&left, &sealed).unwrap();
+    assert!(open_with(&keys, &database, "a wrong one").is_err());
+    assert!(left.exists(), "who does not have the passphrase changes nothing");
+    open_with(&keys, &database, "the first one").unwrap();
+    assert_eq!(names(&keys), [KEY_FILE]);
+}
+
+#[test]
 fn of_two_changes_at_once_one_is_made_and_the_other_refused() {
     let (_place, keys, database) = place();
     let mut key = DataKey::load_or_create(&keys, &database).unwrap();

@@ -146,7 +146,7 @@ fn write_wrapping_key(path: &Path, key: &[u8; KEY_BYTES]) -> Result<(), StoreErr
 
 /// Takes away a wrapping key that opens nothing any more. Overwritten first, which helps where the file system writes in
 /// place; a failure costs nothing, because what it sealed is gone.
-fn forget_wrapping_key(path: &Path) {
+pub(super) fn forget_wrapping_key(path: &Path) {
     let overwrite = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).custom_flags(O_NOFOLLOW).open(path)?;
         let bytes = file.metadata()?.len();
