@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use interlock_actors::store::{Passphrase, PassphraseSources, StoreError};
+use interlock_actors::store::{Passphrase, PassphraseSources, StoreError, passphrase::PassphraseOf};
 use interlock_bus::{KeyStore, PeerName, crypto::PassphraseCost};
 use serde_json::json;
 
-use super::super::{CliError, Global, Output, output};
+use super::super::{CliError, Global, Output, output, terminal};
 use crate::{exit::Exit, lifecycle::DataDir};
 
 #[derive(Debug, Args)]
@@ -32,7 +32,8 @@ pub(in super::super) struct Export {
 
 #[derive(Debug, Args)]
 pub(in super::super) struct Import {
-    /// What `export` has written. `--passphrase-file` names its passphrase; by default it is asked for at the terminal.
+    /// What `export` has written. `--passphrase-file` names its passphrase; else INTERLOCK_KEYS_PASSPHRASE_FILE, the
+    /// systemd credential interlock.keys-passphrase, or the terminal.
     file: PathBuf,
     /// Give those who have another key here the one of the file.
     #[arg(long)]
@@ -98,9 +99,10 @@ pub(super) fn import(
     Ok(Exit::Done)
 }
 
-/// That of the file, not that of the data key: a variable or a credential names the latter.
+/// That of the file, not that of the data key: variable and credential are its own.
 fn passphrase_of(arguments: &Import, global: &Global) -> Result<Passphrase, CliError> {
-    let sources = PassphraseSources { variable: None, credentials: None, ..global.passphrase_sources() };
+    let given = PassphraseSources::of(PassphraseOf::Keys, global.passphrase_file.clone());
+    let sources = PassphraseSources { prompt: terminal::prompt(), ..given };
     let asked = sources.ask(&format!("passphrase of `{}`: ", arguments.file.display()));
     Ok(asked.map_err(StoreError::from)?)
 }
