@@ -401,5 +401,5 @@ fn a_peer_enrolled_by_hand_hears_which_of_its_messages_were_set_aside_and_nothin
     assert!(runtime.interlock(&["keys", "issue", "nobody"]).status.success());
     let listed = text(&runtime.interlock(&["keys", "list"]).stdout);
     let nobody = listed.lines().find(|line| line.starts_with("nobody")).unwrap();
-    assert_eq!(nobody.split_whitespace().skip(2).collect::<Vec<_>>(), ["-"; 4], "{listed}");
+    assert!(nobody.ends_with(" none"), "{listed}");
 }
