@@ -97,7 +97,7 @@ impl KeyStore {
         if to.symlink_metadata().is_ok() {
             return Err(KeyError::Exists { path: to.to_owned() });
         }
-        let text = names.map_or_else(|| "all".to_owned(), |names| join(names));
+        let text = names.map_or_else(|| "all".to_owned(), join);
         let act = Act::new("export").with(format!("{text} to `{}`", to.display()));
         self.audit().around(act, || {
             let (content, exported) = self.collect(names)?;
