@@ -1,6 +1,8 @@
 //! The one thread that writes: takes what is waiting, writes it in one transaction, answers after the commit.
 
 use std::{
+    any::Any,
+    cell::RefCell,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -41,9 +43,39 @@ pub(super) struct Site<'a> {
     /// Whether the work has the transaction to itself because doing it together with others failed.
     /// It then keeps what it can and reports what it cannot.
     pub(super) alone: bool,
+    sheet: RefCell<Option<Box<dyn Sheet>>>,
 }
 
-impl Site<'_> {
+/// What the jobs of one transaction share, so that each need not read and write it for itself: made by the first of them,
+/// written before the commit, and gone with the transaction.
+pub(super) trait Sheet: Any {
+    fn write(&self, connection: &Connection) -> rusqlite::Result<()>;
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn new(connection: &'a Connection, path: &'a Path, alone: bool) -> Self {
+        Self { connection, path, alone, sheet: RefCell::default() }
+    }
+
+    /// Uses the sheet, which is made first if no job of this transaction had one. There is one kind in a database.
+    pub(super) fn with_sheet<S: Sheet, T>(
+        &self,
+        make: impl FnOnce(&Connection) -> rusqlite::Result<S>,
+        using: impl FnOnce(&mut S) -> T,
+    ) -> rusqlite::Result<T> {
+        let mut slot = self.sheet.borrow_mut();
+        let sheet = match &mut *slot {
+            Some(sheet) => sheet,
+            none => none.insert(Box::new(make(self.connection)?)),
+        };
+        let sheet: &mut dyn Any = sheet.as_mut();
+        Ok(using(sheet.downcast_mut().expect("the jobs of one database share one kind of sheet")))
+    }
+
+    fn write_sheet(&self) -> rusqlite::Result<()> {
+        self.sheet.borrow().as_ref().map_or(Ok(()), |sheet| sheet.write(self.connection))
+    }
+
     /// Classifies an error of SQLite.
     pub(super) fn fail(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
         move |error| StoreError::from_sqlite(self.path, doing, error)
@@ -286,8 +318,9 @@ pub(super) trait Chores: Send + 'static {
 
 /// The writing thread's own state.
 pub(super) struct Writer<C> {
-    hand: Hand,
+    // Dropped first: the connection is the last thing to go.
     chores: C,
+    hand: Hand,
 }
 
 /// What writes: the connection, and how to get another one.
@@ -343,7 +376,7 @@ fn unheard<W: Work>(work: W) -> Box<dyn Job> {
 
 impl<C: Chores> Writer<C> {
     pub(super) fn new(hand: Hand, chores: C) -> Self {
-        Self { hand, chores }
+        Self { chores, hand }
     }
 
     /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
@@ -498,8 +531,9 @@ impl Hand {
         let changes = connection.total_changes();
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(begin)?;
-        let site = Site { connection: &transaction, path: &self.path, alone };
+        let site = Site::new(&transaction, &self.path, alone);
         jobs.iter_mut().try_for_each(|job| job.apply(&site))?;
+<<<<<<< HEAD
         if let Err(error) = transaction.commit() {
             let error = end(error);
             if !matches!(error, StoreError::Busy { .. }) {
@@ -507,6 +541,11 @@ impl Hand {
             }
             return Err(error);
         }
+=======
+        site.write_sheet().map_err(&end)?;
+        drop(site);
+        transaction.commit().map_err(end)?;
+>>>>>>> 2aa8037 (Let outbox steps of one transaction share their totals, and checkpoints be made beside the writer; measure acceptance)
         self.counts.commits.fetch_add(1, Ordering::Relaxed);
         Ok(Wrote(connection.total_changes() != changes))
     }

@@ -31,8 +31,7 @@ impl Logs {
 
     fn work<W: Work>(&self, work: &W) -> W::Output {
         let transaction = self.0.unchecked_transaction().unwrap();
-        let output =
-            work.apply(&Site { connection: &transaction, path: "memory".as_ref(), alone: false }).unwrap();
+        let output = work.apply(&Site::new(&transaction, "memory".as_ref(), false)).unwrap();
         transaction.commit().unwrap();
         output
     }

@@ -2,7 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::store::logs::signed;
+use crate::store::{
+    logs::signed,
+    writer::{Sheet, Site},
+};
 
 /// Where a delivery is. Exactly one of these, at every instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -100,14 +103,41 @@ impl Totals {
 
 /// The totals during a transaction that changes them.
 pub(super) struct Book<'a> {
+    site: &'a Site<'a>,
     connection: &'a Connection,
     pub(super) totals: Totals,
     now_ms: u64,
 }
 
+/// What the steps of one transaction share.
+struct Page {
+    totals: Totals,
+    is_changed: bool,
+    /// Bytes of the disk that are free, once somebody has asked.
+    free: Option<u64>,
+}
+
+impl Page {
+    fn begin(connection: &Connection) -> rusqlite::Result<Self> {
+        Ok(Self { totals: Totals::read(connection)?, is_changed: false, free: None })
+    }
+}
+
+impl Sheet for Page {
+    fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.is_changed { self.totals.write(connection) } else { Ok(()) }
+    }
+}
+
 impl<'a> Book<'a> {
-    pub(super) fn open(connection: &'a Connection, now_ms: u64) -> rusqlite::Result<Self> {
-        Ok(Self { connection, totals: Totals::read(connection)?, now_ms })
+    pub(super) fn open(site: &'a Site<'a>, now_ms: u64) -> rusqlite::Result<Self> {
+        let totals = site.with_sheet(Page::begin, |page| page.totals)?;
+        Ok(Self { site, connection: site.connection, totals, now_ms })
+    }
+
+    /// Bytes of the disk that are free: as of the beginning of this transaction.
+    pub(super) fn free_bytes(&self, look: impl FnOnce() -> u64) -> rusqlite::Result<u64> {
+        self.site.with_sheet(Page::begin, |page| *page.free.get_or_insert_with(look))
     }
 
     /// What a message has come to.
@@ -193,8 +223,12 @@ impl<'a> Book<'a> {
             .map(drop)
     }
 
+    /// Hands the totals on, to the next step of this transaction or to the database.
     pub(super) fn close(self) -> rusqlite::Result<()> {
-        self.totals.write(self.connection)
+        self.site.with_sheet(Page::begin, |page| {
+            page.is_changed |= page.totals != self.totals;
+            page.totals = self.totals;
+        })
     }
 }
 

@@ -430,7 +430,7 @@ impl Work for Stand {
 
     fn apply(&self, site: &Site<'_>) -> Result<Standing, StoreError> {
         let stand = || {
-            let totals = Totals::read(site.connection)?;
+            let totals = Book::open(site, now_ms())?.totals;
             let dead: i64 = site
                 .connection
                 .prepare_cached("SELECT count(*) FROM deliveries WHERE state = 3")?
@@ -478,14 +478,14 @@ impl Work for Change {
     type Output = u64;
 
     fn apply(&self, site: &Site<'_>) -> Result<u64, StoreError> {
-        self.change(site.connection).map_err(site.fail("changing deliveries"))
+        self.change(site).map_err(site.fail("changing deliveries"))
     }
 }
 
 impl Change {
-    fn change(&self, connection: &Connection) -> rusqlite::Result<u64> {
-        let now = now_ms();
-        let mut book = Book::open(connection, now)?;
+    fn change(&self, site: &Site<'_>) -> rusqlite::Result<u64> {
+        let (connection, now) = (site.connection, now_ms());
+        let mut book = Book::open(site, now)?;
         let (sql, what) = match self.edit {
             Edit::Retry => (
                 "UPDATE deliveries SET opened_ms = iif(state = 3, ?3, opened_ms), attempts = iif(state = 3, 0, attempts), \

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
-use super::{book::Totals, limits, now_ms};
+use super::{book::Book, checkpoint::Checkpoints, limits, now_ms};
 use crate::store::{
     self,
     error::StoreError,
@@ -38,14 +38,15 @@ impl Work for Forget {
     type Output = u64;
 
     fn apply(&self, site: &Site<'_>) -> Result<u64, StoreError> {
-        self.forget(site.connection).map_err(site.fail("forgetting finished messages"))
+        self.forget(site).map_err(site.fail("forgetting finished messages"))
     }
 }
 
 impl Forget {
-    fn forget(&self, connection: &Connection) -> rusqlite::Result<u64> {
+    fn forget(&self, site: &Site<'_>) -> rusqlite::Result<u64> {
+        let connection = site.connection;
         let KeepFinished { age_max, messages_max } = self.0;
-        let mut totals = Totals::read(connection)?;
+        let mut book = Book::open(site, now_ms())?;
         let age_ms = u64::try_from(age_max.as_millis()).unwrap_or(u64::MAX);
         let delete = |before_ms: u64, most: u64| {
             connection
@@ -56,12 +57,12 @@ impl Forget {
                 .execute(params![signed(before_ms), signed(most.min(limits::FORGET_BATCH))])
                 .map(|rows| rows as u64)
         };
-        let too_many = totals.finished.saturating_sub(messages_max);
+        let too_many = book.totals.finished.saturating_sub(messages_max);
         let mut forgotten = delete(u64::MAX, too_many)?;
         forgotten += delete(now_ms().saturating_sub(age_ms), limits::FORGET_BATCH - forgotten)?;
         if forgotten > 0 {
-            totals.finished = totals.finished.saturating_sub(forgotten);
-            totals.write(connection)?;
+            book.totals.finished = book.totals.finished.saturating_sub(forgotten);
+            book.close()?;
         }
         Ok(forgotten)
     }
@@ -78,13 +79,14 @@ pub(super) struct Chores {
     is_due: bool,
     /// The last step could not be done: nothing is tried before jobs, or the next look.
     stalled: bool,
+    checkpoints: Checkpoints,
 }
 
 impl Chores {
     /// Beginning with a look.
-    pub(super) fn new(keep: Arc<Mutex<KeepFinished>>) -> Self {
+    pub(super) fn new(keep: Arc<Mutex<KeepFinished>>, checkpoints: Checkpoints) -> Self {
         let now = Instant::now();
-        Self { keep, accepted: 0, looked_at: now, busy_at: now, is_due: true, stalled: false }
+        Self { keep, accepted: 0, looked_at: now, busy_at: now, is_due: true, stalled: false, checkpoints }
     }
 }
 
@@ -100,6 +102,7 @@ impl writer::Chores for Chores {
         self.stalled = false;
         self.busy_at = Instant::now();
         self.accepted += rows;
+        self.checkpoints.committed(rows);
         self.is_due |= self.accepted >= limits::FORGET_EVERY;
     }
 

@@ -88,7 +88,7 @@ impl Work for Lease {
 
     fn apply(&self, site: &Site<'_>) -> Result<Self::Output, StoreError> {
         let lease = || -> rusqlite::Result<Vec<Leased>> {
-            let mut book = Book::open(site.connection, now_ms())?;
+            let mut book = Book::open(site, now_ms())?;
             let mut leased = Vec::with_capacity(self.0.len());
             for id in &self.0 {
                 leased.extend(lease(site.connection, &mut book, id)?);
@@ -167,7 +167,7 @@ impl Work for Bury {
 
     fn apply(&self, site: &Site<'_>) -> Result<bool, StoreError> {
         let bury = || {
-            let mut book = Book::open(site.connection, now_ms())?;
+            let mut book = Book::open(site, now_ms())?;
             let buried = book.bury(self.number, &self.consumer, &self.reason)?;
             book.close().map(|()| buried)
         };
@@ -190,7 +190,7 @@ impl Work for BuryAll {
                 .prepare_cached("SELECT number FROM deliveries WHERE consumer = ?1 AND state <= 1")?
                 .query_map([&self.consumer], |row| row.get(0))?
                 .collect::<rusqlite::Result<_>>()?;
-            let mut book = Book::open(site.connection, now_ms())?;
+            let mut book = Book::open(site, now_ms())?;
             for number in numbers {
                 book.bury(
                     number.unsigned_abs(),
@@ -213,7 +213,7 @@ impl Work for Settle {
     fn apply(&self, site: &Site<'_>) -> Result<(), StoreError> {
         let settle = || {
             let now = now_ms();
-            let mut book = Book::open(site.connection, now)?;
+            let mut book = Book::open(site, now)?;
             for Settled { id, outcome } in &self.0 {
                 settle(site.connection, &mut book, now, id, outcome)?;
             }
@@ -264,12 +264,12 @@ impl Work for TakeBack {
     type Output = u64;
 
     fn apply(&self, site: &Site<'_>) -> Result<u64, StoreError> {
-        take_back(site.connection).map_err(site.fail("taking leases back"))
+        take_back(site).map_err(site.fail("taking leases back"))
     }
 }
 
-fn take_back(connection: &Connection) -> rusqlite::Result<u64> {
-    let book = Book::open(connection, now_ms())?;
+fn take_back(site: &Site<'_>) -> rusqlite::Result<u64> {
+    let (connection, book) = (site.connection, Book::open(site, now_ms())?);
     let leased: Vec<(i64, String, i64, i64, i64)> = connection
         .prepare_cached(
             "SELECT number, consumer, attempts, tries, changed_ms FROM deliveries WHERE state <= 1 AND state = 1",

@@ -31,3 +31,10 @@ pub(super) const REASON_CHARS_MAX: usize = 500;
 
 /// Failed attempts of one delivery that are kept, those after a retry by hand included. Earlier ones are forgotten.
 pub(super) const ATTEMPTS_KEPT: i64 = 100;
+
+/// Commits after which what they wrote is moved into the database, beside the writer. Some hundred pages: a checkpoint of them
+/// takes milliseconds, and the writer never comes to its own, every thousand pages, for which whoever waits for a commit
+/// would wait 30 ms.
+pub const CHECKPOINT_COMMITS: usize = 64;
+/// Rows after which the same is done.
+pub const CHECKPOINT_ROWS: usize = 1024;

@@ -29,7 +29,7 @@ impl Work for Accept {
     type Output = Result<Put, PutError>;
 
     fn apply(&self, site: &Site<'_>) -> Result<Self::Output, StoreError> {
-        self.accept(site.connection, site.path).map_err(site.fail("accepting a message"))
+        self.accept(site).map_err(site.fail("accepting a message"))
     }
 
     fn rows(&self) -> usize {
@@ -38,7 +38,8 @@ impl Work for Accept {
 }
 
 impl Accept {
-    fn accept(&self, connection: &Connection, path: &Path) -> rusqlite::Result<Result<Put, PutError>> {
+    fn accept(&self, site: &Site<'_>) -> rusqlite::Result<Result<Put, PutError>> {
+        let connection = site.connection;
         let NewEntry { id, topic, key, origin, header, payload, consumers } = &self.entry;
         let content = content(payload);
         let before: Option<(i64, String, Vec<u8>)> = connection
@@ -53,9 +54,9 @@ impl Accept {
             });
         }
         let now = now_ms();
-        let mut book = Book::open(connection, now)?;
+        let mut book = Book::open(site, now)?;
         let bytes = (header.len() + payload.len()) as u64;
-        if let Err(refusal) = self.judge(connection, path, &mut book, bytes)? {
+        if let Err(refusal) = self.judge(site, &mut book, bytes)? {
             return Ok(Err(refusal));
         }
         let number = book.totals.next_number;
@@ -96,13 +97,12 @@ impl Accept {
     /// Whether there is room for one more; makes some if that is the policy.
     fn judge(
         &self,
-        connection: &Connection,
-        path: &Path,
+        site: &Site<'_>,
         book: &mut Book<'_>,
         wanted: u64,
     ) -> rusqlite::Result<Result<(), PutError>> {
         let OutboxLimits { pending_max, bytes_max, disk_floor, when_full } = self.limits;
-        let free = free_bytes(path);
+        let free = book.free_bytes(|| free_bytes(site.path))?;
         if free < disk_floor {
             return Ok(Err(PutError::DiskLow { free, floor: disk_floor }));
         }
@@ -115,7 +115,7 @@ impl Accept {
             let current = book.totals.open;
             let room = match when_full {
                 WhenFull::Reject => false,
-                WhenFull::OldestToDeadLetter => bury_oldest(connection, book, pending_max)?,
+                WhenFull::OldestToDeadLetter => bury_oldest(site.connection, book, pending_max)?,
             };
             if !room {
                 return Ok(Err(PutError::Full { current, max: pending_max }));

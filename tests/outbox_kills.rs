@@ -1,0 +1,204 @@
+//! What was accepted is acted upon, once and in order, whoever is killed when: the runtime (which is broker and sender), the
+//! consumer, the publishers' sessions with them. The real binary, a consumer in Python with a database of its own.
+//!
+//! Soak: `INTERLOCK_OUTBOX_KILLS=1000 cargo test -p interlock-tests --test spec -- outbox_kills --nocapture`
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use interlock_bus::{
+    Client, ConnectOptions, Credentials, Payload, TopicName,
+    blocking::wait,
+    durable::{DurableError, DurableOptions},
+    envelope::Header,
+};
+use serde_json::Value;
+
+use crate::harness::{
+    DEADLINE, TestProcess,
+    dice::{Dice, environment, round_deadline, seed},
+    runtime::TestRuntime,
+};
+
+/// How many kills there are.
+const SOAK: &str = "INTERLOCK_OUTBOX_KILLS";
+/// Everything goes fast, and nothing becomes a dead letter for its attempts.
+const SETTINGS: &str = "[outbox]\nretry_base = \"20ms\"\nretry_cap = \"200ms\"\nsweep = \"200ms\"\nattempts_max = 1000000\n\
+                        attempt_timeout = \"20s\"\ndisk_floor = \"0 B\"\n\
+                        [[outbox.topics]]\nfilter = \"orders/#\"\nconsumers = [\"billing\"]\n";
+/// Publishers; each has two keys.
+const PUBLISHERS: usize = 3;
+
+/// The runtime, its consumer, and what both leave behind.
+pub(crate) struct Shop {
+    pub(crate) runtime: TestRuntime,
+    pub(crate) billing: Option<TestProcess>,
+    pub(crate) effect_seconds: f64,
+}
+
+/// One that was accepted: its id, key and number among those of its key.
+pub(crate) type Order = (String, String, u64);
+
+impl Shop {
+    pub(crate) fn open(settings: &str) -> Self {
+        let shop =
+            Self { runtime: TestRuntime::start_with(settings), billing: None, effect_seconds: 0.0 };
+        shop.enrol("shop", &["--request", "outbox/put/orders/#"]);
+        shop.enrol("billing", &["--serve", "inbox/billing/#", "--request", "outbox/consume/v1"]);
+        shop
+    }
+
+    fn enrol(&self, name: &str, rights: &[&str]) {
+        let file = self.credentials(name);
+        let arguments = [&["keys", "issue", name, "--out", file.to_str().unwrap()], rights].concat();
+        let issued = self.runtime.interlock(&arguments);
+        assert!(issued.status.success(), "{issued:?}");
+    }
+
+    pub(crate) fn credentials(&self, name: &str) -> PathBuf {
+        self.runtime.directory.path().join(format!("{name}.toml"))
+    }
+
+    fn effects_database(&self) -> PathBuf {
+        self.runtime.directory.path().join("effects.db")
+    }
+
+    /// Starts the consumer; it waits for a broker that is not there.
+    pub(crate) fn start_billing(&mut self) {
+        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/python/interlock.py");
+        let [credentials, database] = [self.credentials("billing"), self.effects_database()];
+        let [module, credentials, database] =
+            [&module, &credentials, &database].map(|path| path.to_str().unwrap().to_owned());
+        let seconds = self.effect_seconds.to_string();
+        let arguments = [module.as_str(), &credentials, &database, "orders/#", &seconds];
+        self.billing = Some(TestProcess::python("effects.py", &arguments));
+    }
+
+    /// What the consumer has done, in its order.
+    pub(crate) fn effects(&self) -> Vec<Order> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/effects.py");
+        let output =
+            Command::new("python3").arg(script).arg("--dump").arg(self.effects_database()).output().unwrap();
+        let rows: Vec<[String; 4]> =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        rows.into_iter().map(|[id, _, key, number]| (id, key, number.parse().unwrap())).collect()
+    }
+
+    /// How many messages are unfinished, and how many deliveries are dead; from the file, whoever runs.
+    pub(crate) fn standing(&self) -> (u64, u64) {
+        let output = self.runtime.interlock(&["outbox", "stats", "--json"]);
+        let stats: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        (stats["open"].as_u64().unwrap(), stats["dead"].as_u64().unwrap())
+    }
+}
+
+/// Publishes one order after the other of two keys, each until it is accepted, until told to end.
+pub(crate) fn publish(credentials: &Path, publisher: usize, is_over: &AtomicBool) -> Vec<Order> {
+    let topic: TopicName = "orders/placed".parse().unwrap();
+    let mut client = None;
+    let mut accepted = Vec::new();
+    for number in 0.. {
+        if is_over.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("{publisher}-{}", number % 2);
+        let id = Header::new().id;
+        let options = DurableOptions { id: Some(id), key: Some(key.clone()), ..DurableOptions::default() };
+        let deadline = Instant::now() + round_deadline(SOAK);
+        loop {
+            assert!(Instant::now() < deadline, "`{id}` was not accepted");
+            let Some(connected) = client.clone().or_else(|| connect(credentials)) else { continue };
+            client = Some(connected.clone());
+            match wait(connected.publish_durable(
+                &topic,
+                Payload::text(number.to_string()),
+                &options,
+                Duration::from_secs(5),
+            )) {
+                Ok(_) => break,
+                Err(DurableError::Unconfirmed { .. }) => {}
+                // It starts or stops, or is not there.
+                Err(error) if error.is_passing() => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        accepted.push((id.to_string(), key, number));
+    }
+    accepted
+}
+
+fn connect(credentials: &Path) -> Option<Client> {
+    let credentials = Credentials::load(credentials).unwrap();
+    let options = ConnectOptions::new(credentials).timeout(DEADLINE).waits_for_broker(true);
+    Client::connect_blocking(options).ok()
+}
+
+/// Each accepted order has one effect, and those of a key are in order. What was not seen accepted may have had one too.
+pub(crate) fn assert_once_and_in_order(accepted: &[Order], effects: &[Order]) {
+    let ids: BTreeSet<&str> = effects.iter().map(|(id, ..)| id.as_str()).collect();
+    assert_eq!(ids.len(), effects.len(), "an effect happened twice");
+    for (id, key, number) in accepted {
+        assert!(ids.contains(id.as_str()), "`{id}` (number {number} of key {key}) was accepted and is lost");
+    }
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    for (id, key, number) in effects {
+        if let Some(before) = last.insert(key, *number) {
+            assert!(before < *number, "`{id}`: {number} of key {key} came after {before}");
+        }
+    }
+}
+
+#[test]
+fn whoever_is_killed_when_each_accepted_message_has_one_effect_and_those_of_a_key_are_in_order() {
+    let kills = environment(SOAK).unwrap_or(12);
+    let mut dice = Dice(seed("outbox kills"));
+    let mut shop = Shop::open(SETTINGS);
+    shop.start_billing();
+    let is_over = AtomicBool::new(false);
+    let credentials = shop.credentials("shop");
+    let accepted: Vec<Order> = std::thread::scope(|scope| {
+        let publishers: Vec<_> = (0..PUBLISHERS)
+            .map(|publisher| {
+                let (credentials, is_over) = (&credentials, &is_over);
+                scope.spawn(move || publish(credentials, publisher, is_over))
+            })
+            .collect();
+        for _ in 0..kills {
+            std::thread::sleep(Duration::from_micros(dice.below(400_000)));
+            match dice.below(4) {
+                0 => {
+                    shop.runtime.process.kill();
+                    shop.runtime.restart();
+                }
+                1 => {
+                    let restarted = shop.runtime.interlock(&["restart", dice.of(&["outbox", "broker"])]);
+                    assert!(restarted.status.success(), "{restarted:?}");
+                }
+                _ => drop(shop.billing.take()),
+            }
+            // It ends with its session, and is started again by whoever supervises it: here this test.
+            if shop.billing.as_mut().is_none_or(|billing| !billing.is_alive()) {
+                shop.start_billing();
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect()
+    });
+    let deadline = Instant::now() + round_deadline(SOAK);
+    while shop.standing() != (0, 0) {
+        assert!(Instant::now() < deadline, "not everything was acknowledged: {:?}", shop.standing());
+        if shop.billing.as_mut().is_none_or(|billing| !billing.is_alive()) {
+            shop.start_billing();
+        }
+    }
+    let effects = shop.effects();
+    println!("{kills} kills, {} accepted, {} effects", accepted.len(), effects.len());
+    assert!(accepted.len() >= kills as usize);
+    assert_once_and_in_order(&accepted, &effects);
+}
