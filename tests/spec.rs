@@ -65,6 +65,8 @@ mod nothing_readable;
 mod openai;
 /// Durable delivery: kills, stops, dead letters, and what people see and do about them.
 mod outbox;
+/// What was accepted is acted upon once and in order, whoever is killed when.
+mod outbox_kills;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
 mod overflow;
 /// The data key under a passphrase: who needs it, where it comes from, and what a kill leaves.

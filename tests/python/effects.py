@@ -6,6 +6,7 @@
 SECONDS is how long each effect takes.
 """
 
+import contextlib
 import importlib.util
 import json
 import sqlite3
@@ -23,15 +24,14 @@ def consume(module, credentials, database, pattern, seconds):
     interlock = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(interlock)
     inbox = interlock.Inbox(database)
-    with inbox.connection as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS effects (id TEXT, topic TEXT, key TEXT, payload TEXT)")
+    with contextlib.closing(inbox.connect()) as db:
+        db.execute("CREATE TABLE IF NOT EXISTS effects (id TEXT, topic TEXT, key TEXT, payload TEXT)")
 
     def handle(delivery):
         time.sleep(seconds)
-        with inbox.once(delivery) as connection:
-            if connection is not None:
-                row = (str(delivery.id), delivery.topic, delivery.key, delivery.text())
-                connection.execute("INSERT INTO effects VALUES (?, ?, ?, ?)", row)
+        with contextlib.suppress(interlock.Seen), inbox.once(delivery) as db:
+            row = (str(delivery.id), delivery.topic, delivery.key, delivery.text())
+            db.execute("INSERT INTO effects VALUES (?, ?, ?, ?)", row)
 
     bus = interlock.connect(credentials)
     bus.consume(pattern, handle)

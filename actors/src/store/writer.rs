@@ -533,7 +533,8 @@ impl Hand {
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(begin)?;
         let site = Site::new(&transaction, &self.path, alone);
         jobs.iter_mut().try_for_each(|job| job.apply(&site))?;
-<<<<<<< HEAD
+        site.write_sheet().map_err(&end)?;
+        drop(site);
         if let Err(error) = transaction.commit() {
             let error = end(error);
             if !matches!(error, StoreError::Busy { .. }) {
@@ -541,11 +542,6 @@ impl Hand {
             }
             return Err(error);
         }
-=======
-        site.write_sheet().map_err(&end)?;
-        drop(site);
-        transaction.commit().map_err(end)?;
->>>>>>> 2aa8037 (Let outbox steps of one transaction share their totals, and checkpoints be made beside the writer; measure acceptance)
         self.counts.commits.fetch_add(1, Ordering::Relaxed);
         Ok(Wrote(connection.total_changes() != changes))
     }
