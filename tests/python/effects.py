@@ -15,8 +15,10 @@ import time
 
 
 def dump(database):
-    rows = sqlite3.connect(database).execute("SELECT id, topic, key, payload FROM effects ORDER BY rowid").fetchall()
-    print(json.dumps(rows))
+    db = sqlite3.connect(database)
+    is_there = db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'effects'").fetchone()[0]
+    query = "SELECT id, topic, key, payload FROM effects ORDER BY rowid"
+    print(json.dumps(db.execute(query).fetchall() if is_there else []))
 
 
 def consume(module, credentials, database, pattern, seconds):
