@@ -11,6 +11,7 @@
 //! `cargo bench -p interlock-benches --bench outbox [-- --messages 20000 --rounds 5 --callers 256 --pending 10000 --record NAME]`
 
 use std::{
+    ops::Range,
     path::Path,
     sync::Arc,
     thread::JoinHandle,
@@ -41,6 +42,9 @@ use tokio::sync::watch;
 const PAYLOAD: [u8; 256] = [b'x'; 256];
 /// How long anything here may take; something is broken then.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// Acceptances that keep to a timetable, and how far apart they are.
+const PACED: usize = 1000;
+const EVERY: Duration = Duration::from_millis(5);
 /// Ordering keys that messages are spread over.
 const KEYS: usize = 1000;
 
@@ -76,22 +80,37 @@ fn main() {
         let acknowledged = acknowledged.map(|finished| finished.shown(rate)).unwrap_or_default();
         report.line(&format!("| {name} | {} | {ratio} | {acknowledged} |", accepted.shown(rate)));
     }
-    let [mut median, mut p99, mut most] = [const { Repeats::new() }; 3];
-    for _ in 0..rounds {
-        let mut times = paced(pending, 1000, Duration::from_millis(5));
-        times.sort_unstable();
-        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
-        median.add(at(0.5));
-        p99.add(at(0.99));
-        most.add(at(1.0));
-    }
     report.line(&format!(
-        "\nOne acceptance through the bus, {pending} messages pending, 200 a second for 5 s: p50 {} ms, p99 {} ms (goal: 10), most {} ms.",
-        median.shown(one_digit),
-        p99.shown(one_digit),
-        most.shown(one_digit)
+        "\nOne acceptance, {pending} messages pending, 200 a second for 5 s, ms (goal: p99 10):\n"
     ));
+    report.line("| | p50 | p99 | most |\n|---|---|---|---|");
+    let mut sides =
+        [("bare loop, one row in a transaction", Percentiles::new()), ("bus", Percentiles::new())];
+    for _ in 0..rounds {
+        sides[0].1.add(bare_paced(pending));
+        sides[1].1.add(paced(pending));
+    }
+    for (name, Percentiles([median, p99, most])) in &sides {
+        let [median, p99, most] = [median, p99, most].map(|at| at.shown(one_digit));
+        report.line(&format!("| {name} | {median} | {p99} | {most} |"));
+    }
     report.keep(arguments.text("record"));
+}
+
+/// The median, the 99th percentile and the maximum of each round, in milliseconds.
+struct Percentiles([Repeats; 3]);
+
+impl Percentiles {
+    const fn new() -> Self {
+        Self([const { Repeats::new() }; 3])
+    }
+
+    fn add(&mut self, mut times: Vec<Duration>) {
+        times.sort_unstable();
+        for (repeats, share) in self.0.iter_mut().zip([0.5, 0.99, 1.0]) {
+            repeats.add(times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3);
+        }
+    }
 }
 
 /// An outbox on a new database, a broker, and who may publish.
@@ -272,10 +291,10 @@ fn storage_alone(messages: usize, callers: usize) -> Duration {
     took
 }
 
-/// Inserts the same rows, in a database with the same schema, the same cipher and the same durability.
-fn bare_loop(messages: usize, group: usize) -> Duration {
+/// A database with the same schema, the same cipher and the same durability.
+fn bare() -> (tempfile::TempDir, Connection) {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
-    let mut connection = Connection::open(directory.path().join("bare.db")).expect("a new database");
+    let connection = Connection::open(directory.path().join("bare.db")).expect("a new database");
     connection
         .execute_batch(
             "PRAGMA cipher_log_level = NONE; \
@@ -284,18 +303,41 @@ fn bare_loop(messages: usize, group: usize) -> Duration {
         )
         .expect("it is ours alone");
     outbox::schema_sql().for_each(|sql| connection.execute_batch(sql).expect("our own schema"));
+    (directory, connection)
+}
+
+/// Inserts the same rows.
+fn bare_loop(messages: usize, group: usize) -> Duration {
+    let (_directory, mut connection) = bare();
     let began = Instant::now();
-    let mut number = 0;
-    while number < messages {
+    fill(&mut connection, 0..messages, group);
+    began.elapsed()
+}
+
+fn fill(connection: &mut Connection, numbers: Range<usize>, group: usize) {
+    for first in numbers.clone().step_by(group) {
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).expect("nobody else writes");
-        for number in number..messages.min(number + group) {
+        for number in first..numbers.end.min(first + group) {
             insert(&transaction, number).expect("the disk takes it");
         }
         transaction.commit().expect("the disk takes it");
-        number += group;
     }
-    began.elapsed()
+}
+
+/// The times of single commits of a bare loop, each begun when it is due.
+fn bare_paced(pending: usize) -> Vec<Duration> {
+    let (_directory, mut connection) = bare();
+    fill(&mut connection, 0..pending, 256);
+    let began = Instant::now();
+    (0..PACED)
+        .map(|number| {
+            let due = began + EVERY * number as u32;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            fill(&mut connection, pending + number..pending + number + 1, 1);
+            due.elapsed()
+        })
+        .collect()
 }
 
 fn insert(connection: &Connection, number: usize) -> rusqlite::Result<()> {
@@ -327,20 +369,20 @@ fn insert(connection: &Connection, number: usize) -> rusqlite::Result<()> {
 }
 
 /// The times of single acceptances, each begun when it is due, with so many messages pending.
-fn paced(pending: usize, count: usize, every: Duration) -> Vec<Duration> {
+fn paced(pending: usize) -> Vec<Duration> {
     let site = Site::start(false);
     let (client, topic) = (site.client("shop"), topic());
     let times = block_on(async {
         all(pending, 256, |number| publish(&client, &topic, number)).await;
         let (client, topic, began) = (&client, &topic, Instant::now());
-        let (mut times, mut begun) = (Vec::with_capacity(count), 0);
+        let (mut times, mut begun) = (Vec::with_capacity(PACED), 0);
         let mut under_way = FuturesUnordered::new();
-        while times.len() < count {
-            let due = began + every * begun as u32;
+        while times.len() < PACED {
+            let due = began + EVERY * begun as u32;
             tokio::select! {
                 biased;
                 Some(time) = under_way.next() => times.push(time),
-                () = tokio::time::sleep_until(due.into()), if begun < count => {
+                () = tokio::time::sleep_until(due.into()), if begun < PACED => {
                     under_way.push(async move {
                         publish(client, topic, begun).await;
                         due.elapsed()
