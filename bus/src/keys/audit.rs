@@ -154,7 +154,7 @@ impl Audit {
         self.append(&entry(act, outcome))
     }
 
-    /// The last entries, the oldest first: at most what [`READ_BYTES_MAX`] hold.
+    /// The last entries, the oldest first: at most what 256 KiB hold.
     ///
     /// # Errors
     /// [`KeyError::Io`].
