@@ -261,6 +261,10 @@ fn a_dead_letter_is_listed_shown_retried_and_dropped_with_and_without_a_runtime_
         wait(wait(consumer.next()).unwrap().reject("no such customer")).unwrap();
     }
     eventually("three dead letters", || (deliveries(&runtime, &["dlq", "list"]).len() == 3).then_some(()));
+    eventually("the log to say so", || {
+        let logged = runtime.interlock(&["logs", "--component", "outbox", "--level", "warn"]);
+        String::from_utf8_lossy(&logged.stdout).contains("became dead letters").then_some(())
+    });
     let of_topic = deliveries(&runtime, &["dlq", "list", "--topic", "orders/1", "--reason", "customer"]);
     assert_eq!((of_topic.len(), &of_topic[0]["number"]), (1, &2.into()));
     for none in [["--topic", "other/#"], ["--consumer", "billing"], ["--reason", "disk"], ["--key", "k"]] {

@@ -250,6 +250,8 @@ impl Life {
 struct Told {
     status: String,
     impaired: Option<String>,
+    /// Dead letters there were; `None` before the first look.
+    dead: Option<u64>,
 }
 
 impl Told {
@@ -278,6 +280,17 @@ impl Told {
             self.impaired = impaired;
         }
         let Ok(standing) = standing else { return };
+        // What the library says of each stays on standard error: it is on the log's own path.
+        match self.dead.replace(standing.dead) {
+            Some(before) if before < standing.dead => {
+                let (new, dead) = (standing.dead - before, standing.dead);
+                tracing::warn!(new, dead, "deliveries became dead letters; `interlock dlq list` says why");
+            }
+            None if standing.dead > 0 => {
+                tracing::info!(dead = standing.dead, "there are dead letters; `interlock dlq list` says why");
+            }
+            _ => {}
+        }
         let status = status(&standing, report);
         if status != self.status {
             context.status(status.clone());

@@ -116,6 +116,7 @@ impl Exit {
             KeyError::Io { source, .. } => Self::of_io(source),
             KeyError::Exposed { .. }
             | KeyError::NotOurs { .. }
+            | KeyError::OtherFile { .. }
             | KeyError::Link { .. }
             | KeyError::Filter(_)
             | KeyError::Endpoint(_) => Self::Misuse,

@@ -85,6 +85,14 @@ pub enum KeyError {
         /// What is wrong with it, with line and key where known, never with a value of a secret.
         problem: String,
     },
+    /// Credentials are not written over anything but credentials of the same peer.
+    #[error("`{}` is there and holds no credentials of `{name}`; nothing is written over it: choose another file, or remove that one", path.display())]
+    OtherFile {
+        /// Whose credentials were to be written.
+        name: PeerName,
+        /// The file that is there.
+        path: PathBuf,
+    },
     /// A peer of that name is not in the registry.
     #[error("no peer `{name}` in `{}`; `interlock keys list` shows those there are", path.display())]
     UnknownPeer {

@@ -50,6 +50,19 @@ impl Credentials {
         Ok(Self { file: Some(path.to_owned()), ..credentials })
     }
 
+    /// Refuses to write credentials of `name` over anything but credentials of the same peer.
+    ///
+    /// # Errors
+    /// [`KeyError::OtherFile`].
+    pub fn check_place(name: &PeerName, path: &Path) -> Result<(), KeyError> {
+        let is_free = match Self::load(path) {
+            Ok(present) => present.name == *name,
+            Err(KeyError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+            Err(_) => false,
+        };
+        if is_free { Ok(()) } else { Err(KeyError::OtherFile { name: name.clone(), path: path.to_owned() }) }
+    }
+
     /// Reads credentials from text; `origin` is named in errors.
     ///
     /// # Errors
@@ -201,6 +214,22 @@ mod tests {
             endpoints: vec!["ipc:///run/bus.sock".parse().unwrap(), "tcp://127.0.0.1:5555".parse().unwrap()],
             file: None,
         }
+    }
+
+    #[test]
+    fn credentials_are_written_over_credentials_of_the_same_peer_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("somewhere");
+        let credentials = sample();
+        let other = "other".parse().unwrap();
+        Credentials::check_place(&other, &path).unwrap();
+        credentials.save(&path).unwrap();
+        Credentials::check_place(&credentials.name, &path).unwrap();
+        let refused = Credentials::check_place(&other, &path).unwrap_err();
+        assert!(matches!(refused, KeyError::OtherFile { .. }), "{refused}");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(Credentials::check_place(&credentials.name, &path).is_err());
+        assert!(Credentials::check_place(&credentials.name, directory.path()).is_err());
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl KeyStore {
         if let Some(expires_ms) = expires_ms.filter(|expires_ms| *expires_ms <= now_ms) {
             return Err(KeyError::Expired { name: name.clone(), expires_ms });
         }
+        path.map_or(Ok(()), |path| Credentials::check_place(name, path))?;
         let own = Credentials::path_in(self.directory(), name);
         let stays = own.exists();
         let endpoints = match stays {

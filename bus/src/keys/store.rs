@@ -257,7 +257,7 @@ impl KeyStore {
     /// milliseconds, the key ends by itself.
     ///
     /// # Errors
-    /// [`KeyError::PeerExists`] if one of that name is active.
+    /// [`KeyError::PeerExists`] if one of that name is active; [`KeyError::OtherFile`] if something else is there already.
     pub fn issue_until(
         &self,
         name: &PeerName,
@@ -268,6 +268,7 @@ impl KeyStore {
     ) -> Result<Credentials, KeyError> {
         let _lock = self.lock()?;
         let path = path.map_or_else(|| Credentials::path_in(&self.directory, name), Path::to_owned);
+        Credentials::check_place(name, &path)?;
         let credentials = Credentials {
             name: name.clone(),
             keys: KeyPair::generate(),
