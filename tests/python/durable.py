@@ -63,7 +63,11 @@ def what_fails_comes_again_and_what_is_rejected_does_not(shop, books, _):
     for text in ("flaky", "bad", "last"):
         shop.publish_durable("orders/tries", text)
     assert done.wait(DEADLINE)
-    assert came == [("flaky", 1), ("flaky", 2), ("flaky", 3), ("flaky", 4), ("bad", 1), ("last", 1)], came
+    texts = [text for text, _ in came]
+    assert texts == ["flaky"] * (len(came) - 2) + ["bad", "last"], came
+    # On a busy machine an attempt may be given up before it is handed out.
+    attempts = [attempt for text, attempt in came if text == "flaky"]
+    assert attempts[0] == 1 and attempts[-1] > 3 and attempts == sorted(set(attempts)), came
 
 
 def an_effect_and_its_id_are_one_transaction(shop, books, directory):
