@@ -8,9 +8,12 @@
 //! | bus | `publish_durable` through an attached client, outbox, limits, answer; nobody consumes |
 //! | bus, drained | the same, while a consumer takes and acknowledges everything; until all is acknowledged: a second column |
 //!
+//! A second table says where the processors' time went until the last message was accepted, by thread.
+//!
 //! `cargo bench -p interlock-benches --bench outbox [-- --messages 20000 --rounds 5 --callers 256 --pending 10000 --record NAME]`
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     path::Path,
     sync::Arc,
@@ -25,6 +28,7 @@ use interlock_actors::store::{
 };
 use interlock_benches::{
     arguments::Arguments,
+    process::cpu_by_thread,
     report::{Repeats, Report, one_digit, rate, two_digits},
 };
 use interlock_bus::{
@@ -49,6 +53,7 @@ const EVERY: Duration = Duration::from_millis(5);
 const KEYS: usize = 1000;
 
 fn main() {
+    nix::sys::prctl::set_name(c"callers").expect("Linux takes any name");
     let arguments = Arguments::read(&["messages", "rounds", "callers", "pending"]);
     let messages: usize = arguments.value("messages", 20_000);
     let rounds: usize = arguments.value("rounds", 5);
@@ -60,12 +65,13 @@ fn main() {
         PAYLOAD.len()
     ));
     let [mut bare, mut alone, mut bus, mut drained, mut finished] = [const { Repeats::new() }; 5];
+    let mut work = Work::default();
     let per_second = |took: Duration| messages as f64 / took.as_secs_f64();
     for _ in 0..rounds {
-        bare.add(per_second(bare_loop(messages, callers)));
-        alone.add(per_second(storage_alone(messages, callers)));
-        bus.add(per_second(through_the_bus(messages, callers, false).0));
-        let (accepted, acknowledged) = through_the_bus(messages, callers, true);
+        bare.add(per_second(bare_loop(messages, callers, &mut work.meter(0))));
+        alone.add(per_second(storage_alone(messages, callers, &mut work.meter(1))));
+        bus.add(per_second(through_the_bus(messages, callers, false, &mut work.meter(2)).0));
+        let (accepted, acknowledged) = through_the_bus(messages, callers, true, &mut work.meter(3));
         drained.add(per_second(accepted));
         finished.add(per_second(acknowledged));
     }
@@ -80,6 +86,7 @@ fn main() {
         let acknowledged = acknowledged.map(|finished| finished.shown(rate)).unwrap_or_default();
         report.line(&format!("| {name} | {} | {ratio} | {acknowledged} |", accepted.shown(rate)));
     }
+    work.show(&mut report, messages);
     report.line(&format!(
         "\nOne acceptance, {pending} messages pending, 200 a second for 5 s, ms (goal: p99 10):\n"
     ));
@@ -95,6 +102,59 @@ fn main() {
         report.line(&format!("| {name} | {median} | {p99} | {most} |"));
     }
     report.keep(arguments.text("record"));
+}
+
+/// Processor time by thread, of each column of the second table.
+#[derive(Default)]
+struct Work([BTreeMap<String, Repeats>; 4], [Repeats; 4]);
+
+/// One run of one column, until it is stopped.
+struct Meter<'a> {
+    times: &'a mut BTreeMap<String, Repeats>,
+    commits: &'a mut Repeats,
+    before: BTreeMap<String, Duration>,
+}
+
+impl Work {
+    fn meter(&mut self, column: usize) -> Meter<'_> {
+        Meter { times: &mut self.0[column], commits: &mut self.1[column], before: BTreeMap::new() }
+    }
+
+    fn show(&self, report: &mut Report, messages: usize) {
+        report.line("\nProcessor time until the last is accepted, us for each message:\n");
+        report.line("| thread | bare loop | storage | bus | bus, drained |\n|---|---|---|---|---|");
+        let names: std::collections::BTreeSet<&String> = self.0.iter().flat_map(BTreeMap::keys).collect();
+        let shown = |times: &BTreeMap<String, Repeats>, name: &str| {
+            let each = |total: f64| one_digit(total * 1e6 / messages as f64);
+            times.get(name).map(|times| times.shown_median(each)).unwrap_or_default()
+        };
+        for name in names {
+            let [bare, alone, bus, drained] = self.0.each_ref().map(|times| shown(times, name));
+            report.line(&format!("| {name} | {bare} | {alone} | {bus} | {drained} |"));
+        }
+        let [bare, alone, bus, drained] = self.1.each_ref().map(|commits| commits.shown_median(rate));
+        report.line(&format!("| commits in all | {bare} | {alone} | {bus} | {drained} |"));
+    }
+}
+
+impl Meter<'_> {
+    fn begin(&mut self) -> Instant {
+        self.before = cpu_by_thread();
+        Instant::now()
+    }
+
+    /// All threads that have begun are still there.
+    fn end(&mut self, began: Instant, commits: u64) -> Duration {
+        let took = began.elapsed();
+        self.commits.add(commits as f64);
+        for (name, time) in cpu_by_thread() {
+            let spent = time.saturating_sub(self.before.get(&name).copied().unwrap_or_default());
+            if !spent.is_zero() {
+                self.times.entry(name).or_default().add(spent.as_secs_f64());
+            }
+        }
+        took
+    }
 }
 
 /// The median, the 99th percentile and the maximum of each round, in milliseconds.
@@ -170,7 +230,7 @@ impl Site {
         let outbox = Outbox::new(self.client("outbox"), Arc::new(self.storage.clone()), routes, options);
         let mut stop = self.stop.subscribe();
         let (ready, is_ready) = std::sync::mpsc::channel();
-        self.threads.push(std::thread::spawn(move || {
+        self.threads.push(named("outbox", move || {
             let stopping = async move {
                 let _ = stop.wait_for(|stop| *stop).await;
             };
@@ -187,7 +247,7 @@ impl Site {
     fn consume(&mut self) {
         let (client, mut stop) = (self.client("billing"), self.stop.subscribe());
         let (ready, is_ready) = std::sync::mpsc::channel();
-        self.threads.push(std::thread::spawn(move || {
+        self.threads.push(named("consumer", move || {
             block_on(async move {
                 let filter = "orders/#".parse().expect("a valid filter");
                 let mut consumer = client
@@ -219,6 +279,10 @@ impl Site {
     }
 }
 
+fn named(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("a thread starts")
+}
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("an event loop").block_on(work)
@@ -248,14 +312,19 @@ async fn publish(client: &Client, topic: &TopicName, number: usize) {
 }
 
 /// Until all are accepted, and until all are acknowledged (the same, if nobody consumes).
-fn through_the_bus(messages: usize, callers: usize, consumes: bool) -> (Duration, Duration) {
+fn through_the_bus(
+    messages: usize,
+    callers: usize,
+    consumes: bool,
+    meter: &mut Meter<'_>,
+) -> (Duration, Duration) {
     let site = Site::start(consumes);
     let (client, topic) = (site.client("shop"), topic());
-    let began = Instant::now();
+    let began = meter.begin();
     block_on(async {
         all(messages, callers, |number| publish(&client, &topic, number)).await;
     });
-    let accepted = began.elapsed();
+    let accepted = meter.end(began, site.storage.statistics().commits);
     while consumes && block_on(site.storage.standing()).expect("it is open").open > 0 {
         assert!(began.elapsed() < DEADLINE, "not everything was acknowledged");
         std::thread::sleep(Duration::from_millis(2));
@@ -265,12 +334,12 @@ fn through_the_bus(messages: usize, callers: usize, consumes: bool) -> (Duration
     (accepted, acknowledged)
 }
 
-fn storage_alone(messages: usize, callers: usize) -> Duration {
+fn storage_alone(messages: usize, callers: usize, meter: &mut Meter<'_>) -> Duration {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let storage = open(directory.path());
     let header = vec![0; 64];
     let topic = topic();
-    let began = Instant::now();
+    let began = meter.begin();
     block_on(all(messages, callers, |number| {
         let entry = NewEntry {
             id: uuid::Uuid::now_v7(),
@@ -286,7 +355,7 @@ fn storage_alone(messages: usize, callers: usize) -> Duration {
             put.await.expect("it is accepted");
         }
     }));
-    let took = began.elapsed();
+    let took = meter.end(began, storage.statistics().commits);
     storage.close();
     took
 }
@@ -307,11 +376,11 @@ fn bare() -> (tempfile::TempDir, Connection) {
 }
 
 /// Inserts the same rows.
-fn bare_loop(messages: usize, group: usize) -> Duration {
+fn bare_loop(messages: usize, group: usize, meter: &mut Meter<'_>) -> Duration {
     let (_directory, mut connection) = bare();
-    let began = Instant::now();
+    let began = meter.begin();
     fill(&mut connection, 0..messages, group);
-    began.elapsed()
+    meter.end(began, messages.div_ceil(group) as u64)
 }
 
 fn fill(connection: &mut Connection, numbers: Range<usize>, group: usize) {

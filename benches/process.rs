@@ -1,6 +1,7 @@
 //! Child processes: their lines, awaited with a deadline, and the processor time they use.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
     path::PathBuf,
@@ -181,6 +182,18 @@ pub fn cpu(process: u32) -> Duration {
         text.split_whitespace().next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(nanoseconds.sum())
+}
+
+/// Processor time of the living threads of this process, by their names, of which the system keeps 15 bytes.
+pub fn cpu_by_thread() -> BTreeMap<String, Duration> {
+    let mut found: BTreeMap<String, Duration> = BTreeMap::new();
+    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let nanoseconds = read("schedstat").split_whitespace().next().and_then(|word| word.parse().ok());
+        *found.entry(read("comm").trim().to_owned()).or_default() +=
+            Duration::from_nanos(nanoseconds.unwrap_or(0));
+    }
+    found
 }
 
 /// A process and all that it has started.

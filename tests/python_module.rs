@@ -28,7 +28,7 @@ fn the_python_module_does_all_that_it_says_and_ends_everything_with_its_session(
             _ => held += 1,
         }
     }
-    assert_eq!(held, 10, "claims that held");
+    assert_eq!(held, 11, "claims that held");
     broker.handle.stop(Duration::from_secs(1));
     assert_eq!(script.line(), "everything in hand ended");
     assert_eq!(script.exit_code(), Some(0));
@@ -61,7 +61,7 @@ fn the_python_module_publishes_and_consumes_durably_and_each_effect_happens_once
         [&module, &shop, &books, broker.directory.path()].map(|path| path.to_str().unwrap().to_owned());
     let mut script = TestProcess::python("durable.py", &paths.each_ref().map(String::as_str));
     let held = std::iter::from_fn(|| Some(script.line()).filter(|line| line != "done")).count();
-    assert_eq!(held, 7, "claims that held");
+    assert_eq!(held, 8, "claims that held");
     assert_eq!(script.exit_code(), Some(0));
     drop(stop);
     // What is for nobody who serves is still there.

@@ -65,6 +65,8 @@ mod nothing_readable;
 mod openai;
 /// Durable delivery: kills, stops, dead letters, and what people see and do about them.
 mod outbox;
+/// Durable delivery while it is restarted, finds no room, and cannot write.
+mod outbox_faults;
 /// What was accepted is acted upon once and in order, whoever is killed when.
 mod outbox_kills;
 /// Subscribers that do not read: what each policy loses, what is said of it, and who else notices.
@@ -77,12 +79,16 @@ mod promises;
 mod python_module;
 /// Waiting for subscribers, probes, publishers that wait for their consumers.
 mod readiness;
+/// Recordings: killed, ended, replayed, and read by the tools of others.
+mod recordings;
 /// Edits of `authorized.toml` while the broker runs: at once, as a whole, and felt by nobody else.
 mod registry_edits;
 /// A configuration that changes while the runtime runs.
 mod reload;
 /// Keys stay out of what is shown, said and dumped.
 mod secrets;
+/// Answering requests by commands: what is left of them, and how it ends.
+mod serving;
 /// Every key of the configuration and the test that sees its effect.
 mod settings;
 /// A disk that is really full.

@@ -22,6 +22,7 @@ pub mod limits;
 mod list;
 mod manifest;
 mod open;
+mod place;
 mod progress;
 mod restore;
 mod sealed;
@@ -29,7 +30,7 @@ mod workspace;
 
 pub use create::{CreateOptions, Created, create, default_name};
 pub use error::BackupError;
-pub use exchange::{Finished, finish_pending};
+pub use exchange::{Finished, finish_pending, hold_alone, who_has_open};
 #[cfg(test)]
 pub(crate) use forged::forge;
 pub use header::{DatabaseId, Header};
@@ -37,7 +38,7 @@ pub use list::{Listed, list};
 pub use manifest::{Contents, DatabaseFacts, Part, PartKind};
 pub use open::{Verified, verify};
 pub use progress::{Phase, Progress, Watcher};
-pub use restore::{RestoreOptions, Restored, drill, restore};
+pub use restore::{KEPT_MARK, RestoreOptions, Restored, drill, restore};
 
 use std::path::{Path, PathBuf};
 
@@ -57,6 +58,12 @@ pub struct Installation {
 impl Installation {
     fn keys(&self) -> PathBuf {
         self.root.join("keys")
+    }
+
+    /// Why the configuration file cannot lie where it is to, if so: a restore exchanges, wipes or makes something of that name,
+    /// or above or below it, and what is put there would be lost.
+    pub fn config_in_the_way(&self) -> Option<PathBuf> {
+        place::config_in_the_way(&self.root, self.config.as_deref()?)
     }
 
     /// Where backups go that nobody gave another place.

@@ -5,16 +5,13 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use interlock_bus::{
-    ServeOptions,
-    durable::{Left, Outbox, OutboxOptions, OutboxReport, OutboxState, Routes, words},
+    Request, ServeOptions, Service,
+    durable::{DurableError, Left, Outbox, OutboxOptions, OutboxReport, OutboxState, Routes, words},
     envelope::now_ns,
 };
 use tokio::{
@@ -51,11 +48,11 @@ pub struct OutboxSettings {
     pub options: OutboxOptions,
 }
 
-/// Where the settings are found, and what a stop has cut off. Clones are the same place.
+/// Where the settings are found, and what the last stop has left. Clones are the same place.
 #[derive(Clone, Debug, Default)]
 pub struct OutboxSeat {
     settings: Arc<watch::Sender<OutboxSettings>>,
-    cut_off: Arc<AtomicU64>,
+    left: Arc<Mutex<Option<Left>>>,
 }
 
 impl OutboxSeat {
@@ -64,9 +61,13 @@ impl OutboxSeat {
         self.settings.send_replace(settings);
     }
 
-    /// Deliveries that were under way when the grace of the last stop ended. They are sent again.
-    pub fn cut_off(&self) -> u64 {
-        self.cut_off.load(Ordering::Relaxed)
+    /// What the last stop has left, if it ran and was not lost.
+    pub fn left(&self) -> Option<Left> {
+        self.place_of_left().clone()
+    }
+
+    fn place_of_left(&self) -> MutexGuard<'_, Option<Left>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,7 +94,7 @@ impl Actor for OutboxActor {
             database: self.database.clone(),
             vault: Arc::clone(&self.vault),
             settings: self.seat.settings.subscribe(),
-            cut_off: Arc::clone(&self.seat.cut_off),
+            seat: self.seat.clone(),
             intake: self.intake.clone(),
             context: context.clone(),
             ready: Some(ready),
@@ -113,7 +114,7 @@ struct Life {
     database: PathBuf,
     vault: Arc<Vault>,
     settings: watch::Receiver<OutboxSettings>,
-    cut_off: Arc<AtomicU64>,
+    seat: OutboxSeat,
     intake: Intake,
     context: Context,
     ready: Option<oneshot::Sender<()>>,
@@ -121,7 +122,8 @@ struct Life {
 
 impl Life {
     async fn run(mut self) -> Result<(), Failure> {
-        if !self.wait_until_needed().await {
+        *self.seat.place_of_left() = None;
+        if !self.wait_until_needed().await? {
             return Ok(());
         }
         let store = self.open().await?;
@@ -129,7 +131,8 @@ impl Life {
         // After a failure, too: what is queued is written, and the next incarnation opens the file anew.
         tokio::task::spawn_blocking(move || store.close()).await?;
         let left = outcome?;
-        self.cut_off.store(left.cut_off, Ordering::Relaxed);
+        tell_left(&left);
+        *self.seat.place_of_left() = Some(left);
         if !self.context.is_stopping() {
             self.refuse().await?;
         }
@@ -137,21 +140,37 @@ impl Life {
     }
 
     /// Returns `false` if it was not needed until it was asked to stop.
-    async fn wait_until_needed(&mut self) -> bool {
+    async fn wait_until_needed(&mut self) -> Result<bool, Failure> {
+        let mut service = None;
         loop {
             let is_named = self.settings.borrow_and_update().routes.names().next().is_some();
             if is_named || self.database.exists() {
-                return true;
+                return Ok(true);
             }
+            let service = match &mut service {
+                Some(service) => service,
+                None => service.insert(self.serve_puts().await?),
+            };
             self.context.status("no topic has consumers");
             self.declare_ready();
             tokio::select! {
                 biased;
-                () = self.context.stopping() => return false,
+                () = self.context.stopping() => return Ok(false),
                 // The seat outlives the component.
-                changed = self.settings.changed() => if changed.is_err() { return false },
+                changed = self.settings.changed() => if changed.is_err() { return Ok(false) },
+                request = service.next() => {
+                    let Some(request) = request else { return Err(lost(service)) };
+                    let topic = request.message.topic.as_str();
+                    let topic = topic.strip_prefix(words::PUT).unwrap_or(topic).to_owned();
+                    refuse(request, &DurableError::NoConsumers { topic }).await;
+                }
             }
         }
+    }
+
+    async fn serve_puts(&self) -> Result<Service, Failure> {
+        let put = format!("{}#", words::PUT).parse()?;
+        Ok(self.context.client().serve(&put, ServeOptions::default()).await?)
     }
 
     async fn open(&self) -> Result<OutboxStore, Failure> {
@@ -176,10 +195,13 @@ impl Life {
         let outbox = Outbox::new(client, Arc::new(store.clone()), routes, options);
         let handle = outbox.handle(self.context.name().clone());
         let (stopping, intake) = (self.context.stopping(), self.intake.clone());
+        let ending = outbox.handle(self.context.name().clone());
         let stopping = async move {
             tokio::select! {
-                () = stopping => {}
+                biased;
                 () = intake.closed() => {}
+                // The runtime goes on: this component is restarted, or somebody has stopped it alone.
+                () = stopping => ending.comes_back(),
             }
         };
         let (serves, mut is_serving) = watch::channel(false);
@@ -220,8 +242,7 @@ impl Life {
 
     /// Refuses what comes between the moment at which everything begins to stop and the turn of this component.
     async fn refuse(&self) -> Result<(), Failure> {
-        let put = format!("{}#", words::PUT).parse()?;
-        let mut service = self.context.client().serve(&put, ServeOptions::default()).await?;
+        let mut service = self.serve_puts().await?;
         let stopping = self.context.stopping();
         tokio::pin!(stopping);
         loop {
@@ -230,8 +251,7 @@ impl Life {
                 () = &mut stopping => return Ok(()),
                 request = service.next() => {
                     let Some(request) = request else { return Ok(()) };
-                    // Whoever asked may be gone.
-                    let _ = request.fail("shutting_down", "the outbox is stopping; try again when it runs").await;
+                    refuse(request, &DurableError::ShuttingDown).await;
                 }
             }
         }
@@ -242,6 +262,34 @@ impl Life {
             // Nobody waits when the start was given up.
             let _ = ready.send(());
         }
+    }
+}
+
+async fn refuse(request: Request, error: &DurableError) {
+    // Whoever asked may be gone.
+    let _ = request.fail(error.code(), &error.to_string()).await;
+}
+
+fn lost(service: &Service) -> Failure {
+    Failure::new(format!("the outbox has lost the bus: {}", service.end_reason().unwrap_or_default()))
+}
+
+/// Says in the log what a stop has left undone. What is merely pending is no news.
+fn tell_left(left: &Left) {
+    for (consumer, deliveries) in &left.cut_off {
+        tracing::warn!(
+            %consumer,
+            deliveries,
+            "deliveries to `{consumer}` were under way at the stop; they are sent again, with the same ids"
+        );
+    }
+    if !left.is_saved {
+        tracing::error!(
+            "what became of the last attempts could not be saved; they are made again, with the same ids"
+        );
+    }
+    if left.open.is_none() {
+        tracing::error!("the outbox's storage would not say at the stop what is left in it");
     }
 }
 

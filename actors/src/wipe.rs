@@ -20,7 +20,7 @@ use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// Files that SQLite keeps beside a database, which hold parts of the same content.
-const SIDECARS: [&str; 3] = ["-journal", "-wal", "-shm"];
+pub const SIDECARS: [&str; 3] = ["-journal", "-wal", "-shm"];
 
 /// What became of one file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -71,7 +71,7 @@ impl WipedCounts {
     }
 }
 
-/// Wipes one file: a plain one, not what a link names. Anything else is refused and left as it is; nothing here waits for
+/// Wipes one file, under whatever names it is to be found: who must not lose the others looks before. A plain one, not what a link names. Anything else is refused and left as it is; nothing here waits for
 /// the other end of a pipe.
 pub fn wipe(path: &Path) -> Wiped {
     let file = match open(path) {
@@ -93,14 +93,18 @@ pub fn wipe(path: &Path) -> Wiped {
 
 /// Wipes a file and what SQLite keeps beside a database of this name, if anything. What is not there is not counted.
 pub fn wipe_with_sidecars(path: &Path) -> Vec<(PathBuf, Wiped)> {
-    let beside = SIDECARS.into_iter().map(|suffix| {
+    let there = with_sidecars(path).filter(|path| fs::symlink_metadata(path).is_ok());
+    there.map(|path| (path.clone(), wipe(&path))).collect()
+}
+
+/// All that [`wipe_with_sidecars`] wipes if it is there: the file itself, which is what people look for afterwards, comes last.
+pub fn with_sidecars(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let beside = SIDECARS.into_iter().map(move |suffix| {
         let mut name = OsString::from(path);
         name.push(suffix);
         PathBuf::from(name)
     });
-    // Sidecars first: the file itself is what people look for afterwards.
-    let there = beside.chain([path.to_owned()]).filter(|path| fs::symlink_metadata(path).is_ok());
-    there.map(|path| (path.clone(), wipe(&path))).collect()
+    beside.chain([path.to_owned()])
 }
 
 /// Wipes everything in a directory of ours, and removes it. Links are unlinked, what they name is not touched.

@@ -32,11 +32,13 @@
 //! | `lanes` | what may be sent now (pure) |
 //! | `attempt`, `schedule` | what the end of an attempt means, and when the next one is due (pure) |
 //! | `sender` | the loop in which these meet the storage and the bus |
+//! | `calm` | wakes that loop once for all that comes between two of its turns |
 //! | `publisher` | publishing durably, at the client |
 //! | `consumer`, `inbox` | consuming with explicit acknowledgement, at the client; ids that were seen |
 //! | `words`, `error`, `limits` | what stands on the wire; why a message was not accepted; every bound |
 
 mod attempt;
+mod calm;
 mod consumer;
 mod door;
 mod error;
@@ -45,6 +47,7 @@ mod lanes;
 pub mod limits;
 pub mod memory;
 mod outbox;
+mod pause;
 mod publisher;
 mod report;
 mod routes;

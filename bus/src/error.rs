@@ -72,7 +72,8 @@ pub enum ConnectError {
     },
     /// The handshake did not end in time.
     #[error(
-        "the broker at `{endpoint}` did not answer within {waited:?}, while {awaited} was awaited; try a longer timeout, or look whether it hangs"
+        "the broker at `{endpoint}` did not answer within {time:?}, while {awaited} was awaited; try a longer timeout, or look whether it hangs",
+        time = rounded(*.waited)
     )]
     TimedOut {
         /// Where.
@@ -125,6 +126,13 @@ impl ConnectError {
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Broken { .. } | Self::TimedOut { .. })
     }
+}
+
+/// A time as a sentence says it: in whole milliseconds, the shortest is one.
+fn rounded(time: Duration) -> Duration {
+    let milliseconds = (time.as_micros() + 500) / 1000;
+    let least = u128::from(!time.is_zero());
+    Duration::from_millis(u64::try_from(milliseconds.max(least)).unwrap_or(u64::MAX))
 }
 
 /// Why a publish was not accepted. The payload comes back with it.
@@ -284,7 +292,8 @@ pub enum RequestError {
     },
     /// The deadline passed.
     #[error(
-        "request on `{topic}` was not answered within {after:?}; give it a longer deadline, or look at the server"
+        "request on `{topic}` was not answered within {time:?}; give it a longer deadline, or look at the server",
+        time = rounded(*.after)
     )]
     TimedOut {
         /// The topic.
@@ -368,4 +377,20 @@ pub enum NextError {
     /// The subscription has ended.
     #[error("the subscription has ended")]
     Closed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_in_errors_are_rounded_to_milliseconds() {
+        let said = |after| RequestError::TimedOut { topic: "q".parse().unwrap(), after }.to_string();
+        for (nanoseconds, text) in
+            [(999_939, "1ms"), (17, "1ms"), (1_499_600_000, "1.5s"), (9_999_999_999, "10s")]
+        {
+            let said = said(Duration::from_nanos(nanoseconds));
+            assert!(said.contains(&format!("within {text};")) && said.is_ascii(), "{said}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     client::WaitError,
+    durable::{DurableError, storage::StorageFailure},
     error::{ConnectError, PublishError, RequestError, SubscribeError},
     keys::KeyError,
 };
@@ -195,6 +196,30 @@ impl From<&WaitError> for Exit {
             | WaitError::NotConnected { .. } => Self::NotReady,
             WaitError::Denied { .. } => Self::Denied,
             WaitError::NotOffered { .. } => Self::Version,
+        }
+    }
+}
+
+impl From<&DurableError> for Exit {
+    fn from(error: &DurableError) -> Self {
+        match error {
+            DurableError::Full { .. } | DurableError::BytesFull { .. } | DurableError::DiskLow { .. } => {
+                Self::Full
+            }
+            DurableError::TooLarge { .. }
+            | DurableError::NoConsumers { .. }
+            | DurableError::OtherContent { .. }
+            | DurableError::Invalid { .. } => Self::Misuse,
+            DurableError::ShuttingDown | DurableError::Restarting | DurableError::Busy { .. } => Self::Busy,
+            DurableError::Storage { kind, .. } => match kind {
+                StorageFailure::Busy => Self::Busy,
+                StorageFailure::Disk => Self::Io,
+                StorageFailure::Damaged => Self::Damaged,
+                _ => Self::Failed,
+            },
+            DurableError::Denied { .. } => Self::Denied,
+            DurableError::NoOutbox { .. } | DurableError::Unconfirmed { .. } => Self::NotReady,
+            _ => Self::Failed,
         }
     }
 }

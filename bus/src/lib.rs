@@ -22,6 +22,7 @@ pub mod limits;
 mod local;
 pub mod native;
 pub mod peer;
+pub mod recording;
 pub mod schema;
 pub mod threads;
 pub mod tool;

@@ -148,6 +148,11 @@ impl Schema {
         &self.name
     }
 
+    /// Its canonical JSON.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Stands in headers for the schema: FNV-1a, 64 bits, of name, line feed and canonical JSON.
     pub fn fingerprint(&self) -> u64 {
         let bytes = self.name.bytes().chain([b'\n']).chain(self.text.bytes());

@@ -6,18 +6,24 @@ mod audit;
 mod auth;
 mod bench;
 mod broker;
+mod condition;
 mod decode;
 mod events;
 mod failure;
 mod gates;
 mod info;
+mod keygen;
 mod locate;
 pub mod output;
 mod peers;
 mod ping;
 mod publish;
 mod rate;
+mod record;
+mod replay;
 mod request;
+mod serve;
+mod signals;
 mod subscribe;
 mod table;
 mod topics;
@@ -27,7 +33,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use self::{failure::Failure, output::Output};
+use self::{failure::Failure, output::Output, signals::Signals};
 use crate::{
     blocking,
     client::{Client, ConnectOptions},
@@ -66,8 +72,10 @@ enum Verb {
     Pub(publish::Arguments),
     /// Asks, and prints the parts of the answer as they come
     Request(request::Arguments),
+    /// Answers requests, by a command for each
+    Serve(serve::Arguments),
     /// Lists topics: how much flows, who publishes, who subscribes, who serves
-    Topics,
+    Topics(topics::Arguments),
     /// Shows a topic from all sides: who may and does publish, get and serve it, and what waits or was lost
     Info(info::Arguments),
     /// Says why a peer can or cannot publish, subscribe, serve or request a topic
@@ -84,10 +92,16 @@ enum Verb {
     Events(events::Arguments),
     /// Prints the rows of the drop ledger that do not balance; there must be none
     Audit(audit::Arguments),
+    /// Records messages into an MCAP file, which survives a crash
+    Record(record::Arguments),
+    /// Publishes what was recorded, as far apart as it was
+    Replay(replay::Arguments),
     /// Measures how long the broker takes to answer
     Ping(ping::Arguments),
     /// Measures throughput, fan-out, latency and requests
     Bench(bench::Arguments),
+    /// Makes keys: enrols a peer and writes its credentials, or prints a pair
+    Keygen(keygen::Arguments),
     /// Runs a broker of its own, without the rest of the runtime
     Broker(broker::Arguments),
 }
@@ -129,6 +143,9 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
     if let Verb::Broker(verb) = &arguments.verb {
         return broker::run(verb, arguments.data_dir.as_deref(), output);
     }
+    if let Verb::Keygen(verb) = &arguments.verb {
+        return keygen::run(verb, arguments.data_dir.as_deref(), output);
+    }
     // Misuse is misuse whether or not an instance runs.
     let prepared = match &arguments.verb {
         Verb::Pub(verb) => Some(publish::prepare(verb)?),
@@ -141,16 +158,26 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
     if let Verb::Bench(verb) = &arguments.verb {
         return bench::run(verb, credentials, arguments.timeout, output);
     }
+    if let Verb::Replay(verb) = &arguments.verb
+        && verb.is_offline()
+    {
+        return replay::list(verb, output);
+    }
+    let mut signals = match &arguments.verb {
+        Verb::Record(_) | Verb::Replay(_) | Verb::Serve(_) => Signals::take()?,
+        _ => Signals::none(),
+    };
     let options = ConnectOptions::new(credentials()?).timeout(arguments.timeout);
     let client = Client::connect_blocking(options)?;
     let outcome = match &arguments.verb {
         Verb::Sub(verb) => subscribe::run(verb, &client, output),
-        Verb::Pub(_) => match &prepared {
+        Verb::Pub(_) => match prepared {
             Some(prepared) => publish::run(prepared, &client, arguments.timeout, output),
             None => Ok(Exit::Done),
         },
         Verb::Request(verb) => request::run(verb, &client, output),
-        Verb::Topics => topics::run(&client, output),
+        Verb::Serve(verb) => serve::run(verb, &client, &mut signals, output),
+        Verb::Topics(verb) => topics::run(verb, &client, output),
         Verb::Info(verb) => info::run(verb, &client, output),
         Verb::Why(verb) => why::run(verb, &client, output),
         Verb::Hz(verb) => rate::run(verb, &client, output),
@@ -159,8 +186,10 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Auth => auth::run(&client, output),
         Verb::Events(verb) => events::run(verb, &client, output),
         Verb::Audit(verb) => audit::run(verb, &client, output),
+        Verb::Record(verb) => record::run(verb, &client, &mut signals, output),
+        Verb::Replay(verb) => replay::run(verb, &client, arguments.timeout, &mut signals, output),
         Verb::Ping(verb) => ping::run(verb, &client, arguments.timeout, output),
-        Verb::Bench(_) | Verb::Broker(_) => Ok(Exit::Done),
+        Verb::Bench(_) | Verb::Broker(_) | Verb::Keygen(_) => Ok(Exit::Done),
     };
     client.close_blocking();
     outcome

@@ -34,6 +34,7 @@ ZMQ_METADATA (the wheels have both). Linux.
 
 import collections
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -72,6 +73,10 @@ CREDIT_BYTES = 1 << 20  # consumed bytes after which credit is given: a quarter 
 WINDOW = 64  # parts of a streamed answer that may come ahead of us
 REQUESTS_MAX = 256  # requests in hand; a further one is answered `busy`
 WRITE_SECONDS = 10  # how long the broker may take nothing
+NEVER_MS = 3_600_000  # until the next try of libzmq to connect; the socket is closed long before
+LAST_WORD_SECONDS = 0.05  # how long the broker's goodbye may follow the news that the connection is closed
+KEY_BYTES_MAX = 255  # of an ordering key
+SECONDS_MAX = 1e9  # of a timeout
 RETRY_SECONDS = 0.1  # between two rounds of attempts to reach a broker
 
 log = logging.getLogger("interlock")
@@ -81,6 +86,12 @@ class BusError(Exception):
     """Why something cannot be done. `exit_code` is that of Interlock's own programs."""
 
     exit_code = 1
+
+
+class Misuse(BusError, TypeError, ValueError):
+    """An argument is of a kind or size that cannot be sent. Nothing was sent."""
+
+    exit_code = 2
 
 
 class Unreachable(BusError):
@@ -137,7 +148,10 @@ class NotAccepted(BusError):
     def __init__(self, code, text):
         super().__init__(f"not accepted ({code}): {text}")
         self.code = code
-        self.exit_code = {"disk": 6, "bytes_full": 7, "disk_low": 7, "busy": 5, "no_consumers": 2}.get(code, 1)
+        self.exit_code = {
+            "too_large": 2, "no_consumers": 2, "other_content": 2, "invalid": 2, "busy": 5, "shutting_down": 5,
+            "disk": 6, "bytes_full": 7, "disk_low": 7, "damaged": 8,
+        }.get(code, 1)
 
 
 class OutboxFull(NotAccepted):
@@ -155,11 +169,18 @@ class Unconfirmed(BusError):
 
     def __init__(self, message_id, reason):
         super().__init__(f"whether {message_id} was accepted is not known: {reason}")
-        self.id = message_id
+        self.id, self.reason = message_id, reason
 
 
 class Seen(BusError):
     """The effect of this delivery has happened before; it was acknowledged."""
+
+
+class _Again(Exception):
+    """This `error` passes by itself: the same is tried again."""
+
+    def __init__(self, error):
+        self.error = error
 
 
 class Cancelled(BusError):
@@ -167,7 +188,11 @@ class Cancelled(BusError):
 
 
 class SessionLost(BusError):
-    """The session with the broker is over."""
+    """The session with the broker is over. `code` is the word with which the broker ended it, "" if it said none."""
+
+    def __init__(self, text, code=""):
+        super().__init__(text)
+        self.code = code
 
 
 Acknowledgement = collections.namedtuple("Acknowledgement", "subscribers dropped")
@@ -209,12 +234,13 @@ class Request(Message):
 
     def reply(self, payload):
         """Sends one part. Waits while the requester has not taken those before; raises `Cancelled`."""
+        record = struct.pack("<BQ", REPLY, self._number) + _part(payload)
         with self._changed:
             self._changed.wait_for(lambda: self.cancelled or self._sent < self._allowed)
             if self.cancelled:
                 raise Cancelled(f"the request on `{self.topic}` was cancelled")
             self._sent += 1
-        self._bus._put(struct.pack("<BQ", REPLY, self._number) + _part(payload))
+        self._bus._put(record)
 
     def end(self, payload=None):
         """Ends the answer, with a last part unless it is `None`."""
@@ -225,12 +251,14 @@ class Request(Message):
         self._finish(FAILED, code, text, payload)
 
     def _finish(self, status, code, text, payload):
+        # What cannot be sent is no end: another one may follow.
+        record = struct.pack("<BQB", REPLY_END, self._number, status) + _text8(code) + _text16(text)
+        record += b"\0\0" if payload is None else _part(payload)
         with self._changed:
             if self._ended or self.cancelled:
                 return
             self._ended = True
-        record = struct.pack("<BQB", REPLY_END, self._number, status) + _text8(code) + _text16(text)
-        self._bus._put(record + (b"\0\0" if payload is None else _part(payload)))
+        self._bus._put(record)
 
     def _credit(self, parts):
         with self._changed:
@@ -250,11 +278,12 @@ class Delivery(Message):
     attempt up (`cancelled`) is not heard; the message comes again.
     """
 
-    def __init__(self, request, topic, inbox):
+    def __init__(self, request, topic, inbox, let_go):
         self.number, self.attempt, self.accepted_ms, self.origin = request._mark
         self.topic, self.sequence, self.payload, self.retained = topic, request.sequence, request.payload, False
         self.id, self.published_at_ns, self.content_type = request.id, request.published_at_ns, request.content_type
         self.key, self._request, self._inbox, self._said = request.key, request, inbox, threading.Event()
+        self._let_go = let_go
 
     @property
     def cancelled(self):
@@ -264,16 +293,19 @@ class Delivery(Message):
         """The effect has happened. The inbox remembers it before the outbox hears of it."""
         if self._inbox:
             self._inbox.record(self.id)
+        self._let_go()
         self._request.end()
         self._said.set()
 
     def retry(self, reason="retry"):
         """It did not work this time; it comes again by the outbox's schedule."""
+        self._let_go()  # before the outbox hears of it: the next attempt may come at once
         self._request.fail("retry", reason)
         self._said.set()
 
     def reject(self, reason="rejected"):
         """It will never work; it becomes a dead letter with this reason."""
+        self._let_go()
         self._request.fail("rejected", reason)
         self._said.set()
 
@@ -292,10 +324,10 @@ class Consumer:
 
     def get(self, timeout=None):
         """The next delivery; raises `TimedOut` after `timeout` seconds, `SessionLost` at the end."""
+        deadline = None if timeout is None else time.monotonic() + _seconds(timeout)
         if self._last and not self._last._said.is_set():
             self._last.retry("nothing was said of it")
         self._last = None
-        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
             try:
@@ -329,7 +361,7 @@ class Inbox:
     """
 
     def __init__(self, path, *, keep=1_000_000):
-        self.path, self.keep = path, keep
+        self.path, self.keep = path, _whole("keep", keep, 1, (1 << 63) - 1)
         with contextlib.closing(self.connect()) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(
@@ -395,7 +427,7 @@ class Subscription:
 
         Asking for it tells those who probe this subscription that everything before it was taken.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + _seconds(timeout)
         while True:
             try:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -510,12 +542,14 @@ class Bus:
 
     def set_will(self, topic, payload, *, retain=False, timeout=WRITE_SECONDS):
         """Leaves a message that the broker publishes if this session ends in any other way than by `close`."""
-        with self._lock:
-            self._sequence += 1
-            reference = self._sequence
-        answer = self._waiting["publish", reference] = queue.SimpleQueue()
+        _seconds(timeout)
         flags = ACKNOWLEDGE | (RETAIN if retain else 0)
-        self._put(struct.pack("<BB", WILL, 1) + _block(flags, topic, payload, reference, 0))
+        with self._lock:
+            reference = self._sequence + 1
+            record = struct.pack("<BB", WILL, 1) + _block(flags, topic, payload, reference, 0)
+            self._sequence = reference
+        answer = self._waiting["publish", reference] = queue.SimpleQueue()
+        self._put(record)
         self._answer(("publish", reference), answer, timeout, f"will on `{topic}`")
 
     def clear_will(self):
@@ -530,10 +564,13 @@ class Bus:
         or wait (nothing; the publishers wait, which must be permitted). `messages` and `size` (bytes) bound
         the queue at the broker; zero stands for its defaults. One member of a `group` gets each message.
         """
+        if not isinstance(overflow, str) or overflow not in OVERFLOW:
+            raise Misuse(f"`overflow` is {overflow!r}; give one of {', '.join(OVERFLOW)}")
+        bounds = tuple(_whole(name, value, 0, (1 << 32) - 1) for name, value in (("messages", messages), ("size", size)))
         number = self._number()
         subscription = self._subscriptions[number] = Subscription(self, number, pattern)
         flags = PROBES | (RETAINED if retained else 0)
-        self._subscribe(number, flags, OVERFLOW[overflow], (messages, size), pattern, group, timeout)
+        self._subscribe(number, flags, OVERFLOW[overflow], bounds, pattern, group, timeout)
         return subscription
 
     def serve(self, pattern, handler, *, group="", timeout=WRITE_SECONDS):
@@ -543,6 +580,7 @@ class Bus:
         anything JSON can say, or `None` for an empty end; a generator yields the parts of a streamed one. An
         exception ends the request with the code `handler_failed`, and nothing else.
         """
+        _check_handler(handler)
         number = self._number()
         self._handlers[number] = [handler, 0]
         self._subscribe(number, SERVE, OVERFLOW["drop_newest"], (0, 0), pattern, group, timeout)
@@ -570,12 +608,11 @@ class Bus:
         return self._ask(topic, data, _header(content_type), timeout)
 
     def _ask(self, topic, data, header, timeout):
-        number = self._number()
+        deadline_ms = int((time.time() + _seconds(timeout)) * 1000)
+        block, number = _block_of(0, topic, header, data, 0, deadline_ms), self._number()
         stream = self._streams[number] = Stream(self, number, topic, time.monotonic() + timeout)
-        head = struct.pack("<BQII", REQUEST, number, 0, WINDOW)
-        deadline_ms = int((time.time() + timeout) * 1000)
         try:
-            self._put(head + _block_of(0, topic, header, data, 0, deadline_ms), timeout=timeout)
+            self._put(struct.pack("<BQII", REQUEST, number, 0, WINDOW) + block, timeout=timeout)
         except BusError:
             self._streams.pop(number, None)
             raise
@@ -585,20 +622,63 @@ class Bus:
         """Publishes durably: returns an `Accepted` when the message is on the outbox's disk.
 
         Messages with the same `key` (the topic, if there is none) reach each consumer in the order of their acceptance.
-        Raises `OutboxFull`, another `NotAccepted`, `Denied`, `NoResponders` if no outbox runs, or `Unconfirmed`, after which
-        the message is published again with the `id` of that error.
+        While no outbox serves, or one is lost or starts again, the message is put again with the same id, until `timeout`.
+        Raises `Misuse` before anything is sent, `OutboxFull`, another `NotAccepted`, `Denied`, `NoResponders` if no outbox
+        runs, `SessionLost` or `Full` if it could not be sent, or `Unconfirmed`: it may have been accepted, and is published
+        again with the `id` of that error.
         """
+        for name, value, kinds in (("topic", topic, str), ("key", key, (str, type(None))), ("id", id, (uuid.UUID, type(None)))):
+            if not isinstance(value, kinds):
+                wanted = "a uuid.UUID" if name == "id" else "text"
+                raise Misuse(f"`{name}` is {value!r}, a {type(value).__name__}; give {wanted}")
+        if key is not None and len(_utf8(key)) > KEY_BYTES_MAX:
+            raise Misuse(f"`key` has {len(_utf8(key))} bytes; at most {KEY_BYTES_MAX} are taken")
+        if _seconds(timeout) == 0:
+            raise Misuse("`timeout` is 0; nothing was sent: give it time to be answered")
         data, content_type = _encoded(payload)
-        message_id = id or uuid.UUID(bytes=_header("")[:16])
-        header, last = _header(content_type, message_id, key), None
+        message_id = id if id and id.int else uuid.UUID(bytes=_header("")[:16])
+        header = _header(content_type, message_id, key)
+        deadline, pause, doubt = time.monotonic() + timeout, 0.02, None
+        while True:
+            try:
+                return self._put_durably(topic, data, header, message_id, max(0.0, deadline - time.monotonic()))
+            except _Again as again:
+                error, passes = again.error, True
+            except BusError as final:
+                error, passes = final, False
+            if isinstance(error, Unconfirmed):
+                doubt = doubt or error
+            # A try that begins too late ends without an answer, and what was known would be in doubt.
+            latest = deadline - timeout / 4
+            if passes and time.monotonic() + pause < latest:
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+                passes = time.monotonic() < latest
+            else:
+                passes = False
+            if not passes:
+                if doubt is None or getattr(error, "code", "") == "other_content":
+                    raise error from None
+                # An earlier try may have been accepted.
+                later = "" if isinstance(error, Unconfirmed) else f"; then {error}"
+                raise Unconfirmed(message_id, f"{doubt.reason}{later}") from None
+
+    def _put_durably(self, topic, data, header, message_id, timeout):
+        """One try. Raises `_Again` around what passes by itself."""
+        # What is raised here was not sent.
+        parts, last = self._ask(PUT + topic, data, header, timeout), None
         try:
-            for last in self._ask(PUT + topic, data, header, timeout):
+            for last in parts:
                 pass
+        except NoResponders as error:
+            raise _Again(error) from None
         except (TimedOut, SessionLost) as error:
             raise Unconfirmed(message_id, error) from None
         except RequestFailed as error:
             if error.code in ("dropped", "server_gone"):
-                raise Unconfirmed(message_id, error) from None
+                raise _Again(Unconfirmed(message_id, error)) from None
+            if error.code == "restarting":
+                raise _Again(NotAccepted(error.code, error.text)) from None
             if error.code == "outbox_full":
                 figures = last.json() if last else {}
                 raise OutboxFull(figures.get("current"), figures.get("max"), error.text) from None
@@ -615,9 +695,19 @@ class Bus:
         Without a handler a `Consumer` to iterate over is returned. What `inbox` knows is acknowledged and not given out.
         Deliveries are taken from the peer `outbox` and from nobody else.
         """
-        consumer = None if handler else Consumer(self)
+        _check_handler(handler, or_none=True)
+        _whole("concurrency", concurrency, 1, (1 << 31) - 1)
+        if inbox is not None and not isinstance(inbox, Inbox):
+            raise Misuse(f"`inbox` is {inbox!r}; give an `Inbox`")
+        _utf8(pattern), _utf8(outbox)
+        consumer = Consumer(self) if handler is None else None
         handler = handler or consumer._take
-        prefix, in_hand, places = f"{INBOX}{self.name}/", set(), threading.Semaphore(concurrency)
+        prefix, in_hand, places = f"{INBOX}{self.name}/", {}, threading.Semaphore(concurrency)
+
+        def done_with(request):
+            with self._lock:
+                if in_hand.get(request.id) is request:
+                    del in_hand[request.id]
 
         def take(request):
             if request._mark is None or request.origin != outbox:
@@ -625,14 +715,14 @@ class Bus:
             with self._lock:
                 if request.id in in_hand:
                     return request.fail("in_hand", "an earlier attempt of it is still in hand")
-                in_hand.add(request.id)
+                in_hand[request.id] = request
+            let_go = functools.partial(done_with, request)
             try:
                 with places:
                     if not request.cancelled:
-                        _deliver(Delivery(request, request.topic.removeprefix(prefix), inbox), handler)
+                        _deliver(Delivery(request, request.topic.removeprefix(prefix), inbox, let_go), handler)
             finally:
-                with self._lock:
-                    in_hand.discard(request.id)
+                let_go()
 
         self.serve(prefix + pattern, take, timeout=timeout)
         try:
@@ -668,24 +758,27 @@ class Bus:
             return next(self._numbers)
 
     def _publish(self, topic, payload, flags, timeout, answer):
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + _seconds(timeout)
+        _utf8(topic)
         with self._lock:
             released = self._lock.wait_for(lambda: self._lost or topic not in self._held, timeout)
             if not released:
                 raise Full(f"`{topic}` is held: a subscriber that makes publishers wait was full for {timeout} s")
-            self._sequence += 1
-            reference = self._sequence
+            reference = self._sequence + 1
+            record = struct.pack("<B", PUBLISH) + _block(flags, topic, payload, reference, 0)
+            self._sequence = reference
             if answer:
                 self._waiting["publish", reference] = answer
-            record = struct.pack("<B", PUBLISH) + _block(flags, topic, payload, reference, 0)
             self._put(record, timeout=max(0.0, deadline - time.monotonic()))
         return reference
 
     def _subscribe(self, number, flags, overflow, bounds, pattern, group, timeout):
-        answer = self._waiting["subscribe", number] = queue.SimpleQueue()
-        record = struct.pack("<BIBBII", SUBSCRIBE, number, flags, overflow, *bounds)
         try:
-            self._put(record + _text8(pattern) + _text8(group))
+            _seconds(timeout)
+            record = struct.pack("<BIBBII", SUBSCRIBE, number, flags, overflow, *bounds)
+            record += _text8(pattern) + _text8(group)
+            answer = self._waiting["subscribe", number] = queue.SimpleQueue()
+            self._put(record)
             self._answer(("subscribe", number), answer, timeout, f"subscription to `{pattern}`")
         except BusError:
             self._subscriptions.pop(number, None)
@@ -809,6 +902,9 @@ class Bus:
 
     def _watch(self, event):
         if event["event"] == zmq.EVENT_DISCONNECTED:
+            # The broker's last word, with its reason, may still lie in the socket.
+            while self._socket.poll(int(LAST_WORD_SECONDS * 1000)):
+                self._receive()
             raise SessionLost("the session with the broker was lost")
 
     def _records(self, batch):
@@ -965,7 +1061,7 @@ class Bus:
 
     def _on_goodbye(self, fields):
         code, text = fields.text8(), fields.text16()
-        raise SessionLost(f"the broker says goodbye ({code}): {text}")
+        raise SessionLost(f"the broker says goodbye ({code}): {text}", code)
 
     _TAKE = {
         SUBSCRIBED: _on_subscribed, DELIVER: _on_deliver, REQUEST: _on_request, REPLY: _on_reply,
@@ -1021,7 +1117,8 @@ def _answer_one(handler, request):
             for part in answer:
                 request.reply(part)
         finally:
-            answer.close()
+            if hasattr(answer, "close"):  # a generator's
+                answer.close()
         answer = None
     request.end(answer)
 
@@ -1053,8 +1150,8 @@ def connect(credentials=None, *, program=None, timeout=30.0):
     `credentials` is a file as `interlock keys issue` writes it. `None` takes what the runtime gives its
     children: a descriptor, which can be read once, or the file named in INTERLOCK_CREDENTIALS.
     """
+    deadline = time.monotonic() + _seconds(timeout)
     known = load_credentials(credentials)
-    deadline = time.monotonic() + timeout
     endpoints, program = known["endpoints"], program or os.path.basename(sys.argv[0])
     while True:
         for endpoint in endpoints:
@@ -1084,7 +1181,10 @@ def _try_endpoint(known, endpoint, program, deadline):
     socket.curve_secretkey = known["secret_key"].encode()
     socket.curve_serverkey = known["broker_key"].encode()
     # A short queue in the socket, so that batches fill while it is busy.
-    socket.immediate, socket.sndhwm, socket.rcvhwm, socket.linger = 1, 4, 16, 0
+    socket.sndhwm, socket.rcvhwm, socket.linger = 4, 16, 0
+    # A session is one connection. `immediate` would not do: it throws away what was received and not yet read when the
+    # connection ends, and with it the broker's last word.
+    socket.reconnect_ivl = NEVER_MS
     monitor = socket.get_monitor_socket()
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
@@ -1149,7 +1249,8 @@ def status(text):
 
 def extend(seconds):
     """Asks for so many seconds more to get ready, or to stop."""
-    _notify(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
+    micros = int(_seconds(seconds, "seconds") * 1_000_000)
+    _notify(f"EXTEND_TIMEOUT_USEC={micros}")
 
 
 def heartbeat():
@@ -1167,7 +1268,7 @@ def _notify(text):
     if address := os.environ.get("NOTIFY_SOCKET"):
         with unix.socket(unix.AF_UNIX, unix.SOCK_DGRAM) as notify:
             notify.connect("\0" + address[1:] if address.startswith("@") else address)
-            notify.send(text.encode())
+            notify.send(_utf8(text))
 
 
 # ------------------------------------------------------------------------------------ the encoding
@@ -1200,25 +1301,64 @@ class _Fields:
         return self.bytes(self.take("H")).decode()
 
 
+def _utf8(text):
+    """The bytes of a text."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise Misuse(f"{text[:40]!r} is no text that can be sent: {error.reason} at {error.start}") from None
+    except AttributeError:
+        raise Misuse(f"{text!r} is a {type(text).__name__}; give text") from None
+
+
+def _seconds(value, name="timeout"):
+    """The value, if it is a time in seconds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= SECONDS_MAX:
+        raise Misuse(f"`{name}` is {value!r}; give seconds, from 0 to {SECONDS_MAX:.0f}")
+    return value
+
+
+def _whole(name, value, least, most):
+    """The value, if it is a number within these bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Misuse(f"`{name}` is {value!r}; give a whole number from {least} to {most}")
+    return value
+
+
+def _check_handler(handler, or_none=False):
+    if not callable(handler) and not (or_none and handler is None):
+        raise Misuse(f"`handler` is {handler!r}; give a function of one argument")
+
+
 def _text8(text):
-    data = text.encode()
+    data = _utf8(text)
     if len(data) > 255:
-        raise ValueError(f"`{text[:40]}...` has {len(data)} bytes; at most 255 fit")
+        raise Misuse(f"`{text[:40]}...` has {len(data)} bytes; at most 255 fit")
     return bytes([len(data)]) + data
 
 
 def _text16(text):
-    data = text.encode()[:65535]
+    # What an exception says goes through whatever it is.
+    data = str(text).encode(errors="replace")[:65535].decode(errors="ignore").encode()
     return struct.pack("<H", len(data)) + data
 
 
 def _encoded(payload):
     """Bytes and content type."""
     if isinstance(payload, str):
-        return payload.encode(), TEXT
-    if isinstance(payload, (bytes, bytearray, memoryview)):
-        return bytes(payload), BYTES
-    return json.dumps(payload).encode(), JSON
+        data, content_type = _utf8(payload), TEXT
+    elif isinstance(payload, (bytes, bytearray, memoryview)):
+        data, content_type = bytes(payload), BYTES
+    else:
+        try:
+            # Neither NaN nor half a surrogate pair, of which JSON knows nothing.
+            data, content_type = json.dumps(payload, allow_nan=False, ensure_ascii=False).encode(), JSON
+        except (TypeError, ValueError, RecursionError) as error:
+            kind = type(payload).__name__
+            raise Misuse(f"a payload is text, bytes or what JSON can say, and this {kind} is none: {error}") from None
+    if len(data) > PAYLOAD_BYTES_MAX:
+        raise Misuse(f"the payload has {len(data)} bytes; at most {PAYLOAD_BYTES_MAX} are taken")
+    return data, content_type
 
 
 def _header(content_type, message_id=None, key=None):
@@ -1234,7 +1374,7 @@ def _header(content_type, message_id=None, key=None):
         facts.append((KEY_FACT, key))
     header = message_id.bytes + struct.pack("<QQ", now, len(facts))
     for tag, text in facts:
-        data = text.encode()
+        data = _utf8(text)
         header += struct.pack("<HQ", tag, len(data)) + data
     return header
 
@@ -1264,11 +1404,9 @@ def _block(flags, topic, payload, sequence, deadline_ms):
 
 
 def _block_of(flags, topic, header, data, sequence, deadline_ms):
-    if len(data) > PAYLOAD_BYTES_MAX:
-        raise ValueError(f"the payload has {len(data)} bytes; at most {PAYLOAD_BYTES_MAX} are taken")
-    name = topic.encode()
+    name = _utf8(topic)
     if len(name) > 255:
-        raise ValueError(f"the topic has {len(name)} bytes; at most 255 fit")
+        raise Misuse(f"the topic has {len(name)} bytes; at most 255 fit")
     prefix = struct.pack("<BBHIQQ", flags, len(name), len(header), 0, sequence, deadline_ms)
     return b"".join((prefix, name, header, data))
 

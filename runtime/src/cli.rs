@@ -25,7 +25,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use interlock_actors::store::{DataKey, PassphraseSources, Vault};
 
-pub(crate) use backup::{sweep, target as backup_target};
+pub(crate) use backup::{noted as backup_noted, sweep, target as backup_target};
 pub use output::{CliError, Output, ascii};
 
 use crate::{
@@ -166,7 +166,7 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),
         Verb::Backup(verb) => backup::run(&verb, global, output),
-        Verb::Wipe(arguments) => wipe::run(&arguments, output),
+        Verb::Wipe(arguments) => wipe::run(&arguments, global, output),
         Verb::Outbox(verb) => outbox::run(&verb, global, output),
         Verb::Dlq(verb) => outbox::run_dead(&verb, global, output),
         Verb::Db(verb) => db::run(&verb, global, output),
@@ -179,7 +179,20 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
 impl Global {
     /// The configuration, from all layers.
     fn load(&self) -> Result<Loaded, CliError> {
-        let file = self.config_file();
+        self.load_with(self.config_file())
+    }
+
+    /// The same with this file.
+    fn load_with(&self, file: Option<PathBuf>) -> Result<Loaded, CliError> {
+        self.load_from(file, environment())
+    }
+
+    /// The same with these environment variables.
+    fn load_from(
+        &self,
+        file: Option<PathBuf>,
+        environment: Vec<(String, String)>,
+    ) -> Result<Loaded, CliError> {
         let mut flags = Vec::new();
         for setting in &self.settings {
             let Some((path, text)) = setting.split_once('=') else {
@@ -195,13 +208,18 @@ impl Global {
             flags.push(("--data-dir", "runtime.data_dir".to_owned(), text.to_owned()));
         }
         let actors = self.actors.clone();
-        Ok(Config::load(&Sources { file, environment: environment(), flags, actors })?)
+        Ok(Config::load(&Sources { file, environment, flags, actors })?)
     }
 
     /// The configuration file, if there is one.
     fn config_file(&self) -> Option<PathBuf> {
+        self.named_config_file().or_else(Config::user_file)
+    }
+
+    /// The configuration file, if somebody has named one, whether it is there or not.
+    fn named_config_file(&self) -> Option<PathBuf> {
         let variable = || std::env::var_os("INTERLOCK_CONFIG").filter(|path| !path.is_empty());
-        self.config.clone().or_else(|| variable().map(PathBuf::from)).or_else(Config::user_file)
+        self.config.clone().or_else(|| variable().map(PathBuf::from))
     }
 
     /// The data key, for a verb that reads the database. Every verb gets it here, whatever it is sealed under.

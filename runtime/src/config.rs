@@ -14,7 +14,7 @@ pub mod schema;
 pub mod show;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -300,6 +300,12 @@ impl OutboxSection {
         };
         let Self { pending_max, bytes_max, disk_floor, .. } = *self;
         OutboxLimits { pending_max, bytes_max, disk_floor, when_full }
+    }
+
+    /// Consumers that are named and not known, each once.
+    pub fn unknown_consumers(&self, is_known: impl Fn(&PeerName) -> bool) -> BTreeSet<&PeerName> {
+        let named = self.topics.iter().flat_map(|route| &route.consumers);
+        named.filter(|consumer| !is_known(consumer)).collect()
     }
 
     /// Which finished messages are remembered.

@@ -64,6 +64,14 @@ pub enum LifecycleError {
         /// The data directory.
         data_dir: PathBuf,
     },
+    /// A backup is being restored into this data directory.
+    #[error("a restore into `{}` is under way, as process {pid}; wait for its end", data_dir.display())]
+    Restoring {
+        /// Its process, or `?` if it has not said yet.
+        pid: String,
+        /// The data directory.
+        data_dir: PathBuf,
+    },
     /// An instance runs that has not said yet where it is to be found, or says so no longer.
     #[error("the instance on `{}` is starting or ending; try again in a moment", data_dir.display())]
     InBetween {
@@ -79,7 +87,7 @@ impl LifecycleError {
             Self::NoDataDir => Exit::Misuse,
             Self::Io { source, .. } => Exit::of_io(source),
             Self::Key(error) => Exit::of_key(error),
-            Self::AlreadyRunning { .. } => Exit::Busy,
+            Self::AlreadyRunning { .. } | Self::Restoring { .. } => Exit::Busy,
             Self::InBetween { .. } => Exit::NotReady,
         }
     }

@@ -1,9 +1,13 @@
 //! The peers that the runtime enrols, and what each may do on the bus.
 
 use interlock_actors::{host::dead_letter, topics};
-use interlock_bus::{KeyStore, PeerName, Permissions, durable::words, keys::KeyError};
+use interlock_bus::{
+    KeyStore, PeerName, Permissions,
+    durable::words,
+    keys::{KeyError, Registry},
+};
 
-use crate::{admin, builder::Extra, component, site::Site};
+use crate::{admin, builder::Extra, component, config::Config, site::Site};
 
 /// The peer that the runtime itself is.
 pub(crate) const RUNTIME: &str = "runtime";
@@ -53,6 +57,19 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
         ),
         ("operator", rights(&["#"], &["#", "$sys/#", "$peers/#", "$dlq/#"], &["#"], &["#", "$sys/#"])),
     ]
+}
+
+/// What there is to say of consumers of the outbox whom nobody knows: no peer, no component, no program.
+pub(crate) fn unknown_consumers(config: &Config, registry: &Registry) -> Vec<String> {
+    let is_program = |name: &PeerName| config.programs.iter().any(|program| program.name == *name);
+    let is_known = |name: &PeerName| registry.peer(name).is_some() || is_program(name);
+    let unknown = config.outbox.unknown_consumers(is_known);
+    let text = |name| {
+        format!(
+            "`outbox.topics` names the consumer `{name}`, and no peer has this name: messages to it wait; `interlock keys issue {name}` enrols it"
+        )
+    };
+    unknown.into_iter().map(text).collect()
 }
 
 /// Enrols every peer of the tree that is not enrolled yet. Rights of programs follow the configuration.

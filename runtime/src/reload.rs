@@ -176,6 +176,7 @@ impl Reloader {
             store.keep_logs(config.logs.retention());
         }
         site.configure_outbox();
+        site.warn_of_unknown_consumers();
         for change in &report.changed {
             tracing::info!(key = %change.key, from = %change.from, to = %change.to, "configuration changed");
         }

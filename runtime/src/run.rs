@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use interlock_actors::{
     outbox::OutboxSeat,
     store::{PassphraseSources, StoreSeat, Vault},
 };
-use interlock_bus::KeyStore;
+use interlock_bus::{Endpoint, KeyStore, durable::Left};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -82,6 +83,7 @@ pub(crate) fn run(
         started_at: Timestamp::now(),
         endpoints: endpoints.clone(),
         gateway: None,
+        config: config_path(&loaded),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
@@ -109,6 +111,7 @@ pub(crate) fn run(
     let site = Arc::new(Site {
         live: LiveConfig::new(loaded),
         data_dir,
+        endpoints_before: keys.endpoints_of(&peers::name_of(peers::RUNTIME)),
         keys,
         endpoints,
         port: Arc::new(port),
@@ -130,6 +133,7 @@ pub(crate) fn run(
         tracing::error!(%error, "without a thread there is no journal: log records that find no way to the store stay in memory");
     }
     peers::enrol(&site, &extras.actors)?;
+    site.warn_of_unknown_consumers();
     if keys_are_new || database_is_new {
         let _ = print_made(&site, keys_are_new, database_is_new, output);
     }
@@ -156,6 +160,12 @@ pub(crate) fn run(
     note_end(&site.data_dir, code);
     drop(watchdog);
     exit
+}
+
+/// The configuration file as others find it.
+fn config_path(loaded: &Loaded) -> Option<PathBuf> {
+    let path = std::path::absolute(loaded.file.as_ref()?).ok()?;
+    path.to_str().is_some().then_some(path)
 }
 
 /// What one run has from start to end.
@@ -278,10 +288,33 @@ fn tell_endpoints(site: &Site, file: &InstanceFile, instance: &Mutex<Instance>) 
                 tracing::warn!(%error, "credentials do not name the present endpoints");
             }
         }
+        move_credentials(site, &endpoints);
     }
     // Not worth a stop either.
     if let Err(error) = file.update(&lock(instance)) {
         tracing::error!(%error, "others cannot find this instance");
+    }
+}
+
+/// Files that were issued for another place, before a restore or another setting, name this one from here on.
+fn move_credentials(site: &Site, endpoints: &[Endpoint]) {
+    match site.keys.move_credentials(&site.endpoints_before, endpoints) {
+        Ok(moved) => {
+            for path in &moved.changed {
+                Output::quick(&format!("`{}` names the present endpoints now", path.display()));
+                tracing::info!(path = %path.display(), "credentials name the present endpoints now");
+            }
+            for problem in &moved.failed {
+                tracing::warn!("credentials do not name the present endpoints: {problem}");
+            }
+            if !site.endpoints_before.is_empty() && site.endpoints_before != endpoints {
+                for peer in &moved.elsewhere {
+                    tracing::warn!(%peer, "the broker listens elsewhere than at the last start, and the credentials of this peer are \
+                                           not in the key store; `interlock keys renew FILE` brings them up to date");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "credentials may name former endpoints"),
     }
 }
 
@@ -348,16 +381,31 @@ async fn stop_all(
     if let Why::StartFailed { reason, .. } = &outcome.why {
         life.told.set(reason.to_string());
     }
-    let cut_off = life.site.outbox.cut_off();
-    if cut_off > 0 {
-        life.output.say(&format!(
-            "{cut_off} durable deliveries were under way; they are sent again at the next start"
+    let left = life.site.outbox.left();
+    if let Some(left) = &left {
+        report_left(left, life.output);
+    }
+    Ok(match (exit_of(&outcome, life.site.failure()), left) {
+        (Exit::Done, Some(left)) if !left.is_certain() => Exit::Io,
+        (Exit::Done, Some(left)) if !left.cut_off.is_empty() => Exit::Pending,
+        (exit, _) => exit,
+    })
+}
+
+fn report_left(left: &Left, output: &mut Output) {
+    if !left.cut_off.is_empty() {
+        let count: u64 = left.cut_off.values().sum();
+        let each: Vec<_> = left.cut_off.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        output.say(&format!(
+            "{count} durable deliveries were under way ({}); they are sent again at the next start",
+            each.join(", ")
         ));
     }
-    Ok(match exit_of(&outcome, life.site.failure()) {
-        Exit::Done if cut_off > 0 => Exit::Pending,
-        exit => exit,
-    })
+    if !left.is_certain() {
+        output.say(
+            "the outbox's storage failed at the end: what became of the last deliveries may not be saved, and some may be sent again",
+        );
+    }
 }
 
 /// How long a second signal leaves for children to be killed and buried.
@@ -387,7 +435,7 @@ fn report_outcome(outcome: &Outcome, output: &mut Output) {
 /// | asked | done | stopped with work pending | forced stop |
 /// | failed | the failure's own code, or failed | the same | the same |
 ///
-/// What the outbox had to cut off is work pending, too.
+/// What the outbox had to cut off is work pending, too; if its storage failed at the end, that is the code.
 fn exit_of(outcome: &Outcome, failure: Option<Exit>) -> Exit {
     match outcome.why {
         Why::Asked | Why::AutoShutdown if !outcome.pending.is_empty() => Exit::Forced,

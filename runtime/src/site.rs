@@ -33,7 +33,7 @@ use crate::{
     config::{self, Config, Placement, live::LiveConfig},
     exit::Exit,
     lifecycle::DataDir,
-    peers::{RUNTIME, name_of},
+    peers::{self, RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
     supervisor::{ChildKind, ChildSpecification, Children, No, Restart, ShutdownPhases},
     telemetry::Levels,
@@ -89,6 +89,8 @@ pub(crate) struct Site {
     pub(crate) keys: KeyStore,
     /// Where the broker is to listen. Once it does, [`BrokerHandle::endpoints`] has the ports.
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Where it listened when it was last started, as the runtime's own credentials say.
+    pub(crate) endpoints_before: Vec<Endpoint>,
     pub(crate) port: Arc<Port>,
     pub(crate) token: Token,
     /// Closed from the moment at which a stop is asked for.
@@ -153,8 +155,16 @@ impl Site {
 
     /// The settings of the outbox that are in force.
     pub(crate) fn configure_outbox(&self) {
-        let Config { outbox, shutdown, .. } = self.config();
-        self.outbox.configure(outbox.settings(shutdown.drain));
+        let config = self.config();
+        self.outbox.configure(config.outbox.settings(config.shutdown.drain));
+    }
+
+    /// Says which consumers of the outbox nobody knows.
+    pub(crate) fn warn_of_unknown_consumers(&self) {
+        let Ok(registry) = self.keys.registry() else { return };
+        for text in peers::unknown_consumers(&self.config(), &registry) {
+            tracing::warn!("{text}");
+        }
     }
 
     /// Opens the database after the tree has ended.

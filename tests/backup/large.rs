@@ -101,7 +101,7 @@ fn no_room_is_said_in_numbers_before_anything_is_written() {
         }
         return;
     }
-    let text = place.backup("create", &small.join("b.ilbk"), &[], 6);
+    let text = place.backup("create", &small.join("b.ilbk"), &[], 7);
     let left = names(&small);
     umount2(&small, MntFlags::MNT_DETACH).unwrap();
     assert!(text.contains("need 3") && text.contains(" MB, have 10 MB"), "{text}");

@@ -52,6 +52,46 @@ fn a_wrong_passphrase_damage_and_a_later_version_are_told_apart_and_touch_nothin
 }
 
 #[test]
+fn who_tries_the_passphrase_of_a_backup_is_written_down_and_waits_after_three_wrong_ones() {
+    let place = Place::new();
+    let file = place.path("b.ilbk");
+    place.backup("create", &file, &[], 0);
+    let other = place.passphrase_file("other", "another horse battery");
+    let wrong = ["--passphrase-file", other.to_str().unwrap()];
+    for (verb, more) in [("verify", &[][..]), ("verify", &["--drill"]), ("restore", &[])] {
+        let text = place.backup(verb, &file, &[&wrong[..], more].concat(), 4);
+        assert!(!text.contains("this one waits"), "{text}");
+    }
+    let began = std::time::Instant::now();
+    let text = place.backup("verify", &file, &[], 0);
+    assert!(text.contains("this one waits 1 s") && began.elapsed().as_secs() >= 1, "{text}");
+    // The right one ends that, for backups; with the data key it has nothing to do.
+    let text = place.backup("verify", &file, &[], 0);
+    assert!(!text.contains("this one waits"), "{text}");
+    let audit = interlock_bus::keys::Audit::of(&place.data.join("keys")).last().unwrap();
+    let acts: Vec<(&str, bool)> = audit
+        .iter()
+        .filter(|entry| entry.outcome != interlock_bus::keys::audit::Outcome::Begun)
+        .map(|entry| (entry.act.action.as_str(), entry.outcome == interlock_bus::keys::audit::Outcome::Done))
+        .filter(|(action, _)| action.contains("backup"))
+        .collect();
+    let tried = [("unlock-backup", false), ("backup-verify", false)];
+    let wanted = [
+        &[("backup-create", true)][..],
+        &tried,
+        &[tried[0], ("backup-drill", false)],
+        &[tried[0], ("backup-restore", false)],
+        &[("unlock-backup", true), ("backup-verify", true), ("backup-verify", true)],
+    ];
+    assert_eq!(acts, wanted.concat());
+    // What was restored says so, too.
+    place.backup("restore", &file, &[], 0);
+    let audit = interlock_bus::keys::Audit::of(&place.data.join("keys")).last().unwrap();
+    let last = &audit.last().unwrap().act;
+    assert_eq!((last.action.as_str(), last.detail.as_deref()), ("backup-restore", file.to_str()));
+}
+
+#[test]
 fn a_backup_whose_database_is_not_fit_is_refused_and_the_live_one_is_not_touched() {
     // Each change is one that SQLCipher's seal does not show.
     let cases = [
@@ -112,6 +152,16 @@ fn a_damaged_page_of_the_live_database_makes_no_backup_and_leaves_the_old_one() 
 }
 
 #[test]
+fn a_directory_that_is_named_and_not_there_is_told_and_not_taken_for_an_empty_one() {
+    let place = Place::bare();
+    let text = place.backup("list", &place.path("nodir"), &[], 6);
+    assert!(text.contains("nodir") && text.contains("No such file"), "{text}");
+    // That of an installation is made by its first backup.
+    let list = place.interlock(&["backup", "list"]);
+    assert!(list.status.success() && said(&list).contains("no backups"), "{}", said(&list));
+}
+
+#[test]
 fn a_backup_replaces_nothing_that_is_none_and_nothing_that_is_live() {
     let place = Place::new();
     let text = place.path("letter.txt");
@@ -144,11 +194,16 @@ fn a_restore_waits_for_a_reader_and_then_says_who_is_in_the_way() {
     place.say("one");
     let file = place.path("b.ilbk");
     place.backup("create", &file, &[], 0);
-    let before = contents(&place.data.join("keys"));
+    let keys = || {
+        let mut keys = contents(&place.data.join("keys"));
+        keys.remove(&place.data.join("keys/audit.jsonl"));
+        keys
+    };
+    let before = keys();
     let reader = Reader::open(&place.database(), &place.key()).unwrap();
     let text = place.backup("restore", &file, &[], 5);
     assert!(text.contains("open in another process") && text.contains("interlock stop"), "{text}");
-    assert_eq!(contents(&place.data.join("keys")), before);
+    assert!(keys() == before);
     assert!(!names(&place.data).iter().any(|name| name.contains("pre-restore")));
     drop(reader);
     place.backup("restore", &file, &["--discard-old"], 0);
@@ -197,4 +252,82 @@ fn wiping_is_in_order_and_honest_and_leaves_what_is_no_plain_file() {
     assert!(link.exists() && pipe.exists());
     let help = said(&tool("interlock").args(["wipe", "--help"]).output().unwrap());
     assert!(help.contains("best effort") && help.contains("flash"), "{help}");
+}
+
+#[test]
+fn wipe_refuses_what_an_instance_or_any_process_works_with_and_then_wipes_nothing() {
+    let runtime = TestRuntime::start();
+    let place = Place { directory: tempfile::tempdir().unwrap(), data: runtime.data() };
+    let other = place.path("other");
+    fs::write(&other, "secret").unwrap();
+    let wipe = |files: &[&Path], exit: i32| {
+        let wiped = tool("interlock").arg("wipe").args(files).output().unwrap();
+        assert_eq!(wiped.status.code(), Some(exit), "{files:?}: {}", said(&wiped));
+        said(&wiped)
+    };
+    let pid = format!("process {}", runtime.process.id());
+    for name in ["interlock.db", "interlock.db-wal", "keys/operator.toml", "run/gateway-token"] {
+        let live = place.data.join(name);
+        let text = wipe(&[&other, &live], 5);
+        assert!(text.contains(&pid) && text.contains("interlock stop"), "{text}");
+        assert!(live.exists() && other.exists(), "{name}");
+    }
+    // What a restore has kept is nobody's, and other places are not the instance's.
+    let kept = place.data.join("interlock.db.pre-restore-20260101T000000Z");
+    fs::write(&kept, "old").unwrap();
+    wipe(&[&kept, &other], 0);
+    assert!(!runtime.turn("talk", "still here").is_empty());
+    drop(runtime);
+
+    // A database that a process has open, with no instance anywhere.
+    let place = Place::new();
+    let reader = Reader::open(&place.database(), &place.key()).unwrap();
+    for name in ["interlock.db", "interlock.db-shm"] {
+        let text = wipe(&[&place.data.join(name)], 5);
+        assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    }
+    assert!(place.database().exists());
+    drop(reader);
+    wipe(&[&place.database()], 0);
+}
+
+#[test]
+fn wipe_refuses_a_file_with_another_name_and_the_configuration_file_of_an_instance() {
+    let runtime = TestRuntime::start();
+    let place = Place { directory: tempfile::tempdir().unwrap(), data: runtime.data() };
+    let [other, link, database] = ["other", "link", "a.db"].map(|name| place.path(name));
+    let key = place.data.join("keys/wrap.key");
+    let before = fs::read(&key).unwrap();
+    for path in [&other, &database] {
+        fs::write(path, "secret").unwrap();
+    }
+    fs::hard_link(&key, &link).unwrap();
+    fs::hard_link(&key, place.path("a.db-wal")).unwrap();
+    let wipe = |command: &mut Command, files: &[&Path], exit: i32| {
+        let wiped = command.arg("wipe").args(files).output().unwrap();
+        assert_eq!(wiped.status.code(), Some(exit), "{files:?}: {}", said(&wiped));
+        said(&wiped)
+    };
+    // Also where it is what stands beside a database.
+    for file in [&link, &database] {
+        let text = wipe(&mut tool("interlock"), &[&other, file], 5);
+        assert!(text.contains("2 other names") && text.contains("-samefile"), "{text}");
+        assert!(fs::read(&key).unwrap() == before && other.exists() && file.exists(), "{text}");
+    }
+    fs::remove_file(place.path("a.db-wal")).unwrap();
+    let text = wipe(&mut tool("interlock"), &[&link], 5);
+    assert!(text.contains("1 other name "), "{text}");
+
+    // Outside of the data directory: what leads to the instance is a flag, or what the file says itself.
+    let config = runtime.directory.path().join("interlock.toml");
+    let text = wipe(&mut place.command(&[]), &[&config], 5);
+    let pid = format!("process {}", runtime.process.id());
+    assert!(text.contains("configuration file of an instance") && text.contains(&pid), "{text}");
+    let mut whole = fs::read_to_string(&config).unwrap();
+    whole.insert_str(0, &format!("[runtime]\ndata_dir = \"{}\"\n", place.data.display()));
+    fs::write(&config, whole).unwrap();
+    let text = wipe(&mut tool("interlock"), &[&other, &config], 5);
+    assert!(text.contains(&pid) && config.exists() && other.exists(), "{text}");
+    drop(runtime);
+    wipe(&mut tool("interlock"), &[&other], 0);
 }

@@ -120,10 +120,61 @@ def refusals_are_errors_with_code_and_figures(shop, books, _):
     error = raises(interlock.NotAccepted, lambda: shop.publish_durable("nobody/a", "x"))
     assert (error.code, error.exit_code) == ("no_consumers", 2), error
     raises(interlock.Denied, lambda: books.publish_durable("orders/a", "x"))
-    for number in range(5):
+    error = raises(interlock.NotAccepted, lambda: shop.publish_durable("orders/a", bytes(20 << 20)))
+    assert (error.code, error.exit_code) == ("too_large", 2), error
+    # Nil is no id: it gets one of its own.
+    assert shop.publish_durable("closed/a", "x", id=uuid.UUID(int=0)).id.int
+    for number in range(4):
         shop.publish_durable("closed/a", str(number))
     error = raises(interlock.OutboxFull, lambda: shop.publish_durable("closed/a", "x"))
     assert (error.current, error.max, error.exit_code) == (5, 5, 7), error
+
+
+def what_cannot_be_sent_is_refused_before_anything_is_sent(shop, books, _):
+    sent = shop._sequence, next(shop._numbers)
+    for arguments in (
+        {"payload": "x", "id": str(uuid.uuid4())},
+        {"payload": "x", "id": 7},
+        {"payload": "x", "key": 7},
+        {"payload": "x", "key": b"bytes"},
+        {"payload": object()},
+        {"payload": {"a": {1, 2}}},
+        {"payload": "x", "topic": 7},
+        {"payload": "x", "topic": None},
+        {"payload": "x", "key": "k" * 256},
+        {"payload": "x", "key": "k" * 100_000},
+        {"payload": "x", "key": "\ud800"},
+        {"payload": "x", "topic": "orders/\ud800"},
+        {"payload": "x", "topic": "orders/" + "x" * 300},
+        {"payload": "\ud800"},
+        {"payload": ["\ud800"]},
+        {"payload": {"a": float("nan")}},
+        {"payload": bytes((64 << 20) + 1)},
+        {"payload": "x", "timeout": 0},
+        {"payload": "x", "timeout": -1},
+        {"payload": "x", "timeout": float("nan")},
+        {"payload": "x", "timeout": float("inf")},
+        {"payload": "x", "timeout": "abc"},
+        {"payload": "x", "timeout": None},
+    ):
+        error = raises(interlock.Misuse, lambda: shop.publish_durable(**({"topic": "orders/kinds"} | arguments)))
+        assert isinstance(error, interlock.BusError) and error.exit_code == 2, error
+    assert (shop._sequence, next(shop._numbers)) == (sent[0], sent[1] + 1)
+    for arguments in (
+        {"handler": "no function"},
+        {"handler": ""},
+        {"pattern": 7},
+        {"pattern": "\ud800"},
+        {"concurrency": 0},
+        {"inbox": "orders.db"},
+        {"outbox": None},
+        {"timeout": "abc"},
+    ):
+        raises(interlock.Misuse, lambda: books.consume(**({"pattern": "orders/kinds"} | arguments)))
+    assert raises(interlock.Misuse, lambda: interlock.Inbox("never.db", keep=0)).exit_code == 2
+    closed = interlock.connect(sys.argv[2])
+    closed.close()
+    raises(interlock.SessionLost, lambda: closed.publish_durable("orders/kinds", "x"))
 
 
 def a_delivery_of_somebody_else_than_the_outbox_is_refused(shop, books, _):
@@ -139,6 +190,7 @@ for claim in (
     an_iterator_lets_go_of_what_nothing_was_said_of,
     an_inbox_forgets_the_oldest,
     a_delivery_of_somebody_else_than_the_outbox_is_refused,
+    what_cannot_be_sent_is_refused_before_anything_is_sent,
     refusals_are_errors_with_code_and_figures,
 ):
     claim(shop, books, sys.argv[4])

@@ -21,6 +21,16 @@ pub(crate) fn what_is_accepted_is_what_the_settings_say() {
         let (exit, said) = put(&runtime, &[topic, "x"]);
         assert_eq!(exit, 0, "{said}");
     };
+    // Whom nobody knows may come later: a word about it, and no refusal.
+    let unknown = "names the consumer `nobody`, and no peer has this name";
+    let file = runtime.directory.path().join("interlock.toml");
+    let checked = runtime.interlock(&["--config", file.to_str().unwrap(), "check"]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert!(String::from_utf8_lossy(&checked.stderr).contains(unknown), "{checked:?}");
+    eventually("the log to say so", || {
+        let logged = runtime.interlock(&["logs", "--level", "warn"]);
+        String::from_utf8_lossy(&logged.stdout).contains(unknown).then_some(())
+    });
     refused("other", "x", 2, "nobody is named as a consumer of `other`");
     accepted("orders/new");
     // Routes are replaced while it runs; a message keeps its consumers.

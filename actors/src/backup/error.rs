@@ -9,7 +9,8 @@ use crate::store::{StoreError, passphrase::PassphraseError};
 /// | kind | exit code |
 /// |---|---|
 /// | `WrongPassphrase` | 4 |
-/// | `NoSpace`, `File` | 6 |
+/// | `File` | 6, or 7 where the disk is full |
+/// | `NoSpace` | 7 |
 /// | `Damaged`, `Header`, `Content` | 8 |
 /// | `NewerFormat` | 9 |
 /// | `Restoring` | 5 |
@@ -124,12 +125,13 @@ impl BackupError {
     /// The exit code of a program that ends because of it; the numbers are those of the table in ARCHITECTURE.md.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Store(StoreError::DiskFull { .. }) => 6,
             Self::Store(error) => error.exit_code(),
             Self::Passphrase(error) => error.exit_code(),
             Self::WrongPassphrase { .. } => 4,
             Self::Restoring { .. } => 5,
-            Self::NoSpace { .. } | Self::File { .. } | Self::ReadBack { .. } => 6,
+            Self::NoSpace { .. } => 7,
+            Self::File { source, .. } if is_full(source) => 7,
+            Self::File { .. } | Self::ReadBack { .. } => 6,
             Self::Header { .. } | Self::Damaged { .. } | Self::Content { .. } => 8,
             Self::NewerFormat { .. } => 9,
             Self::Cost { .. } | Self::Chunk { .. } => 2,
@@ -141,4 +143,9 @@ impl BackupError {
         let path = path.into();
         move |source| Self::File { path, doing, source }
     }
+}
+
+/// Whether there is no room, on the disk or in somebody's share of it.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Name of the marker in the data directory.
-const MARKER: &str = "restore.pending";
+pub(super) const MARKER: &str = "restore.pending";
 const VERSION: u32 = 1;
 /// SQLite's lock bytes: pending, reserved, and those that each open connection of a WAL database holds.
 const LOCK_BYTES: (i64, i64) = (0x4000_0000, 512);
@@ -253,20 +253,17 @@ pub fn finish_pending(root: &Path) -> Result<Option<Finished>, BackupError> {
 
 /// Keeps everybody else from a database until it is dropped; `None` if there is none. Needs no key, so that a damaged database or
 /// one whose key is lost can be replaced. For a process that has not opened it: closing the file drops SQLite's own locks.
-pub(super) fn hold_alone(path: &Path) -> Result<Option<File>, BackupError> {
+///
+/// # Errors
+/// `InUse` if somebody has it open for longer than this waits; or it cannot be opened.
+pub fn hold_alone(path: &Path) -> Result<Option<File>, BackupError> {
     if !key::exists(path)? {
         return Ok(None);
     }
     let flags = O_NOFOLLOW | O_CLOEXEC;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
     let file = file.map_err(BackupError::file(path, "open"))?;
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: LOCK_BYTES.0,
-        l_len: LOCK_BYTES.1,
-        l_pid: 0,
-    };
+    let lock = all_locks();
     let mut waits = limits::ALONE_WAITS.into_iter();
     loop {
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
@@ -280,6 +277,25 @@ pub(super) fn hold_alone(path: &Path) -> Result<Option<File>, BackupError> {
             },
             Err(error) => return Err(BackupError::file(path, "lock")(error.into())),
         }
+    }
+}
+
+/// A process that has the database at `path` open; `None` if none has, or it cannot be told.
+pub fn who_has_open(path: &Path) -> Option<i32> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_CLOEXEC).open(path).ok()?;
+    let mut lock = all_locks();
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
+    (lock.l_type != libc::F_UNLCK as libc::c_short && lock.l_pid > 0).then_some(lock.l_pid)
+}
+
+/// All of SQLite's lock bytes, for nobody else.
+fn all_locks() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: LOCK_BYTES.0,
+        l_len: LOCK_BYTES.1,
+        l_pid: 0,
     }
 }
 

@@ -24,15 +24,12 @@ pub struct Listed {
     pub problem: Option<String>,
 }
 
-/// The backups in `directory`, the newest first. A directory that is not there has none.
+/// The backups in `directory`, the newest first.
 ///
 /// # Errors
-/// It cannot be listed.
+/// It is not there, or cannot be listed.
 pub fn list(directory: &Path) -> Result<Vec<Listed>, BackupError> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(BackupError::file(directory, "list"))?,
-    };
+    let entries = fs::read_dir(directory).map_err(BackupError::file(directory, "list"))?;
     let mut listed = Vec::new();
     for entry in entries {
         let entry = entry.map_err(BackupError::file(directory, "list"))?;

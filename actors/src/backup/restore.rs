@@ -34,6 +34,9 @@ use crate::{
 /// Name of the key store in the data directory, and in the staging directory.
 const KEYS: &str = "keys";
 
+/// What the names have in them under which a restore keeps what was live before.
+pub const KEPT_MARK: &str = ".pre-restore-";
+
 /// What can be chosen about a restore.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RestoreOptions {
@@ -327,8 +330,8 @@ fn stamp(root: &Path) -> String {
     let names: Vec<PathBuf> = names.map(|name| root.join(name)).collect();
     (1..)
         .map(|number| match number {
-            1 => format!(".pre-restore-{now}"),
-            number => format!(".pre-restore-{now}-{number}"),
+            1 => format!("{KEPT_MARK}{now}"),
+            number => format!("{KEPT_MARK}{now}-{number}"),
         })
         .find(|stamp| names.iter().all(|name| fs::symlink_metadata(beside(name, stamp)).is_err()))
         .unwrap_or_default()

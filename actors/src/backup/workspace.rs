@@ -13,7 +13,7 @@ use std::{
 
 use nix::{libc::O_NOFOLLOW, sys::statvfs::statvfs};
 
-use super::{error::BackupError, header::MAGIC, limits};
+use super::{error::BackupError, exchange::MARKER, header::MAGIC, limits};
 use crate::{
     store::key::hex,
     wipe::{self, WipedCounts, parent},
@@ -84,14 +84,14 @@ pub(super) fn sweep(root: &Path) -> Option<WipedCounts> {
     let mut counts = None;
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let is_ours =
-            name.to_str().is_some_and(|name| STEMS.iter().any(|stem| is_temporary(name, Some(stem))));
-        if !is_ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        if !name.to_str().is_some_and(is_work) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let path = entry.path();
         let Ok(directory) = File::open(&path) else { continue };
-        if directory.try_lock().is_err() {
+        // A restore that was killed behind its marker still needs this: whoever finishes it wipes it. The marker is written under
+        // this lock, so that nobody can write it now.
+        if directory.try_lock().is_err() || fs::symlink_metadata(root.join(MARKER)).is_ok() {
             continue;
         }
         let wiped = wipe::wipe_directory(&path).unwrap_or(WipedCounts { failed: 1, ..Default::default() });
@@ -101,6 +101,11 @@ pub(super) fn sweep(root: &Path) -> Option<WipedCounts> {
         sum.failed += wiped.failed;
     }
     counts
+}
+
+/// Whether a directory of this name is one of those.
+pub(super) fn is_work(name: &str) -> bool {
+    STEMS.iter().any(|stem| is_temporary(name, Some(stem)))
 }
 
 /// Whether the name ends as those of our temporary files do, and begins with `stem` if one is given.
@@ -254,6 +259,9 @@ mod tests {
         fs::write(dead.join("a"), "left").unwrap();
         fs::write(dead.join("b"), "left").unwrap();
         fs::create_dir(root.path().join("backup.tmp-mine")).unwrap();
+        fs::write(root.path().join(MARKER), "").unwrap();
+        assert_eq!(sweep(root.path()), None, "a restore that is going to be finished needs it");
+        fs::remove_file(root.path().join(MARKER)).unwrap();
         assert_eq!(sweep(root.path()), Some(WipedCounts { wiped: 2, ..Default::default() }));
         assert_eq!(sweep(root.path()), None);
         assert!(living.path().join("a").exists());
@@ -290,7 +298,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         check_space(&[(place.path(), 1000), (place.path(), 1000)]).unwrap();
         let error = check_space(&[(place.path(), 1 << 60)]).unwrap_err();
-        assert_eq!(error.exit_code(), 6);
+        assert_eq!(error.exit_code(), 7);
         assert!(error.to_string().contains("need 1729382256911 MB, have "), "{error}");
     }
 }

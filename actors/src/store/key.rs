@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{error::StoreError, passphrase::Passphrase};
 
-mod attempts;
+pub mod attempts;
 mod file;
 mod vault;
 mod wrap;

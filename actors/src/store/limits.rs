@@ -23,6 +23,15 @@ pub const QUEUE_JOBS: usize = 1024;
 /// Jobs that share one transaction. More wait for the next one.
 pub const GROUP_JOBS_MAX: usize = 256;
 
+/// Jobs that are expected together from which on a transaction waits for them. A sync takes longer than so many jobs.
+pub const GATHER_FROM: usize = 32;
+
+/// The longest time that it waits: less than the transaction itself takes with so many jobs.
+pub const GATHER_TIME: Duration = Duration::from_millis(1);
+
+/// Time between two looks at how many have come.
+pub const GATHER_STEP: Duration = Duration::from_micros(200);
+
 /// Reads that may wait for a reading thread. A further one is refused with `QueueFull`.
 pub const QUEUE_READS: usize = 256;
 

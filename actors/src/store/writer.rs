@@ -306,6 +306,11 @@ pub(super) trait Chores: Send + 'static {
     /// Jobs were committed that had added so many rows.
     fn added(&mut self, rows: usize);
 
+    /// Whether a transaction may wait a moment for those who came together before.
+    fn gathers(&self) -> bool {
+        false
+    }
+
     /// Whether a step must be done although jobs may wait.
     fn is_overdue(&self) -> bool;
 
@@ -321,6 +326,8 @@ pub(super) struct Writer<C> {
     // Dropped first: the connection is the last thing to go.
     chores: C,
     hand: Hand,
+    /// Jobs in each of the last three transactions.
+    groups: [usize; 3],
 }
 
 /// What writes: the connection, and how to get another one.
@@ -376,7 +383,7 @@ fn unheard<W: Work>(work: W) -> Box<dyn Job> {
 
 impl<C: Chores> Writer<C> {
     pub(super) fn new(hand: Hand, chores: C) -> Self {
-        Self { chores, hand }
+        Self { chores, hand, groups: [0; 3] }
     }
 
     /// Writes until [`Command::Close`] or until nobody can ask any more. What is queued by then is written.
@@ -404,6 +411,7 @@ impl<C: Chores> Writer<C> {
                     continue;
                 }
             }
+            self.gather(commands);
             while batch.len() < limits::GROUP_JOBS_MAX {
                 match commands.try_recv() {
                     Ok(Command::Write(BoxedJob(job, _place))) => batch.push(job),
@@ -420,6 +428,7 @@ impl<C: Chores> Writer<C> {
             }
             self.hand.counts.jobs.fetch_add(batch.len() as u64, Ordering::Relaxed);
             let rows = batch.iter().map(|job| job.rows()).sum::<usize>();
+            self.groups = [self.groups[1], self.groups[2], batch.len()];
             self.hand.commit(batch);
             if closing {
                 return;
@@ -427,6 +436,27 @@ impl<C: Chores> Writer<C> {
             self.chores.added(rows);
             while self.chores.is_overdue() {
                 self.chores.step(&mut self.hand);
+            }
+        }
+    }
+
+    /// Waits while many come one after the other: whoever was answered with the last groups is on the way with the next job,
+    /// and a commit for the first few of them would cost as much as one for all. Half of those who were answered are one
+    /// group; the other half comes while it is written. Where few come at a time nobody waits.
+    fn gather(&self, commands: &Receiver<Command>) {
+        let wanted = (self.groups.iter().sum::<usize>() / 2).min(limits::GROUP_JOBS_MAX);
+        if wanted < limits::GATHER_FROM || !self.chores.gathers() {
+            return;
+        }
+        let until = Instant::now() + limits::GATHER_TIME;
+        loop {
+            let come = commands.len();
+            if come + 1 >= wanted || Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(limits::GATHER_STEP);
+            if commands.len() == come {
+                return;
             }
         }
     }

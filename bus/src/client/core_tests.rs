@@ -280,6 +280,33 @@ fn a_lost_link_is_a_gap_in_place_and_renews_the_subscription() {
 }
 
 #[test]
+fn a_renewed_session_announces_a_consumer_again_once_it_is_routed_and_the_first_one_leaves_it_to_its_caller()
+{
+    let fixture = ready();
+    let (filter, announced) = ("inbox/me/#".parse().unwrap(), topic("outbox/consume/v1"));
+    let mut serving = pin!(fixture.client.serve_announced(&filter, ServeOptions::default(), &announced));
+    assert!(is_pending(serving.as_mut()));
+    fixture.receive([Record::Subscribed { id: 1, from_sequence: 1 }]);
+    let _service = now(serving).unwrap();
+    let announcements = || {
+        let is_announcement = |record: &Record| match record {
+            Record::Request { block, .. } => block.topic() == b"outbox/consume/v1",
+            _ => false,
+        };
+        fixture.sent().iter().filter(|record| is_announcement(record)).count()
+    };
+    assert_eq!(announcements(), 0);
+    for _ in 0..2 {
+        fixture.core.session_lost("cable");
+        fixture.core.begin_session();
+        fixture.receive([hello()]);
+        assert_eq!(announcements(), 0, "nobody could deliver yet");
+        fixture.receive([Record::Subscribed { id: 1, from_sequence: 1 }]);
+        assert_eq!(announcements(), 1);
+    }
+}
+
+#[test]
 fn a_consumer_that_never_reads_does_not_gather_messages_of_ever_more_sessions() {
     let fixture = ready();
     let mut subscription = fixture.subscribe(1, "a/#");

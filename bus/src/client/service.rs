@@ -56,13 +56,14 @@ impl Service {
                 if served.cancel.is_cancelled() {
                     continue;
                 }
-                let header = Bytes::copy_from_slice(block.header());
+                let (header, deadline_ms) = (Bytes::copy_from_slice(block.header()), block.deadline_ms);
                 match self.consumer.topics.message(origin, block) {
                     Ok(message) => {
                         let handle = Arc::clone(&self.consumer.handle);
                         return Poll::Ready(Some(Request {
                             message,
                             header,
+                            deadline_ms,
                             open: Arc::new(Open { served, handle }),
                         }));
                     }
@@ -95,6 +96,8 @@ pub struct Request {
     pub message: Message,
     /// Its header as it stood on the wire, with facts that this version does not know.
     pub(crate) header: Bytes,
+    /// When the broker ends it at the latest, in Unix milliseconds; zero: [`crate::limits::REQUEST_TIMEOUT`] after it came there.
+    pub(crate) deadline_ms: u64,
     open: Arc<Open>,
 }
 
@@ -170,7 +173,9 @@ impl Request {
     /// hand it out again, because the actor that had it failed.
     #[must_use]
     pub fn hold(&self) -> Self {
-        Self { message: self.message.clone(), header: self.header.clone(), open: Arc::clone(&self.open) }
+        let Self { message, header, deadline_ms, open } = self;
+        let (message, header, open) = (message.clone(), header.clone(), Arc::clone(open));
+        Self { message, header, deadline_ms: *deadline_ms, open }
     }
 
     /// Whether nothing of an answer has been sent, and one is still wanted.

@@ -3,8 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use super::{
     error::DurableError,
     limits,
     routes::Routes,
-    storage::{NewEntry, OutboxStorage, PutError},
+    storage::{NewEntry, OutboxStorage, Put},
     words::{self, Accepted},
 };
 use crate::{envelope::Header, limits as bus_limits, peer::PeerName, topic::TopicName};
@@ -54,7 +55,7 @@ pub(crate) struct Door {
     pauses: bool,
     message_bytes_max: u64,
     state: Mutex<State>,
-    /// Told when something was finished, and when the door closes.
+    /// Told when something was finished, when routes or limits change, and when the door closes.
     room: Notify,
     /// Told when something was accepted.
     pub(crate) news: Notify,
@@ -64,6 +65,8 @@ pub(crate) struct Door {
 struct State {
     routes: Arc<Routes>,
     is_closed: bool,
+    /// Whether another one opens when this one has closed.
+    comes_back: bool,
     counts: DoorCounts,
     /// For whom something was accepted.
     news: BTreeSet<PeerName>,
@@ -85,8 +88,10 @@ impl Door {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Also who waits for room is judged by them from now on, and by limits of the storage that were changed before.
     pub(crate) fn set_routes(&self, routes: Routes) {
         self.state().routes = Arc::new(routes);
+        self.room();
     }
 
     pub(crate) fn routes(&self) -> Arc<Routes> {
@@ -113,13 +118,27 @@ impl Door {
         self.room.notify_waiters();
     }
 
+    /// Whoever is refused by the close that follows may try again soon.
+    pub(crate) fn comes_back(&self) {
+        self.state().comes_back = true;
+    }
+
     /// Takes a message. Under the policy `pause` it waits for room, until `given_up`.
-    pub(crate) async fn put(
+    pub(crate) async fn put<F: Future<Output = ()> + Send>(
         &self,
-        arrival: Arrival,
-        given_up: impl Future<Output = ()>,
+        mut arrival: Arrival,
+        given_up: impl FnOnce() -> F + Send,
     ) -> Result<Accepted, DurableError> {
-        let outcome = self.try_put(arrival, given_up).await;
+        if arrival.id.is_nil() {
+            arrival.id = Header::new().id;
+        }
+        let outcome = match self.pauses {
+            true => self.put_with_patience(arrival, given_up).await,
+            false => match self.entry(arrival) {
+                Ok(entry) => self.offer(entry).await,
+                Err(error) => Err(error),
+            },
+        };
         let mut state = self.state();
         let counter = match &outcome {
             Ok(Accepted { again: false, .. }) => &mut state.counts.accepted,
@@ -130,39 +149,52 @@ impl Door {
         outcome
     }
 
-    async fn try_put(
-        &self,
-        arrival: Arrival,
-        given_up: impl Future<Output = ()>,
-    ) -> Result<Accepted, DurableError> {
-        let entry = self.entry(arrival)?;
-        let mut given_up = pin!(given_up);
-        let mut place: Option<Place<'_>> = None;
-        loop {
-            let room = self.room.notified();
-            if self.state().is_closed {
-                return Err(DurableError::ShuttingDown);
-            }
-            let full = match self.storage.put(entry.clone()).await {
-                Ok(put) => {
-                    // Also if it was there before: the answer that told of it may have been lost in here.
-                    self.state().news.extend(entry.consumers);
-                    self.news.notify_one();
-                    return Ok(Accepted { id: entry.id, number: put.number, again: put.again });
-                }
-                Err(full @ PutError::Full { .. }) if self.pauses => full,
-                Err(error) => return Err(error.into()),
-            };
-            if place.is_none() {
-                place = self.waiting_place();
-            }
-            if place.is_none() {
-                return Err(full.into());
-            }
-            if let Either::Right(_) = select(pin!(room), given_up.as_mut()).await {
-                return Err(full.into());
-            }
+    /// Takes it if there is room.
+    async fn offer(&self, entry: NewEntry) -> Result<Accepted, DurableError> {
+        let (is_closed, comes_back) = {
+            let state = self.state();
+            (state.is_closed, state.comes_back)
+        };
+        match (is_closed, comes_back) {
+            (false, _) => {}
+            (true, true) => return Err(DurableError::Restarting),
+            (true, false) => return Err(DurableError::ShuttingDown),
         }
+        let (id, consumers) = (entry.id, entry.consumers.clone());
+        let Put { number, again } = self.storage.put(entry).await?;
+        // Also if it was there before: the answer that told of it may have been lost in here.
+        self.state().news.extend(consumers);
+        self.news.notify_one();
+        Ok(Accepted { id, number, again })
+    }
+
+    /// Takes it when there is room; each try is judged by the routes and limits of its moment. In a box: few puts wait, and the others are smaller for it.
+    fn put_with_patience<'a, F: Future<Output = ()> + Send + 'a>(
+        &'a self,
+        arrival: Arrival,
+        given_up: impl FnOnce() -> F + Send + 'a,
+    ) -> Pin<Box<dyn Future<Output = Result<Accepted, DurableError>> + Send + 'a>> {
+        Box::pin(async move {
+            let mut given_up = pin!(given_up());
+            let mut place: Option<Place<'_>> = None;
+            loop {
+                let room = self.room.notified();
+                let full = match self.offer(self.entry(arrival.clone())?).await {
+                    Err(full @ DurableError::Full { .. }) => full,
+                    end => return end,
+                };
+                if place.is_none() {
+                    place = self.waiting_place();
+                }
+                if place.is_none() {
+                    return Err(full);
+                }
+                // In this order: others who come and go make room again and again.
+                if let Either::Left(_) = select(given_up.as_mut(), pin!(room)).await {
+                    return Err(full);
+                }
+            }
+        })
     }
 
     /// Counts a put that waits, if not too many do.
@@ -212,9 +244,18 @@ impl Door {
             words::inbox_topic(consumer, &topic)
                 .map_err(|error| invalid(format!("it has no name at `{consumer}`: {error}")))?;
         }
-        let id = if id.is_nil() { Header::new().id } else { id };
         Ok(NewEntry { id, topic, key, origin, header, payload, consumers })
     }
+}
+
+/// How long a request that ends at `deadline_ms` (zero: after the usual time) may wait for room if its answer is to arrive
+/// before: all but a quarter of the time, or but a second.
+pub(crate) fn patience(deadline_ms: u64, now_ms: u64) -> Duration {
+    let left = match deadline_ms {
+        0 => bus_limits::REQUEST_TIMEOUT,
+        _ => Duration::from_millis(deadline_ms.saturating_sub(now_ms)),
+    };
+    left - (left / 4).min(limits::ANSWER_MARGIN)
 }
 
 /// One of those who wait for room.
@@ -223,5 +264,19 @@ struct Place<'a>(&'a Door);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.state().counts.waiting -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_put_waits_for_room_until_a_moment_before_its_deadline() {
+        let ms = Duration::from_millis;
+        assert_eq!(patience(60_000, 50_000), ms(9_000));
+        assert_eq!(patience(60_000, 59_000), ms(750));
+        assert_eq!(patience(60_000, 60_001), ms(0));
+        assert_eq!(patience(0, 50_000), ms(59_000));
     }
 }

@@ -8,6 +8,11 @@ use super::{
 };
 use crate::{error::RequestError, topic::TopicName};
 
+/// In front of what an error of these kinds says. On the wire its sentence travels whole.
+const STORAGE: &str = "the outbox could not store the message: ";
+const BUSY: &str = "the outbox is busy: ";
+const INVALID: &str = "the message cannot be put: ";
+
 /// Why a message was not accepted, or may not have been. After any of these the same message can be put again with the same
 /// id: it is kept once.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,8 +73,11 @@ pub enum DurableError {
     /// The outbox is stopping.
     #[error("the outbox is stopping; try again when it runs")]
     ShuttingDown,
+    /// The outbox is being started again, for example because of its configuration.
+    #[error("the outbox is starting again; try again in a moment")]
+    Restarting,
     /// The outbox could not store it.
-    #[error("the outbox could not store the message: {text}")]
+    #[error("{STORAGE}{text}")]
     Storage {
         /// The kind of failure.
         kind: StorageFailure,
@@ -77,13 +85,13 @@ pub enum DurableError {
         text: String,
     },
     /// Too many messages are being accepted at this moment.
-    #[error("the outbox is busy: {text}")]
+    #[error("{BUSY}{text}")]
     Busy {
         /// What it has in hand.
         text: String,
     },
     /// The message cannot be kept as it is, however often it is tried.
-    #[error("the message cannot be put: {text}")]
+    #[error("{INVALID}{text}")]
     Invalid {
         /// What is wrong.
         text: String,
@@ -133,6 +141,7 @@ impl DurableError {
             Self::NoConsumers { .. } => "no_consumers",
             Self::OtherContent { .. } => "other_content",
             Self::ShuttingDown => "shutting_down",
+            Self::Restarting => "restarting",
             Self::Storage { kind: StorageFailure::Disk, .. } => "disk",
             Self::Storage { kind: StorageFailure::Busy, .. } | Self::Busy { .. } => "busy",
             Self::Storage { kind: StorageFailure::Damaged, .. } => "damaged",
@@ -161,6 +170,8 @@ impl DurableError {
     /// What a refusal on the wire means.
     pub(crate) fn from_wire(code: String, text: String, figures: &Figures, topic: &TopicName) -> Self {
         let Figures { current, max, wanted, id } = *figures;
+        let behind = |front: &str| text.strip_prefix(front).unwrap_or(&text).to_owned();
+        let storage = |kind| Self::Storage { kind, text: behind(STORAGE) };
         match (code.as_str(), current.zip(max)) {
             ("outbox_full", Some((current, max))) => Self::Full { current, max },
             ("bytes_full", Some((current, max))) => {
@@ -170,11 +181,14 @@ impl DurableError {
             ("too_large", Some((bytes, limit))) => Self::TooLarge { bytes, limit },
             ("no_consumers", _) => Self::NoConsumers { topic: topic.to_string() },
             ("shutting_down", _) => Self::ShuttingDown,
-            ("disk", _) => Self::Storage { kind: StorageFailure::Disk, text },
-            ("damaged", _) => Self::Storage { kind: StorageFailure::Damaged, text },
-            ("closed", _) => Self::Storage { kind: StorageFailure::Closed, text },
-            ("busy", _) => Self::Busy { text },
-            ("invalid", _) => Self::Invalid { text },
+            ("restarting", _) => Self::Restarting,
+            ("disk", _) => storage(StorageFailure::Disk),
+            ("damaged", _) => storage(StorageFailure::Damaged),
+            ("closed", _) => storage(StorageFailure::Closed),
+            // Of the storage and of the outbox alike.
+            ("busy", _) if text.starts_with(STORAGE) => storage(StorageFailure::Busy),
+            ("busy", _) => Self::Busy { text: behind(BUSY) },
+            ("invalid", _) => Self::Invalid { text: behind(INVALID) },
             ("other_content", _) if id.is_some() => Self::OtherContent { id: id.unwrap_or_default() },
             _ => Self::Refused { code, text },
         }
@@ -203,5 +217,43 @@ impl From<PutError> for DurableError {
             PutError::OtherContent { id } => Self::OtherContent { id },
             PutError::Storage(StorageError { kind, text }) => Self::Storage { kind, text },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_the_same_sentence_on_both_sides_of_the_wire() {
+        let topic: TopicName = "orders/a".parse().unwrap();
+        let text = || "why".to_owned();
+        let storage = |kind| DurableError::Storage { kind, text: text() };
+        let refusals = [
+            DurableError::Full { current: 3, max: 4 },
+            DurableError::BytesFull { current: 3, wanted: 2, max: 4 },
+            DurableError::DiskLow { free: 3, floor: 4 },
+            DurableError::TooLarge { bytes: 3, limit: 2 },
+            DurableError::NoConsumers { topic: topic.to_string() },
+            DurableError::OtherContent { id: Uuid::from_u128(7) },
+            DurableError::ShuttingDown,
+            DurableError::Restarting,
+            storage(StorageFailure::Disk),
+            storage(StorageFailure::Busy),
+            storage(StorageFailure::Damaged),
+            storage(StorageFailure::Closed),
+            DurableError::Busy { text: text() },
+            DurableError::Invalid { text: text() },
+        ];
+        for sent in refusals {
+            let (code, said) = (sent.code().to_owned(), sent.to_string());
+            let heard = DurableError::from_wire(code, said, &sent.figures(), &topic);
+            assert_eq!((heard.to_string(), heard), (sent.to_string(), sent));
+        }
+        // Of a later version, or by somebody else's hand.
+        let other = DurableError::from_wire("disk".into(), "no room".into(), &Figures::default(), &topic);
+        assert_eq!(other.to_string(), "the outbox could not store the message: no room");
+        let unknown = DurableError::from_wire("moon".into(), "full moon".into(), &Figures::default(), &topic);
+        assert_eq!(unknown.to_string(), "the outbox refused the message (moon): full moon");
     }
 }

@@ -3,7 +3,7 @@
 //! - Each consumer has a **window**: its open deliveries with the lowest numbers, as far as they were read. Nothing about
 //!   one consumer depends on another.
 //! - In a window each ordering key is a **lane**. Of a lane one **run** is in hand at a time, from its head; what is behind
-//!   waits for all of it.
+//!   waits for all of it. Lanes share what may be in hand, so the oldest of many lanes go before many of one lane.
 //! - What was read is believed only for deliveries that nobody had in hand meanwhile.
 
 use std::{
@@ -16,6 +16,9 @@ use super::{
     storage::{DeliveryId, OpenDelivery},
 };
 use crate::peer::PeerName;
+
+/// No more is read while so many times as many lanes may be sent as messages may be in hand.
+const READ_AHEAD: usize = 4;
 
 /// How much may be in hand.
 #[derive(Clone, Copy, Debug)]
@@ -201,14 +204,14 @@ impl Lanes {
 
     /// A read that is wanted; it counts as begun. Consumers take turns: one that always has news keeps nobody waiting.
     pub(crate) fn begin_read(&mut self) -> Option<Read> {
-        let window = self.bounds.window;
+        let bounds = self.bounds;
         let last = self.last_read.take();
         let is_later = |name: &&PeerName| last.as_ref().is_none_or(|last| *name > last);
-        let wants = |name: &&PeerName| self.consumers[*name].wanted_read(window).is_some();
+        let wants = |name: &&PeerName| self.consumers[*name].wanted_read(&bounds).is_some();
         let later = self.consumers.keys().filter(is_later).find(wants);
         let name = later.or_else(|| self.consumers.keys().find(wants)).cloned()?;
         let consumer = self.consumers.get_mut(&name)?;
-        let (after, limit) = consumer.wanted_read(window)?;
+        let (after, limit) = consumer.wanted_read(&bounds)?;
         self.last_read = Some(name.clone());
         let touched = consumer.held.clone();
         consumer.reading = Some(Reading { all: consumer.unread == Unread::All, limit, touched, news: false });
@@ -334,13 +337,15 @@ impl Lanes {
         self.with(id, |consumer| consumer.end(id.number));
     }
 
-    /// It waits for its next attempt.
-    pub(crate) fn waits(&mut self, id: &DeliveryId, attempts: u32, due_ms: u64, lost_consumer: bool) {
+    /// It waits for its next attempt. With what its consumer had said when it was taken, if that was lost in the middle: it
+    /// is due at once when the consumer says that it serves, also if it has said so meanwhile.
+    pub(crate) fn waits(&mut self, id: &DeliveryId, attempts: u32, due_ms: u64, lost: Option<u64>) {
         self.with(id, |consumer| {
             let Some(open) = consumer.open.get_mut(&id.number) else { return };
-            (open.attempts, open.due_ms) = (attempts, due_ms);
+            let is_back = lost.is_some_and(|said| said != consumer.said);
+            (open.attempts, open.due_ms) = (attempts, if is_back { 0 } else { due_ms });
             consumer.release(id.number);
-            if lost_consumer {
+            if lost.is_some() && !is_back {
                 consumer.lost.insert(id.number);
             }
         });
@@ -421,7 +426,8 @@ impl Consumer {
     }
 
     /// After which number it is to be read, and how many at most.
-    fn wanted_read(&self, window: usize) -> Option<(u64, usize)> {
+    fn wanted_read(&self, bounds: &LaneBounds) -> Option<(u64, usize)> {
+        let window = bounds.window;
         if self.reading.is_some() {
             return None;
         }
@@ -430,7 +436,11 @@ impl Consumer {
             Unread::All => Some((0, window)),
             Unread::Above => {
                 let room = window.saturating_sub(self.open.len());
-                (room > 0 && room >= window / 4).then_some((self.read_through, room))
+                // No sooner than it is needed: read with many others a message costs less. What waits for its time or its
+                // lane does not keep others from being read.
+                let has_plenty = self.ready.len() >= READ_AHEAD * bounds.messages;
+                let is_time = room > 0 && room >= window / 4 && !has_plenty;
+                is_time.then_some((self.read_through, room.min(limits::READ)))
             }
         }
     }
@@ -477,6 +487,9 @@ impl Consumer {
             }
             self.ready.insert(number, key);
         }
+        // An even share of what is free: what was accepted together is sent together, and lies together on the disk.
+        let free = allowed.saturating_sub(self.in_hand);
+        let longest = bounds.run.min(free.div_ceil(self.ready.len().max(1)));
         while self.in_hand < allowed
             && let Some(key) = self.ready.values().next().map(Arc::clone)
         {
@@ -485,7 +498,7 @@ impl Consumer {
                 let open = &self.open[number];
                 let is_first = self.in_hand == 0 && numbers.is_empty();
                 bytes += open.bytes;
-                let fits = self.in_hand + numbers.len() < allowed && numbers.len() < bounds.run;
+                let fits = self.in_hand + numbers.len() < allowed && numbers.len() < longest;
                 // What has failed before is sent alone: those behind it would be leased in vain.
                 let has_failed = open.attempts > 0;
                 if !fits

@@ -38,6 +38,9 @@ pub const PENDING_MAX: u64 = 10_000;
 /// Open deliveries to one consumer that are known at a time; the rest is read when these are done.
 pub const WINDOW: usize = 16_384;
 
+/// Open deliveries that are read in one step while messages come: some milliseconds, for which others wait.
+pub const READ: usize = 1024;
+
 /// Messages on their way to one consumer.
 pub const IN_FLIGHT_MESSAGES: usize = 32;
 
@@ -55,6 +58,15 @@ pub const PUTS_IN_HAND: usize = 1024;
 
 /// Puts that wait for room under the policy `pause`. A further one is refused as `outbox_full`.
 pub const PUTS_WAITING: usize = 256;
+
+/// How long before the deadline of a put that waits for room it is refused at the latest, so that the refusal arrives.
+pub const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+
+/// How long a publisher waits before it puts a message again that no outbox was there for: at first,
+pub const PUT_PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// and at most.
+pub const PUT_PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Bytes of an ordering key.
 pub const KEY_BYTES_MAX: usize = 255;

@@ -173,6 +173,11 @@ impl MemoryStorage {
         Self { shared: Arc::new(Shared { kept: Mutex::new(kept), released: Notify::new() }), process: 0 }
     }
 
+    /// Other bounds for what comes.
+    pub fn set_limits(&self, limits: MemoryLimits) {
+        self.kept().limits = limits;
+    }
+
     /// The same messages as another process sees them.
     #[must_use]
     pub fn another_process(&self) -> Self {

@@ -1,12 +1,13 @@
 //! The outbox: takes messages, keeps them, and sends each to its consumers until they have it.
 
-use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::{
+    calm::Calm,
     door::{Arrival, Door},
     error::DurableError,
     limits,
@@ -89,12 +90,21 @@ pub enum OutboxError {
 }
 
 /// What an outbox left when it was stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
     /// Deliveries that wait for the next start; `None` if the storage would not say.
     pub open: Option<u64>,
-    /// Of them, those that were under way when the grace ended.
-    pub cut_off: u64,
+    /// Of them, those that were under way when the grace ended, by consumer.
+    pub cut_off: BTreeMap<PeerName, u64>,
+    /// Whether what became of all attempts is saved. Otherwise some are made again although they had ended.
+    pub is_saved: bool,
+}
+
+impl Left {
+    /// Whether the storage did what it was asked to at the end.
+    pub fn is_certain(&self) -> bool {
+        self.open.is_some() && self.is_saved
+    }
 }
 
 /// A server on the bus that keeps messages until each of their consumers has acknowledged them. See [`crate::durable`].
@@ -193,7 +203,7 @@ impl Outbox {
         stopping: impl Future<Output = ()>,
         on_report: impl FnMut(&OutboxReport),
     ) -> Result<Left, OutboxError> {
-        Sender::new(self.client, self.shared).run(pin!(stopping), on_report).await
+        Calm::new(Sender::new(self.client, self.shared).run(pin!(stopping), on_report)).await
     }
 }
 
@@ -220,12 +230,19 @@ impl OutboxHandle {
             header: Bytes::from(header_bytes),
             payload: payload.bytes,
         };
-        self.shared.door.put(arrival, tokio::time::sleep(deadline)).await
+        let given_up = tokio::time::sleep(deadline);
+        self.shared.door.put(arrival, || given_up).await
     }
 
     /// Replaces the routes. What was accepted keeps its consumers.
     pub fn set_routes(&self, routes: Routes) {
         self.shared.door.set_routes(routes);
+    }
+
+    /// The stop that follows is no end: another outbox takes its place. Whoever is refused by it hears
+    /// [`DurableError::Restarting`], upon which publishers try again by themselves.
+    pub fn comes_back(&self) {
+        self.shared.door.comes_back();
     }
 
     /// Has the storage read anew: somebody else has changed it.

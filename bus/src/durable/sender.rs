@@ -13,16 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::{
     attempt::{self, Ended, Said, Verdict},
-    door::Arrival,
+    door::{self, Arrival},
+    error::DurableError,
     lanes::{LaneBounds, Lanes, Run},
     limits,
     outbox::{Left, OutboxError, Shared},
     report::{ConsumerReport, OutboxCounts, OutboxReport, OutboxState},
-    storage::{DeliveryId, Leased, OpenDelivery, Outcome, Settled, StorageError},
+    storage::{DeliveryId, Leased, OpenDelivery, OutboxStorage, Outcome, Settled, StorageError},
     words,
 };
 use crate::{
@@ -37,6 +38,9 @@ type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// How often at most a report is given because figures have changed.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Events that are taken in one turn of the loop: the stop and the clock wait for no more.
+const EVENTS_AT_ONCE: usize = 64;
 
 /// Everything that can wake the loop.
 enum Event {
@@ -84,7 +88,8 @@ struct Ending {
     attempt: u32,
     message: uuid::Uuid,
     outcome: Outcome,
-    lost_consumer: bool,
+    /// Its consumer was lost in the middle; with what that had said about itself when this was taken.
+    lost: Option<u64>,
     /// Whether it was said that it could not be saved.
     is_told: bool,
 }
@@ -162,7 +167,7 @@ pub(crate) struct Sender {
     sweep_at: Instant,
     stop_at: Option<Instant>,
     is_grace_over: bool,
-    cut_off: u64,
+    cut_off: Vec<DeliveryId>,
     counts: OutboxCounts,
     /// What the storage said of each consumer when it was last asked.
     listed: BTreeMap<PeerName, u64>,
@@ -218,7 +223,7 @@ impl Sender {
             sweep_at,
             stop_at: None,
             is_grace_over: false,
-            cut_off: 0,
+            cut_off: Vec::new(),
             counts: OutboxCounts::default(),
             listed: BTreeMap::new(),
             last_reasons: BTreeMap::new(),
@@ -267,16 +272,35 @@ impl Sender {
                 () = sleep_until(Some(wake_at)) => Event::Clock,
             };
             self.is_stale = true;
+            let mut ended = self.on_event(event);
+            // What is there already, before the next look at what can be begun.
+            for _ in 0..EVENTS_AT_ONCE {
+                let Some(event) = self.at_hand(&mut services).await else { break };
+                ended = ended.or(self.on_event(event));
+            }
             // Not by the clock's event alone, which a flood of others may keep waiting.
             if self.sweep_at <= Instant::now() {
                 self.sweep();
             }
-            if let Some(reason) = self.on_event(event) {
+            if let Some(reason) = ended {
                 self.give_back();
                 self.pump();
                 self.end(&mut on_report).await;
                 return Err(OutboxError::BusLost { reason });
             }
+        }
+    }
+
+    /// What comes often and has come already.
+    async fn at_hand(&mut self, services: &mut Services) -> Option<Event> {
+        let has_put_room = self.puts.len() < limits::PUTS_IN_HAND;
+        tokio::select! {
+            biased;
+            Some(end) = self.steps.next() => Some(Event::Step(end)),
+            Some((flight, ended)) = self.attempts.next() => Some(Event::Attempted(flight, ended)),
+            Some(()) = self.puts.next() => Some(Event::PutAnswered),
+            event = services.next(has_put_room) => Some(event),
+            () = std::future::ready(()) => None,
         }
     }
 
@@ -316,7 +340,8 @@ impl Sender {
         let topic = request.message.topic.as_str().strip_prefix(words::PUT).map(str::parse);
         let Some(Ok(topic)) = topic else {
             let text = format!("`{}` names no topic behind `{}`", request.message.topic, words::PUT);
-            return self.answer(async move { request.fail("invalid", &text).await });
+            let error = DurableError::Invalid { text };
+            return self.answer(async move { request.fail(error.code(), &error.to_string()).await });
         };
         let arrival = Arrival {
             id: request.message.header.id,
@@ -326,9 +351,15 @@ impl Sender {
             header: request.header.clone(),
             payload: request.message.payload.clone(),
         };
-        let cancelled = request.cancelled();
+        let began = Instant::now();
+        let (cancelled, patience) = (request.cancelled(), door::patience(request.deadline_ms, now_ms()));
         self.answer(async move {
-            match shared.door.put(arrival, cancelled.wait()).await {
+            // A refusal that comes behind the deadline is none: nobody would know that it was not accepted.
+            let given_up = || {
+                let left = patience.saturating_sub(began.elapsed());
+                tokio::time::timeout(left, async move { cancelled.wait().await }).map(drop)
+            };
+            match shared.door.put(arrival, given_up).await {
                 Ok(accepted) => {
                     let answer = Payload::json(&accepted).expect("an id and a number have a form in JSON");
                     request.end(answer).await
@@ -354,9 +385,8 @@ impl Sender {
         &mut self,
         answer: impl Future<Output = Result<(), crate::error::ReplyError>> + Send + 'static,
     ) {
-        self.puts.push(Box::pin(async move {
-            let _ = answer.await;
-        }));
+        // An `async` block would hold it twice, and each put moves it.
+        self.puts.push(Box::pin(answer.map(drop)));
     }
 
     fn on_link(&mut self, state: LinkState) -> Option<String> {
@@ -394,7 +424,7 @@ impl Sender {
         // Their requests are cancelled.
         self.attempts = FuturesUnordered::new();
         for (_, Flight { sent, rest, said }) in std::mem::take(&mut self.flights) {
-            self.cut_off += 1;
+            self.cut_off.push(sent.id.clone());
             self.conclude(sent, Ended::Stopped, said);
             self.not_sent(rest);
         }
@@ -415,7 +445,10 @@ impl Sender {
     async fn end(&mut self, on_report: &mut impl FnMut(&OutboxReport)) -> Left {
         self.shared.door.close();
         // A wait for the lock of another process may last for ever, and nothing is in hand then.
-        if !self.becoming && tokio::time::timeout(limits::LAST_STEP_TIMEOUT, self.save()).await.is_err() {
+        let is_in_time =
+            self.becoming || tokio::time::timeout(limits::LAST_STEP_TIMEOUT, self.save()).await.is_ok();
+        let is_saved = is_in_time && self.unsettled.is_empty();
+        if !is_saved {
             tracing::error!(
                 "the outbox's storage did not take what became of the last attempts; they are made again"
             );
@@ -424,11 +457,13 @@ impl Sender {
             tokio::time::timeout(limits::LAST_STEP_TIMEOUT, self.shared.storage.open_consumers()).await;
         let open =
             open.ok().and_then(Result::ok).map(|open| open.into_iter().map(|(_, count)| count).sum::<u64>());
-        let cut_off = self.cut_off;
+        let waiting = still_waiting(&self.shared.storage, &self.cut_off);
+        let waiting = tokio::time::timeout(limits::LAST_STEP_TIMEOUT, waiting).await;
+        let cut_off = by_consumer(waiting.unwrap_or_else(|_| self.cut_off.clone()));
         match open {
             Some(0) => tracing::info!("the outbox has stopped; nothing is left in it"),
             Some(open) => tracing::info!(
-                cut_off,
+                cut_off = ?cut_off,
                 "the outbox has stopped; {open} deliveries are still pending and go on at the next start"
             ),
             None => {
@@ -437,7 +472,7 @@ impl Sender {
         }
         self.state = OutboxState::Stopped;
         self.publish(on_report);
-        Left { open, cut_off }
+        Left { open, cut_off, is_saved }
     }
 
     /// Waits for the steps under way, and saves what is in memory, once.
@@ -451,6 +486,27 @@ impl Sender {
             self.on_settled(endings, result);
         }
     }
+}
+
+/// Those of them that will be sent again: a person may have dropped some meanwhile.
+async fn still_waiting(storage: &Arc<dyn OutboxStorage>, cut_off: &[DeliveryId]) -> Vec<DeliveryId> {
+    let mut waiting = Vec::new();
+    for id in cut_off {
+        let next = storage.open_deliveries(&id.consumer, id.number.saturating_sub(1), 1).await;
+        // What cannot be read may be sent again.
+        if next.map_or(true, |next| next.first().is_some_and(|next| next.id == *id)) {
+            waiting.push(id.clone());
+        }
+    }
+    waiting
+}
+
+fn by_consumer(deliveries: Vec<DeliveryId>) -> BTreeMap<PeerName, u64> {
+    let mut counts = BTreeMap::new();
+    for id in deliveries {
+        *counts.entry(id.consumer).or_default() += 1;
+    }
+    counts
 }
 
 /// Serves all that an outbox serves, as soon as there is a session.

@@ -12,7 +12,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    Audit, BrokerKeys, Credentials, KeyError, LastUse, Permissions, Registry, audit::Act, last_use,
+    Audit, BrokerKeys, Credentials, KeyError, LastUse, Permissions, Registry, Renewed, audit::Act, last_use,
     private_file, registry::Peer, registry_file::RegistryFile, staged, time_text,
 };
 use crate::{
@@ -162,22 +162,32 @@ impl KeyStore {
         })
     }
 
-    /// Writes the current key of the broker into a credentials file, wherever it lies. `false` if it was
-    /// there already.
+    /// Writes the current key of the broker into a credentials file, wherever it lies, and the endpoints that `endpoints`
+    /// gives for those in it; `None` leaves them.
     ///
     /// # Errors
-    /// [`KeyError`]; [`KeyError::UnknownPeer`] if its key is not in this registry.
-    pub fn renew(&self, path: &Path) -> Result<bool, KeyError> {
+    /// [`KeyError::UnknownPeer`] if nobody here has its key; [`KeyError`] of the files.
+    pub fn renew(
+        &self,
+        path: &Path,
+        endpoints: impl FnOnce(&[Endpoint]) -> Option<Vec<Endpoint>>,
+    ) -> Result<Renewed, KeyError> {
         let mut credentials = Credentials::load(path)?;
         if self.registry()?.peer_of(&credentials.keys.public).is_none() {
             return Err(KeyError::UnknownPeer { name: credentials.name, path: self.registry_path() });
         }
         let current = self.broker_keys()?.current.public;
-        let changed = credentials.broker != current;
-        if changed {
-            credentials.learn_broker_key(current)?;
+        let mut renewed = Renewed { broker: credentials.broker != current, ..Renewed::default() };
+        credentials.broker = current;
+        if let Some(endpoints) = endpoints(&credentials.endpoints).filter(|now| *now != credentials.endpoints)
+        {
+            renewed.endpoints_before = Some(std::mem::replace(&mut credentials.endpoints, endpoints));
         }
-        Ok(changed)
+        if renewed.is_changed() {
+            credentials.save(path)?;
+        }
+        renewed.endpoints = credentials.endpoints;
+        Ok(renewed)
     }
 
     /// Brings the credentials in the key store up to date: those renewed, and what went wrong.
@@ -511,7 +521,8 @@ mod tests {
             let read = Credentials::load(&credentials.file.unwrap()).unwrap();
             assert_eq!((read.broker, read.keys), (keys.current.public, credentials.keys));
         }
-        assert!(store.renew(&outside).unwrap() && !store.renew(&outside).unwrap());
+        let renew = || store.renew(&outside, |_| None).unwrap().is_changed();
+        assert!(renew() && !renew());
 
         let rotation = store.rotate_broker_keys(Duration::ZERO).unwrap();
         assert_eq!((rotation.renewed.len(), rotation.failed.len()), (2, 0));

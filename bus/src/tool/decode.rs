@@ -57,7 +57,8 @@ impl Decoder {
         shown.unwrap_or_else(|| Shown::Hex(hex(payload)))
     }
 
-    fn schema(&mut self, client: &Client, fingerprint: u64) -> Option<&Schema> {
+    /// A schema, if the broker knows it and tells.
+    pub(super) fn schema(&mut self, client: &Client, fingerprint: u64) -> Option<&Schema> {
         let may_ask = self.asked_at.is_none_or(|at| at.elapsed() >= ASK_AGAIN_AFTER);
         if !self.schemas.contains_key(&fingerprint) && may_ask {
             self.asked_at = Some(Instant::now());
@@ -92,6 +93,27 @@ impl Shown {
             Self::Text(text) => output.harmless(text),
             Self::Hex(digits) => format!("0x{digits}"),
         }
+    }
+
+    /// What stands at a path like `turn.parts.0` in it; `None` if it has no such place.
+    pub(super) fn at(&self, path: &str) -> Option<&Value> {
+        let Self::Json(value) = self else { return None };
+        path.split('.').try_fold(value, |value, step| match value {
+            Value::Array(values) => values.get(step.parse::<usize>().ok()?),
+            value => value.get(step),
+        })
+    }
+
+    /// Only what stands at these paths: the value at a single one, else an object with each that is there.
+    pub(super) fn fields(&self, paths: &[String]) -> Self {
+        if let [path] = paths {
+            return match self.at(path) {
+                Some(Value::String(text)) => Self::Text(text.clone()),
+                value => Self::Json(value.cloned().unwrap_or(Value::Null)),
+            };
+        }
+        let found = paths.iter().filter_map(|path| Some((path.clone(), self.at(path)?.clone())));
+        Self::Json(Value::Object(found.collect()))
     }
 
     /// As a value in JSON; hexadecimal digits under a name of their own.

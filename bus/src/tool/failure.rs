@@ -6,6 +6,7 @@ use super::output::Output;
 use crate::{
     client::WaitError,
     codec::CodecError,
+    durable::DurableError,
     error::{ConnectError, PublishError, RequestError, SubscribeError},
     exit::Exit,
     keys::KeyError,
@@ -51,7 +52,7 @@ macro_rules! from_operation {
         }
     )+};
 }
-from_operation!(ConnectError, PublishError, SubscribeError, RequestError, WaitError);
+from_operation!(ConnectError, DurableError, PublishError, SubscribeError, RequestError, WaitError);
 
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {

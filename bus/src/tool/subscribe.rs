@@ -9,11 +9,16 @@ use std::{
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Map, Value, json};
 
-use super::{Failure, Output, decode::Decoder};
+use super::{
+    Failure, Output,
+    condition::Condition,
+    decode::{Decoder, Shown},
+    table,
+};
 use crate::{
     blocking,
     client::{Client, Event, SubscribeOptions, Subscription},
-    envelope::Message,
+    envelope::{Message, now_ns},
     exit::Exit,
     native::Overflow,
     topic::TopicFilter,
@@ -34,9 +39,25 @@ pub(super) struct Arguments {
     /// End when nothing has come for this long, for example 500ms, 5s
     #[arg(long, value_name = "TIME", value_parser = super::duration)]
     wait: Option<Duration>,
+    /// Print only this field of payloads that have fields, for example turn.text or parts.0; may be given several times
+    #[arg(long, value_name = "PATH", conflicts_with = "raw")]
+    field: Vec<String>,
+    /// Only messages in whose payload this is so, for example 'turn>3', 'text~hello', 'code!=0'; all of several
+    #[arg(long = "where", value_name = "PATH OPERATOR VALUE", value_parser = Condition::parse)]
+    conditions: Vec<Condition>,
+    /// Print when each came, from whom, and its headers
+    #[arg(long, short = 'i', conflicts_with_all = ["raw", "json"])]
+    headers: bool,
     /// Print the topics' last values first
     #[arg(long)]
     retained: bool,
+    #[command(flatten)]
+    policy: Policy,
+}
+
+/// What becomes of messages that this program is too slow for.
+#[derive(Debug, clap::Args)]
+pub(super) struct Policy {
     /// What is lost when the broker's queue is full because this program is slow; `wait` holds publishers, and needs the right to
     #[arg(long, value_name = "POLICY", default_value = Overflow::default().as_str(), value_parser = overflow())]
     overflow: Overflow,
@@ -46,6 +67,14 @@ pub(super) struct Arguments {
     /// The same in bytes
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     max_bytes: Option<u32>,
+}
+
+impl Policy {
+    pub(super) fn options(&self) -> SubscribeOptions {
+        SubscribeOptions::default()
+            .overflow(self.overflow)
+            .queue(self.max_count.unwrap_or(0), self.max_bytes.unwrap_or(0))
+    }
 }
 
 /// Reads the name of a policy.
@@ -62,10 +91,18 @@ impl Arguments {
         self.filters.iter().try_for_each(|text| Ok(text.parse::<TopicFilter>().map(drop)?))
     }
 
+    /// Whether payloads are looked into.
+    fn needs_decoding(&self) -> bool {
+        !self.raw || !self.conditions.is_empty()
+    }
+
+    fn wants(&self, shown: Option<&Shown>) -> bool {
+        let holds = |condition: &Condition| shown.is_some_and(|shown| condition.holds(shown));
+        self.conditions.iter().all(holds)
+    }
+
     fn options(&self) -> SubscribeOptions {
-        SubscribeOptions { retained: self.retained, ..SubscribeOptions::default() }
-            .overflow(self.overflow)
-            .queue(self.max_count.unwrap_or(0), self.max_bytes.unwrap_or(0))
+        SubscribeOptions { retained: self.retained, ..self.policy.options() }
     }
 }
 
@@ -93,8 +130,12 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
             Some((at, Event::Message(message)))
                 if filters[..at].iter().any(|filter| filter.matches(&message.topic)) => {}
             Some((_, Event::Message(message))) => {
+                let shown = arguments.needs_decoding().then(|| decoder.show(client, &message));
+                if !arguments.wants(shown.as_ref()) {
+                    continue;
+                }
                 seen += 1;
-                print(arguments, &mut decoder, client, &message, output)?;
+                print(arguments, shown, &message, output)?;
             }
             Some((at, Event::Gap { count, reason })) => print_gap(&filters[at], count, &reason, output)?,
             None => {
@@ -139,16 +180,21 @@ fn on_silence(arguments: &Arguments, seen: u64, wait: Duration, output: &mut Out
 
 fn print(
     arguments: &Arguments,
-    decoder: &mut Decoder,
-    client: &Client,
+    shown: Option<Shown>,
     message: &Message,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    if arguments.raw {
+    let Some(shown) = shown.filter(|_| !arguments.raw) else {
         return output.bytes(&[&message.payload[..], b"\n"].concat());
-    }
-    let shown = decoder.show(client, message);
+    };
+    let shown = match &arguments.field[..] {
+        [] => shown,
+        fields => shown.fields(fields),
+    };
     if !output.is_json() {
+        if arguments.headers {
+            print_headers(message, output)?;
+        }
         let line = format!("{}  {}", output.harmless(message.topic.as_str()), shown.line(output));
         return output.line(&line);
     }
@@ -173,6 +219,25 @@ fn print(
     let (name, value) = shown.value();
     row.insert(name.to_owned(), value);
     output.json(&Value::Object(row))
+}
+
+/// A line in front of the message.
+fn print_headers(message: &Message, output: &mut Output) -> Result<(), Failure> {
+    let header = &message.header;
+    let mut parts = vec![table::time(&json!(now_ns() / 1_000_000)), format!("from {}", message.origin)];
+    if !header.id.is_nil() {
+        parts.push(format!("id {}", header.id));
+    }
+    match header.content_type.as_str() {
+        "" => {}
+        content_type => parts.push(content_type.to_owned()),
+    }
+    parts.push(format!("{} bytes", message.payload.len()));
+    parts.extend(message.retained.then(|| "retained".to_owned()));
+    parts.extend(header.traceparent.as_ref().map(|trace| format!("trace {trace}")));
+    parts.extend(header.user.iter().map(|(name, value)| format!("{name}: {value}")));
+    let line = output.harmless(&parts.join("  "));
+    output.line(&format!("[{line}]"))
 }
 
 fn print_gap(

@@ -662,3 +662,263 @@ fn why_walks_from_the_key_to_the_queue_and_its_exit_code_is_the_verdict() {
     let answer: serde_json::Value = serde_json::from_str(data.trim()).unwrap();
     assert_eq!((exit, &answer["verdict"]), (Exit::Denied, &"denied".into()));
 }
+
+/// Records what `publish` sends, `count` messages on `filter`.
+fn recorded(fixture: &Fixture, filter: &str, topics: &[&str], publish: impl FnOnce(&Client)) -> String {
+    let file = fixture.directory.path().join("recording.mcap");
+    let path = file.to_str().unwrap().to_owned();
+    let client = fixture.client.clone();
+    let count = topics.len().to_string();
+    std::thread::scope(|scope| {
+        let recording =
+            scope.spawn(|| fixture.bus(&["record", filter, "--output", &path, "--count", &count]));
+        let first = topic(topics[0]);
+        blocking::wait(client.wait_for_subscribers(&first, 1, Duration::from_secs(20))).unwrap();
+        publish(&client);
+        let (exit, data, messages) = recording.join().unwrap();
+        assert_eq!(exit, Exit::Done, "{messages}");
+        assert!(data.starts_with(&format!("{count} messages (")), "{data}");
+    });
+    path
+}
+
+#[test]
+fn what_was_recorded_is_listed_and_replayed_elsewhere_as_it_was() {
+    let fixture = fixture();
+    let topics = ["a/b", "a/c", "a/b"];
+    let path = recorded(&fixture, "a/#", &topics, |client| {
+        for (at, name) in topics.iter().enumerate() {
+            let mut header = crate::Header::for_payload(&Payload::text(""));
+            header.user = vec![("place".to_owned(), at.to_string())];
+            let options = PublishOptions { header: Some(header), ..PublishOptions::default() };
+            let payload = Payload::text(format!("message {at}"));
+            blocking::wait(client.publish_waiting(&topic(name), payload, &options)).unwrap();
+        }
+    });
+    let (exit, data, messages) = fixture.bus(&["replay", &path, "--list", "--json"]);
+    assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+    let rows: Vec<serde_json::Value> = data.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(
+        (&rows[0]["topic"], &rows[0]["messages"], &rows[0]["origin"]),
+        (&"a/b".into(), &2.into(), &"alice".into())
+    );
+
+    let options = SubscribeOptions::default();
+    let mut seen = blocking::wait(fixture.client.subscribe(&"again/#".parse().unwrap(), options)).unwrap();
+    let replay = ["replay", &path, "--prefix", "again", "--rate", "max", "--wait", "1"];
+    let (exit, data, messages) = fixture.bus(&replay);
+    assert_eq!((exit, data.as_str(), messages.as_str()), (Exit::Done, "3 messages (27B) published\n", ""));
+    for (at, name) in topics.iter().enumerate() {
+        let Some(crate::Event::Message(message)) = blocking::wait(seen.next()) else { panic!() };
+        assert_eq!(message.topic, topic(&format!("again/{name}")));
+        assert_eq!(
+            (message.text(), &message.header.content_type),
+            (Some(&*format!("message {at}")), &ContentType::Text)
+        );
+        assert_eq!(message.header.user, [("place".to_owned(), at.to_string())]);
+    }
+    let (exit, data, _) = fixture.bus(&["replay", &path, "a/c", "--rate", "max", "--json"]);
+    assert!(exit == Exit::Done && data.contains(r#""published":1,"#), "{data}");
+    assert_eq!(fixture.bus(&["replay", &path, "nothing/#", "--rate", "max"]).0, Exit::Failed);
+    let (exit, _, messages) = fixture.bus(&["record", "a/#", "--output", &path]);
+    assert!(exit == Exit::Misuse && messages.contains("exists"), "{messages}");
+}
+
+#[test]
+fn what_may_not_be_published_is_named_when_it_is_replayed() {
+    let fixture = fixture();
+    let path = recorded(&fixture, "a/#", &["a/b"], |client| {
+        client.publish(&topic("a/b"), Payload::text("x")).unwrap();
+    });
+    let rights = Permissions::from_lists(&["other/#"], &[], &[], &[]).unwrap();
+    let bob = peer(&fixture, "bob", rights);
+    drop(bob);
+    let creds = fixture.directory.path().join("keys/bob.toml");
+    let (exit, _, messages) =
+        fixture.bus(&["replay", &path, "--rate", "max", "--creds", creds.to_str().unwrap()]);
+    assert!(exit == Exit::Denied && messages.contains("1 messages on `a/b` were denied"), "{messages}");
+    let file = fixture.directory.path().join("no.mcap");
+    std::fs::write(&file, b"this is no recording").unwrap();
+    let (exit, _, messages) = fixture.bus(&["replay", file.to_str().unwrap(), "--list"]);
+    assert!(exit == Exit::Damaged && messages.contains("no.mcap"), "{messages}");
+    let (exit, _, messages) = fixture.bus(&["replay", &path, "--rate", "0"]);
+    assert!(exit == Exit::Misuse && messages.contains("`0` is no rate"), "{messages}");
+}
+
+#[test]
+fn a_replay_keeps_the_distances_in_time_and_takes_the_part_that_is_asked_for() {
+    let fixture = fixture();
+    let file = fixture.directory.path().join("slow.mcap");
+    let mut recorder = crate::recording::Recorder::create(&file, &[]).unwrap();
+    for second in 0..100u64 {
+        let payload = Payload::text(second.to_string());
+        let message = crate::Message {
+            topic: topic("a/b"),
+            origin: "ada".parse().unwrap(),
+            sequence: second,
+            retained: false,
+            header: crate::Header::for_payload(&payload),
+            payload: payload.bytes,
+        };
+        recorder.message(1_000_000_000_000 + second * 1_000_000_000, &message, None).unwrap();
+    }
+    recorder.finish().unwrap();
+    let options = SubscribeOptions::default();
+    let mut seen = blocking::wait(fixture.client.subscribe(&"a/b".parse().unwrap(), options)).unwrap();
+    let began = std::time::Instant::now();
+    let path = file.to_str().unwrap();
+    let (exit, data, _) = fixture.bus(&["replay", path, "--from", "10s", "--until", "60s", "--rate", "100"]);
+    assert!(exit == Exit::Done && data.starts_with("51 messages"), "{data}");
+    assert!(began.elapsed() >= Duration::from_millis(500), "{:?}", began.elapsed());
+    let Some(crate::Event::Message(first)) = blocking::wait(seen.next()) else { panic!() };
+    assert_eq!(first.text(), Some("10"));
+}
+
+/// Asks on each topic while `bus serve` answers; what it printed, and the answers.
+fn asked(
+    fixture: &Fixture,
+    serve: &[&str],
+    questions: &[(&str, &str)],
+) -> (Exit, String, Vec<Result<Vec<String>, String>>) {
+    let count = questions.len().to_string();
+    let arguments = [&["serve", "ask/#"], serve, &["--count", &count]].concat();
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(|| fixture.bus(&arguments));
+        let first = topic(questions[0].0);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let answers = questions.iter().map(|(name, question)| {
+            loop {
+                let (name, question) = (topic(name), Payload::text(*question));
+                let stream = fixture.client.request_stream(&name, question, Duration::from_secs(20));
+                let mut stream = blocking::wait(stream).unwrap();
+                let mut parts = Vec::new();
+                let mut end = Ok(());
+                while let Some(part) = blocking::wait(stream.next()) {
+                    match part {
+                        Ok(part) => parts.push(part.text().unwrap_or("no text").to_owned()),
+                        Err(error) => end = Err(error),
+                    }
+                }
+                match end {
+                    Err(crate::RequestError::NoResponders { .. }) if name == first => {
+                        assert!(std::time::Instant::now() < deadline, "nobody serves");
+                    }
+                    end => break end.map(|()| parts).map_err(|error| error.to_string()),
+                }
+            }
+        });
+        let answers = answers.collect();
+        let (exit, data, messages) = serving.join().unwrap();
+        assert!(messages.contains("serving `ask/#`"), "{messages}");
+        (exit, data, answers)
+    })
+}
+
+#[test]
+fn serve_answers_each_request_with_what_a_command_prints() {
+    let fixture = fixture();
+    let command =
+        r#"printf '%s from %s: ' "$INTERLOCK_REQUEST_TOPIC" "$INTERLOCK_REQUEST_ORIGIN"; tr a-z A-Z"#;
+    let (exit, data, answers) =
+        asked(&fixture, &["--command", command], &[("ask/a", "hello"), ("ask/b", "you")]);
+    assert_eq!(exit, Exit::Done);
+    let expected = ["ask/a from alice: HELLO", "ask/b from alice: YOU"].map(|text| Ok(vec![text.to_owned()]));
+    assert_eq!(answers, expected);
+    assert_eq!(data.lines().count(), 2);
+    let lines = ["--command", "printf 'one\\ntwo\\nthree'", "--lines"];
+    let (_, _, answers) = asked(&fixture, &lines, &[("ask/a", "")]);
+    assert_eq!(answers[0].as_deref(), Ok(["one", "two", "three"].map(str::to_owned).as_slice()));
+    let (_, _, answers) = asked(&fixture, &["--echo"], &[("ask/a", "the same")]);
+    assert_eq!(answers[0].as_deref(), Ok(["the same".to_owned()].as_slice()));
+}
+
+#[test]
+fn serve_says_to_both_sides_why_there_is_no_answer() {
+    let fixture = fixture();
+    let (exit, data, answers) = asked(&fixture, &["--command", "exit 3", "--json"], &[("ask/a", "")]);
+    let error = answers[0].as_ref().unwrap_err();
+    assert!(
+        exit == Exit::Failed && error.contains("it ended with exit code 3") && !error.contains("`exit"),
+        "{error}"
+    );
+    assert!(data.contains(r#""code":"command_failed""#), "{data}");
+    let (exit, _, messages) = fixture.bus(&["serve", "ask/#"]);
+    assert!(exit == Exit::Misuse && messages.contains("--command"), "{messages}");
+}
+
+#[test]
+fn keygen_enrols_a_peer_that_can_connect_at_once_and_overwrites_nothing() {
+    let fixture = fixture();
+    let (exit, data, messages) =
+        fixture.bus(&["keygen", "carol", "--publish", "a/#", "--endpoint", "tcp://127.0.0.1:1"]);
+    assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+    let credentials = crate::Credentials::load(std::path::Path::new(data.trim())).unwrap();
+    assert_eq!((credentials.name.as_str(), credentials.endpoints.len()), ("carol", 1));
+    // Without endpoints those of the operator.
+    let (exit, data, messages) = fixture.bus(&["keygen", "dave", "--publish", "a/#"]);
+    assert_eq!(exit, Exit::Done, "{messages}");
+    let (exit, sent, messages) = fixture.bus(&["pub", "a/b", "hello", "--creds", data.trim()]);
+    assert_eq!((exit, sent.as_str()), (Exit::Done, "0 subscribers\n"), "{messages}");
+    assert_ne!(fixture.bus(&["keygen", "dave"]).0, Exit::Done, "it has a key already");
+
+    let (exit, data, _) = fixture.bus(&["keygen"]);
+    let keys: Vec<&str> = data.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(exit == Exit::Done && keys.len() == 2 && keys.iter().all(|key| key.len() == 40), "{data}");
+    let file = fixture.directory.path().join("pair.toml");
+    let path = file.to_str().unwrap();
+    let (exit, data, _) = fixture.bus(&["keygen", "--output", path, "--json"]);
+    assert!(exit == Exit::Done && !data.contains("secret"), "{data}");
+    let written = std::fs::read(&file).unwrap();
+    assert_eq!(fixture.bus(&["keygen", "--output", path]).0, Exit::Misuse);
+    assert_eq!(std::fs::read(&file).unwrap(), written);
+}
+
+#[test]
+fn pub_fills_in_templates_with_headers_at_a_rate_and_sub_shows_the_fields_that_are_asked_for() {
+    let fixture = fixture();
+    let options = SubscribeOptions::default();
+    let mut seen = blocking::wait(fixture.client.subscribe(&"a/b".parse().unwrap(), options)).unwrap();
+    let began = std::time::Instant::now();
+    let template = r#"{"turn":{{count}},"text":"hello {{count}}"}"#;
+    let publish = [
+        "pub",
+        "a/b",
+        template,
+        "--template",
+        "--json-payload",
+        "--count",
+        "5",
+        "--rate",
+        "50",
+        "-H",
+        "tone: calm",
+    ];
+    let (exit, data, messages) = fixture.bus(&publish);
+    assert_eq!((exit, data.as_str()), (Exit::Done, "1 subscriber\n"), "{messages}");
+    assert!(began.elapsed() >= Duration::from_millis(80), "{:?}", began.elapsed());
+    for turn in 1..=5 {
+        let Some(crate::Event::Message(message)) = blocking::wait(seen.next()) else { panic!() };
+        assert_eq!(message.text(), Some(format!(r#"{{"turn":{turn},"text":"hello {turn}"}}"#).as_str()));
+        assert_eq!(message.header.user, [("tone".to_owned(), "calm".to_owned())]);
+        assert_eq!(message.header.content_type, ContentType::Json);
+    }
+    let arguments = ["sub", "a/b", "--where", "turn>=4", "--field", "text", "--count", "2"];
+    std::thread::scope(|scope| {
+        let subscribing = scope.spawn(|| fixture.bus(&arguments));
+        blocking::wait(fixture.client.wait_for_subscribers(&topic("a/b"), 2, Duration::from_secs(20)))
+            .unwrap();
+        assert_eq!(fixture.bus(&publish).0, Exit::Done);
+        let (exit, data, _) = subscribing.join().unwrap();
+        assert_eq!((exit, data.as_str()), (Exit::Done, "a/b  hello 4\na/b  hello 5\n"));
+    });
+    for (bad, word) in [
+        (&["pub", "a/b", "{{cuont}}", "--template"][..], "{{count}}"),
+        (&["pub", "a/b", "x", "-H", "none"], "NAME:VALUE"),
+        (&["pub", "a/b", "--file", "/nowhere/at/all"], "/nowhere/at/all"),
+        (&["sub", "a/b", "--where", "nothing"], "no condition"),
+    ] {
+        let (exit, _, messages) = fixture.bus(bad);
+        assert!(matches!(exit, Exit::Misuse | Exit::Io) && messages.contains(word), "{messages}");
+    }
+}

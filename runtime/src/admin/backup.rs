@@ -15,7 +15,7 @@ use interlock_actors::{
     backup::{self, BackupError, CreateOptions, Created, Installation, Phase, Progress, Watcher},
     store::{PassphraseSources, passphrase::PassphraseOf},
 };
-use interlock_bus::{Payload, Request};
+use interlock_bus::{Payload, PeerName, Request, keys::audit::Act};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -87,8 +87,9 @@ impl BackupDesk {
         tracing::info!(by = %request.message.origin, "backup asked for");
         let is_busy = Arc::clone(&turn.is_busy);
         let site = Arc::clone(&self.site);
+        let by = request.message.origin.clone();
         let mut work = tokio::task::spawn_blocking(move || {
-            let outcome = create(&site, order, &told, &cancel);
+            let outcome = create(&site, &by, order, &told, &cancel);
             // Here, because this is what another one would be in the way of.
             is_busy.store(false, Ordering::Relaxed);
             outcome
@@ -128,6 +129,7 @@ impl BackupDesk {
 
 fn create(
     site: &Site,
+    by: &PeerName,
     order: BackupOrder,
     told: &mpsc::Sender<Progress>,
     cancel: &AtomicBool,
@@ -155,8 +157,11 @@ fn create(
         }
     };
     let mut watcher = Watcher { tell: &mut tell, cancel };
-    backup::create(&installation, &key, &passphrase, &target, CreateOptions::default(), &mut watcher)
-        .map_err(failed)
+    let act = Act::new("backup-create").with(format!("{}, asked for by `{by}`", target.display()));
+    let made = cli::backup_noted(&site.data_dir.keys(), act, || {
+        backup::create(&installation, &key, &passphrase, &target, CreateOptions::default(), &mut watcher)
+    });
+    made.map_err(failed)
 }
 
 /// That nobody waits any more is no failure of ours.

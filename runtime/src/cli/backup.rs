@@ -8,19 +8,31 @@ mod watch;
 
 pub(crate) use create::target;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
 use interlock_actors::{
     backup::{self, BackupError, Contents, Installation, PartKind},
     store::{
         Passphrase, PassphraseSources, StoreError,
+        key::attempts::{Attempts, Guess},
         passphrase::{PassphraseError, PassphraseOf},
     },
 };
+use interlock_bus::keys::{
+    Audit,
+    audit::{Act, Outcome},
+};
 
 use super::{CliError, Global, Output, output::json, terminal};
-use crate::exit::Exit;
+use crate::{
+    config::{Config, Loaded, Origin},
+    exit::Exit,
+    lifecycle::{self, DataDir},
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -65,10 +77,28 @@ pub(super) fn run(verb: &Verb, global: &Global, output: &mut Output) -> Result<E
     }
 }
 
-/// What this invocation would back up or restore into.
+/// What this invocation would back up. A configuration file that nobody names is that of the instance which runs, or the one
+/// that a restore would write.
 fn installation(global: &Global) -> Result<Installation, CliError> {
-    let root = global.data_dir()?.root().to_owned();
-    Ok(Installation { root, config: global.config_file() })
+    let loaded = global.load()?;
+    let data_dir = super::data_dir(&loaded.config)?;
+    let root = data_dir.root().to_owned();
+    let of_instance = || lifecycle::running(&data_dir).ok().flatten().and_then(|instance| instance.config);
+    let config = global
+        .named_config_file()
+        .or_else(of_instance)
+        .or_else(|| place_of_config(&loaded, &root).filter(|path| path.exists()))
+        .or_else(Config::user_file);
+    Ok(Installation { root, config })
+}
+
+/// Where the configuration of an installation is if nobody has named a file: the user's; but where a flag or a variable names
+/// the data directory, it is in that, because the user's file is about another one.
+fn place_of_config(loaded: &Loaded, root: &Path) -> Option<PathBuf> {
+    match loaded.held.get("runtime.data_dir").map(|held| &held.origin) {
+        Some(Origin::Flag(_) | Origin::Environment(_)) => Some(root.join("interlock.toml")),
+        _ => Config::user_file_place(),
+    }
 }
 
 /// Says what was left by runs that were killed, and is gone now.
@@ -82,6 +112,73 @@ pub(crate) fn sweep(root: &Path, output: &mut Output) {
             counts.failed
         ));
     }
+}
+
+/// A passphrase that is about to be tried on a backup. Wrong ones are in the audit file of the installation, and after some of
+/// them the next one waits, as with the data key. Where nothing is installed yet, they are in that of the user's own installation;
+/// and where there is none either, each wrong one waits.
+struct Trial(Option<Attempts>);
+
+/// What a wrong passphrase waits that is written down nowhere.
+const UNCOUNTED: Duration = Duration::from_secs(1);
+
+impl Trial {
+    /// Waits as long as it has to.
+    fn begin(keys: &Path, global: &Global, output: &mut Output) -> Self {
+        let keys = Some(keys.to_owned()).into_iter().chain(own_keys(global)).find(|keys| keys.is_dir());
+        let attempts = keys.map(|keys| Attempts::of(&keys, Guess::Backup));
+        let delay = attempts.as_ref().map_or(Duration::ZERO, Attempts::delay);
+        if !delay.is_zero() {
+            output.say(&format!(
+                "after several wrong passphrases of backups this one waits {} s",
+                delay.as_secs()
+            ));
+            std::thread::sleep(delay);
+        }
+        Self(attempts)
+    }
+
+    /// What became of it.
+    fn judged<T>(&self, outcome: Result<T, BackupError>) -> Result<T, BackupError> {
+        match (&outcome, &self.0) {
+            (Err(BackupError::WrongPassphrase { .. }), Some(attempts)) => attempts.failed(),
+            (Err(BackupError::WrongPassphrase { .. }), None) => std::thread::sleep(UNCOUNTED),
+            (Ok(_), Some(attempts)) => attempts.succeeded(),
+            _ => {}
+        }
+        outcome
+    }
+}
+
+/// The key store of the user's own installation: the one that commands work on which name none.
+fn own_keys(global: &Global) -> Option<PathBuf> {
+    let own = Global { config: None, data_dir: None, settings: Vec::new(), ..global.clone() };
+    let data_dir = own.load_with(Config::user_file()).ok()?.config.data_dir()?;
+    Some(DataDir::at(data_dir).keys())
+}
+
+/// Notes what came of `work` in the audit file of the key store `keys`, if there is one. What only reads is done without, too.
+pub(crate) fn noted<T, E: std::fmt::Display>(
+    keys: &Path,
+    act: Act,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let outcome = work();
+    if keys.is_dir() {
+        let result = match &outcome {
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed(error.to_string()),
+        };
+        if let Err(error) = Audit::of(keys).note(act, result) {
+            tracing::warn!(%error, "a backup is not in the audit file");
+        }
+    }
+    outcome
+}
+
+/// What is done to which file.
+pub(crate) fn act(action: &str, file: &Path) -> Act {
+    Act::new(action).with(file.display().to_string())
 }
 
 /// What is in a backup, in a line for each kind.

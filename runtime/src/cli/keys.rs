@@ -10,7 +10,7 @@ mod rotate;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Subcommand;
-use interlock_bus::{Endpoint, KeyStore, PeerName};
+use interlock_bus::{Endpoint, KeyStore, PeerName, keys::moved::moved_here};
 use serde_json::json;
 
 use super::{CliError, Global, Output, output};
@@ -46,8 +46,12 @@ pub(super) enum Verb {
     Export(archive::Export),
     /// Take in what `export` has written, also into a data directory that is not there yet.
     Import(archive::Import),
-    /// Put the broker's current key into credentials files, wherever they lie.
+    /// Put the broker's current key, and where it listens, into credentials files, wherever they lie.
     Renew {
+        /// Put the endpoints of this installation into them, whatever they name. Without this only files that name the
+        /// socket of another data directory get them: those that were restored or moved.
+        #[arg(long)]
+        endpoints: bool,
         /// Which files.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
@@ -78,7 +82,10 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
         Verb::Passphrase(arguments) => passphrase::run(&arguments, global, &data_dir, output),
         Verb::Export(arguments) => archive::export(&arguments, global, &data_dir, output),
         Verb::Import(arguments) => archive::import(&arguments, global, &data_dir, output),
-        Verb::Renew { files, json } => renew(&files, json, &data_dir, output),
+        Verb::Renew { files, endpoints: all, json } => {
+            let now = known(endpoints(&loaded.config, &data_dir)?);
+            renew(&files, now, all, json, &data_dir, output)
+        }
     }
 }
 
@@ -97,18 +104,60 @@ fn revoke(name: &PeerName, json: bool, data_dir: &DataDir, output: &mut Output) 
     Ok(Exit::Done)
 }
 
-fn renew(files: &[PathBuf], json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
+fn renew(
+    files: &[PathBuf],
+    now: Vec<Endpoint>,
+    all: bool,
+    json: bool,
+    data_dir: &DataDir,
+    output: &mut Output,
+) -> Result<Exit, CliError> {
+    if all && now.is_empty() {
+        let text =
+            "nobody knows where the broker listens before it runs: the system chooses a port. Start it first";
+        return Err(CliError::new(Exit::NotReady, text));
+    }
     let store = KeyStore::open(&data_dir.keys())?;
     for file in files {
-        let changed = store.renew(file)?;
+        let renewed = store.renew(file, |named| match all {
+            true => Some(now.clone()),
+            false => moved_here(named, &now),
+        })?;
         if json {
-            output.line(&output::json(&json!({ "file": file, "changed": changed }))?)?;
+            let line = json!({
+                "file": file, "changed": renewed.is_changed(), "broker_key": renewed.broker,
+                "endpoints": renewed.endpoints_before.is_some(),
+            });
+            output.line(&output::json(&line)?)?;
             continue;
         }
-        let state = if changed { "names the broker's current key now" } else { "was up to date" };
-        output.say(&format!("`{}` {state}", file.display()));
+        let shown = file.display();
+        if renewed.broker {
+            output.say(&format!("`{shown}` names the broker's current key now"));
+        }
+        if let Some(before) = &renewed.endpoints_before {
+            output.say(&format!(
+                "`{shown}` names {} now, no longer {}",
+                listed(&renewed.endpoints),
+                listed(before)
+            ));
+        }
+        if !renewed.is_changed() {
+            output.say(&format!("`{shown}` was up to date"));
+        }
     }
     Ok(Exit::Done)
+}
+
+fn listed(endpoints: &[Endpoint]) -> String {
+    let quoted: Vec<String> = endpoints.iter().map(|endpoint| format!("`{endpoint}`")).collect();
+    quoted.join(", ")
+}
+
+/// None of them, if the system is still to choose a port: that would be worth nothing in a file.
+fn known(endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    let is_open = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp { port: 0, .. });
+    if endpoints.iter().any(is_open) { Vec::new() } else { endpoints }
 }
 
 /// Where the broker listens: as the running instance says, or else as configured.

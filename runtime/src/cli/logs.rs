@@ -90,6 +90,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         (None, true) => LINES_FOLLOWING,
         (None, false) => LINES,
     };
+    if arguments.lines == Some(0) && !arguments.follow {
+        let text = "`--lines 0` shows nothing; give a number from 1 on, or `--follow` for what comes";
+        return Err(CliError::new(Exit::Misuse, text));
+    }
     let limit = arguments.lines.unwrap_or(lines).min(limits::QUERY_ROWS_MAX);
     let query = LogQuery { limit, ..arguments.filter.query()? };
     if arguments.follow {

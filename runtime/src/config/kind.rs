@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use interlock_actors::log_transport::Threshold;
-use interlock_bus::{Endpoint, PeerName, TopicFilter};
+use interlock_bus::{Endpoint, PeerName, TopicFilter, durable::words};
 use serde_json::json;
 use toml::Value;
 
@@ -214,6 +214,8 @@ pub(super) fn route_mistakes(route: &Value) -> Vec<String> {
         None => mistakes.push("there is no `filter`; add for example `filter = \"orders/#\"`".to_owned()),
         Some((filter, None)) => mistakes.push(format!("`filter` is `{filter}`; allowed: a topic filter")),
         Some((_, Some(Err(error)))) => mistakes.push(format!("`filter`: {error}")),
+        Some((filter, Some(Ok(_)))) if filter.as_str().is_some_and(|filter| filter.starts_with('$')) => mistakes
+            .push(format!("`filter` is `{filter}`: topics of the bus itself are not published durably; name topics without `$`")),
         Some((_, Some(Ok(_)))) => {}
     }
     let consumers = match route.get("consumers") {
@@ -230,6 +232,8 @@ pub(super) fn route_mistakes(route: &Value) -> Vec<String> {
     for (place, consumer) in consumers.iter().enumerate() {
         if !Kind::PeerName.permits(consumer) {
             mistakes.push(format!("`consumers` has `{consumer}`; allowed: {}", Kind::PeerName.allowed()));
+        } else if consumer.as_str() == Some(words::OUTBOX) {
+            mistakes.push(format!("`consumers` has `{consumer}`, which sends and consumes nothing; name who is to get the messages"));
         } else if consumers[..place].contains(consumer) {
             mistakes.push(format!("`consumers` has `{consumer}` twice; name each once"));
         }

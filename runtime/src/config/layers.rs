@@ -48,6 +48,10 @@ impl Layers {
         let path = setting.path();
         if setting.kind.permits(&value) {
             self.settings.insert(path, Held { value, origin });
+        } else if let (Kind::Routes, Some(routes)) = (setting.kind, value.as_array()) {
+            for mistake in routes.iter().flat_map(kind::route_mistakes) {
+                self.refuse(&origin, path.as_str(), format!("`{path}`: {mistake}"));
+            }
         } else {
             self.refuse(&origin, path.as_str(), not_allowed(&path, &value, setting));
         }

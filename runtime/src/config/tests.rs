@@ -341,6 +341,27 @@ fn the_routes_of_the_outbox_are_read_from_every_layer_and_each_mistake_is_told_w
 }
 
 #[test]
+fn routes_of_the_bus_itself_and_to_the_outbox_are_refused_from_every_layer_with_value_and_way_out() {
+    let own = "filter = \"$sys/#\"\nconsumers = [\"outbox\", \"b\", \"b\", \"Bad Name\"]\n";
+    let from_file = refusal(&format!("[[outbox.topics]]\n{own}"));
+    let route = own.replace("\nc", ", c").replace('\n', "");
+    let variable = ("INTERLOCK_OUTBOX__TOPICS", format!("[{{ {route} }}]"));
+    let from_variable = load_with("", &[(variable.0, &variable.1)], &[]).unwrap_err().to_string();
+    for (refusal, place) in [(from_file, "interlock.toml:1: "), (from_variable, "INTERLOCK_OUTBOX__TOPICS: ")]
+    {
+        for words in [
+            "`filter` is `\"$sys/#\"`: topics of the bus itself are not published durably; name topics without `$`",
+            "`consumers` has `\"outbox\"`, which sends and consumes nothing; name who is to get the messages",
+            "`consumers` has `\"b\"` twice; name each once",
+            "`consumers` has `\"Bad Name\"`; allowed: 1 to 64 characters",
+        ] {
+            let told = |text: &&str| text.contains(place) && text.contains(words);
+            assert!(refusal.lines().any(|text| told(&text)), "{place}, {words}: {refusal}");
+        }
+    }
+}
+
+#[test]
 fn an_outbox_that_could_never_retry_or_never_take_its_largest_message_is_refused() {
     let refused = refusal("[outbox]\nretry_base = \"2h\"\n");
     assert!(refused.contains("`outbox.retry_cap` (\"1h\") must not be shorter"), "{refused}");

@@ -21,6 +21,9 @@ use crate::exit::Exit;
 /// Bytes of `instance.json` that are read.
 const INSTANCE_FILE_BYTES_MAX: u64 = 64 << 10;
 
+/// What a restore writes into the lock file behind its pid.
+const RESTORE: &str = "restore";
+
 /// A running instance, as it says of itself in `run/instance.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
@@ -36,6 +39,9 @@ pub struct Instance {
     pub endpoints: Vec<Endpoint>,
     /// Where its gateway listens; `None` until it does.
     pub gateway: Option<String>,
+    /// Its configuration file, absolute; `None` if it has none, or one whose name is not UTF-8.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
 }
 
 /// The lock of the one instance on a data directory. Held until dropped or the process ends, however it ends.
@@ -48,8 +54,20 @@ impl InstanceLock {
     /// Takes the lock.
     ///
     /// # Errors
-    /// [`LifecycleError::AlreadyRunning`] if another process holds it.
+    /// [`LifecycleError::AlreadyRunning`] if another process holds it, [`LifecycleError::Restoring`] if that restores.
     pub fn take(data_dir: &DataDir) -> Result<Self, LifecycleError> {
+        Self::take_saying(data_dir, "")
+    }
+
+    /// The same for a restore: whoever comes meanwhile is told what goes on.
+    ///
+    /// # Errors
+    /// Those of [`InstanceLock::take`].
+    pub fn take_for_restore(data_dir: &DataDir) -> Result<Self, LifecycleError> {
+        Self::take_saying(data_dir, RESTORE)
+    }
+
+    fn take_saying(data_dir: &DataDir, what: &str) -> Result<Self, LifecycleError> {
         let path = lock_path(data_dir);
         let io = |action, source| LifecycleError::Io { action, path: path.clone(), source };
         let file = OpenOptions::new()
@@ -63,24 +81,19 @@ impl InstanceLock {
             .map_err(|source| io("open", source))?;
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut text = String::new();
-                let _ = (&mut file).take(32).read_to_string(&mut text);
-                let pid = text
-                    .lines()
-                    .next()
-                    .unwrap_or_default()
-                    .parse::<u32>()
-                    .map_or("?".to_owned(), |pid| pid.to_string());
-                return Err(LifecycleError::AlreadyRunning { pid, data_dir: data_dir.root().to_owned() });
-            }
+            Err((file, Errno::EWOULDBLOCK)) => return Err(held_by(file, data_dir)),
             Err((_, errno)) => return Err(io("lock", errno.into())),
         };
         file.set_len(0)
             .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .and_then(|()| file.write_all(format!("{}\n{what}", std::process::id()).as_bytes()))
             .map_err(|source| io("write", source))?;
         Ok(Self { _file: file })
+    }
+
+    /// Where the lock is.
+    pub fn path(data_dir: &DataDir) -> PathBuf {
+        lock_path(data_dir)
     }
 
     /// Notes beside the lock how its holder ends. For the holder alone.
@@ -107,8 +120,22 @@ impl InstanceLock {
     /// Whether some process holds the lock. Creates nothing.
     pub fn is_held(data_dir: &DataDir) -> bool {
         let Ok(file) = File::open(lock_path(data_dir)) else { return false };
+        Self::is_locked(file).is_some()
+    }
+
+    /// Who holds the lock, as the error that taking it would be; `None` if nobody does. Creates nothing.
+    pub fn holder(data_dir: &DataDir) -> Option<LifecycleError> {
+        let file = Self::is_locked(File::open(lock_path(data_dir)).ok()?)?;
+        Some(held_by(file, data_dir))
+    }
+
+    /// The file, if somebody holds its lock.
+    fn is_locked(file: File) -> Option<File> {
         // A shared lock, so that two commands that look at the same time do not take each other for an instance.
-        matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Err((file, Errno::EWOULDBLOCK)) => Some(file),
+            _ => None,
+        }
     }
 }
 
@@ -159,13 +186,30 @@ pub fn running(data_dir: &DataDir) -> Result<Option<Instance>, LifecycleError> {
     let mut text = String::new();
     let file = match File::open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(LifecycleError::InBetween { data_dir: data_dir.root().to_owned() });
+            return match InstanceLock::holder(data_dir) {
+                Some(error @ LifecycleError::Restoring { .. }) => Err(error),
+                _ => Err(LifecycleError::InBetween { data_dir: data_dir.root().to_owned() }),
+            };
         }
         opened => opened.map_err(io)?,
     };
     file.take(INSTANCE_FILE_BYTES_MAX).read_to_string(&mut text).map_err(io)?;
     let instance = serde_json::from_str(&text).map_err(|error| io(error.into()))?;
     Ok(Some(instance))
+}
+
+/// What stands in the lock file `file`, which somebody holds: the pid, and a word if it is no instance.
+fn held_by(file: File, data_dir: &DataDir) -> LifecycleError {
+    let mut text = String::new();
+    let _ = file.take(32).read_to_string(&mut text);
+    let mut lines = text.lines();
+    let pid = lines.next().unwrap_or_default().parse::<u32>();
+    let pid = pid.map_or("?".to_owned(), |pid| pid.to_string());
+    let data_dir = data_dir.root().to_owned();
+    match lines.next() {
+        Some(RESTORE) => LifecycleError::Restoring { pid, data_dir },
+        _ => LifecycleError::AlreadyRunning { pid, data_dir },
+    }
 }
 
 fn lock_path(data_dir: &DataDir) -> PathBuf {

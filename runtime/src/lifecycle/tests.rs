@@ -19,6 +19,7 @@ fn instance() -> Instance {
         started_at: jiff::Timestamp::now(),
         endpoints: vec!["tcp://127.0.0.1:5555".parse().unwrap()],
         gateway: Some("http://127.0.0.1:8771".to_owned()),
+        config: None,
     }
 }
 
@@ -63,6 +64,23 @@ fn a_second_instance_is_refused_with_the_pid_of_the_first_and_admitted_after_it(
     assert_eq!(error.exit(), Exit::Busy);
     drop(lock);
     InstanceLock::take(&data_dir).unwrap();
+}
+
+#[test]
+fn a_restore_that_holds_the_lock_is_told_as_one() {
+    let (_guard, data_dir) = data_dir();
+    data_dir.create().unwrap();
+    let lock = InstanceLock::take_for_restore(&data_dir).unwrap();
+    for error in [InstanceLock::take(&data_dir).unwrap_err(), running(&data_dir).unwrap_err()] {
+        assert!(error.to_string().contains("a restore into"), "{error}");
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+        assert_eq!(error.exit(), Exit::Busy);
+    }
+    drop(lock);
+    let lock = InstanceLock::take(&data_dir).unwrap();
+    let error = InstanceLock::take_for_restore(&data_dir).unwrap_err();
+    assert!(error.to_string().contains("already running"), "{error}");
+    drop(lock);
 }
 
 #[test]

@@ -4,13 +4,32 @@
 
 use std::{path::Path, time::Duration};
 
-use interlock_bus::keys::{
-    Audit,
-    audit::{Act, Entry, Outcome},
+use interlock_bus::{
+    envelope::now_ns,
+    keys::{
+        Audit,
+        audit::{Act, Entry, Outcome},
+    },
 };
 
 /// What the entries say was done.
-const ACTION: &str = "unlock";
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guess {
+    /// The data key was asked for.
+    DataKey,
+    /// A backup was.
+    Backup,
+}
+
+impl Guess {
+    fn action(self) -> &'static str {
+        match self {
+            Self::DataKey => "unlock",
+            Self::Backup => "unlock-backup",
+        }
+    }
+}
+
 /// How long a wrong one counts.
 const WINDOW_MS: u64 = 5 * 60 * 1000;
 /// How many are free.
@@ -20,21 +39,28 @@ const DELAY: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(30);
 
 /// The wrong passphrases of the last minutes in one key store, of all processes.
-pub(super) struct Attempts {
+#[derive(Clone, Debug)]
+pub struct Attempts {
     audit: Audit,
+    guess: Guess,
     wrong: u32,
 }
 
 impl Attempts {
-    pub(super) fn of(keys: &Path, now_ms: u64) -> Self {
+    /// Those of the key store in the directory `keys`; none if there is no such directory.
+    pub fn of(keys: &Path, guess: Guess) -> Self {
+        Self::at(keys, guess, now_ns() / 1_000_000)
+    }
+
+    fn at(keys: &Path, guess: Guess, now_ms: u64) -> Self {
         let audit = Audit::of(keys);
         // Without a file that can be read there is nothing to count.
-        let wrong = audit.last().map_or(0, |entries| count(&entries, now_ms));
-        Self { audit, wrong }
+        let wrong = audit.last().map_or(0, |entries| count(&entries, guess, now_ms));
+        Self { audit, guess, wrong }
     }
 
     /// How long the next one waits.
-    pub(super) fn delay(&self) -> Duration {
+    pub fn delay(&self) -> Duration {
         match self.wrong.checked_sub(FREE) {
             None => Duration::ZERO,
             Some(more) => DELAY.saturating_mul(1 << more.min(16)).min(DELAY_MAX),
@@ -42,29 +68,29 @@ impl Attempts {
     }
 
     /// Notes a wrong one.
-    pub(super) fn failed(&self) {
-        let waits = Self { audit: self.audit.clone(), wrong: self.wrong + 1 }.delay();
+    pub fn failed(&self) {
+        let waits = Self { wrong: self.wrong + 1, ..self.clone() }.delay();
         let why = format!("wrong passphrase; the next one waits {} s", waits.as_secs());
         self.note(Outcome::Failed(why));
     }
 
     /// Notes the right one, if there were wrong ones: they count no more.
-    pub(super) fn succeeded(&self) {
+    pub fn succeeded(&self) {
         if self.wrong > 0 {
             self.note(Outcome::Done);
         }
     }
 
     fn note(&self, outcome: Outcome) {
-        if let Err(error) = self.audit.note(Act::new(ACTION), outcome) {
+        if let Err(error) = self.audit.note(Act::new(self.guess.action()), outcome) {
             tracing::warn!(%error, "a passphrase is not in the audit file");
         }
     }
 }
 
 /// Those since the last right one that are young enough. A clock that was set back forgets them.
-fn count(entries: &[Entry], now_ms: u64) -> u32 {
-    let unlocks = entries.iter().rev().filter(|entry| entry.act.action == ACTION);
+fn count(entries: &[Entry], guess: Guess, now_ms: u64) -> u32 {
+    let unlocks = entries.iter().rev().filter(|entry| entry.act.action == guess.action());
     let wrong = unlocks.take_while(|entry| matches!(entry.outcome, Outcome::Failed(_)));
     let young = wrong.filter(|entry| (now_ms.saturating_sub(WINDOW_MS)..=now_ms).contains(&entry.at_ms));
     u32::try_from(young.count()).unwrap_or(u32::MAX)
@@ -75,7 +101,7 @@ mod tests {
     use super::*;
 
     fn now_ms() -> u64 {
-        interlock_bus::envelope::now_ns() / 1_000_000
+        now_ns() / 1_000_000
     }
 
     #[test]
@@ -83,15 +109,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut delays = Vec::new();
         for _ in 0..10 {
-            let attempts = Attempts::of(directory.path(), now_ms());
+            let attempts = Attempts::at(directory.path(), Guess::DataKey, now_ms());
             delays.push(attempts.delay().as_secs());
             attempts.failed();
         }
         assert_eq!(delays, [0, 0, 0, 1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(Attempts::of(directory.path(), Guess::Backup).delay(), Duration::ZERO);
         // Five minutes later, with a clock that was set back, or after the right one they count no more.
-        assert_eq!(Attempts::of(directory.path(), now_ms() + WINDOW_MS + 1000).delay(), Duration::ZERO);
-        assert_eq!(Attempts::of(directory.path(), now_ms() - 60_000).delay(), Duration::ZERO);
-        Attempts::of(directory.path(), now_ms()).succeeded();
-        assert_eq!(Attempts::of(directory.path(), now_ms()).delay(), Duration::ZERO);
+        assert_eq!(
+            Attempts::at(directory.path(), Guess::DataKey, now_ms() + WINDOW_MS + 1000).delay(),
+            Duration::ZERO
+        );
+        assert_eq!(Attempts::at(directory.path(), Guess::DataKey, now_ms() - 60_000).delay(), Duration::ZERO);
+        Attempts::at(directory.path(), Guess::DataKey, now_ms()).succeeded();
+        assert_eq!(Attempts::at(directory.path(), Guess::DataKey, now_ms()).delay(), Duration::ZERO);
     }
 }

@@ -6,9 +6,12 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use interlock_bus::envelope::now_ns;
-
-use super::{DataKey, KEY_FILE, attempts::Attempts, exists, file::KeyFile};
+use super::{
+    DataKey, KEY_FILE,
+    attempts::{Attempts, Guess},
+    exists,
+    file::KeyFile,
+};
 use crate::store::{
     error::StoreError,
     passphrase::{Passphrase, PassphraseSources},
@@ -88,7 +91,7 @@ impl Vault {
         {
             return Ok(key.clone());
         }
-        let attempts = Attempts::of(&self.keys, now_ns() / 1_000_000);
+        let attempts = Attempts::of(&self.keys, Guess::DataKey);
         let loaded = load(&|path| {
             let given = self.ask(path)?;
             // Nobody is let in meanwhile, and a person may end the process as ever.

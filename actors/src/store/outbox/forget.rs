@@ -106,6 +106,11 @@ impl writer::Chores for Chores {
         self.is_due |= self.accepted >= limits::FORGET_EVERY;
     }
 
+    /// Each message is a job of its own here, and its publisher waits for the answer before the next.
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn is_overdue(&self) -> bool {
         self.accepted >= limits::FORGET_EVERY && !self.stalled
     }

@@ -42,28 +42,23 @@ impl Accept {
         let connection = site.connection;
         let NewEntry { id, topic, key, origin, header, payload, consumers } = &self.entry;
         let content = content(payload);
-        let before: Option<(i64, String, Vec<u8>)> = connection
-            .prepare_cached("SELECT number, topic, content FROM entries WHERE id = ?1")?
-            .query_row([id.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-            .optional()?;
-        if let Some((number, before_topic, before_content)) = before {
-            let is_same = before_topic == topic.as_str() && before_content == content;
-            return Ok(match is_same {
-                true => Ok(Put { number: number.unsigned_abs(), again: true }),
-                false => Err(PutError::OtherContent { id: *id }),
-            });
-        }
         let now = now_ms();
         let mut book = Book::open(site, now)?;
         let bytes = (header.len() + payload.len()) as u64;
-        if let Err(refusal) = self.judge(site, &mut book, bytes)? {
-            return Ok(Err(refusal));
+        if !self.has_room(site, &book, bytes)? {
+            // What is there already needs no room, and nothing has to go for it.
+            if let Some(answer) = self.before(connection, &content)? {
+                return Ok(answer);
+            }
+            if let Err(refusal) = self.judge(site, &mut book, bytes)? {
+                return Ok(Err(refusal));
+            }
         }
         let number = book.totals.next_number;
-        connection
+        let added = connection
             .prepare_cached(
                 "INSERT INTO entries (number, id, topic, key, origin, accepted_ms, bytes, content, seal) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (id) DO NOTHING",
             )?
             .execute(params![
                 signed(number),
@@ -76,6 +71,10 @@ impl Accept {
                 content.as_slice(),
                 seal(&content, header).as_slice(),
             ])?;
+        if added == 0 {
+            let before = self.before(connection, &content)?;
+            return before.ok_or(rusqlite::Error::QueryReturnedNoRows);
+        }
         connection
             .prepare_cached("INSERT INTO bodies (number, header, payload) VALUES (?1, ?2, ?3)")?
             .execute(params![signed(number), header.as_ref(), payload.as_ref()])?;
@@ -92,6 +91,35 @@ impl Accept {
         book.totals.bytes += bytes;
         book.close()?;
         Ok(Ok(Put { number, again: false }))
+    }
+
+    /// The answer, if there is a message with this id already.
+    fn before(
+        &self,
+        connection: &Connection,
+        content: &[u8; 32],
+    ) -> rusqlite::Result<Option<Result<Put, PutError>>> {
+        let NewEntry { id, topic, .. } = &self.entry;
+        let before: Option<(i64, String, Vec<u8>)> = connection
+            .prepare_cached("SELECT number, topic, content FROM entries WHERE id = ?1")?
+            .query_row([id.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        Ok(before.map(|(number, before_topic, before_content)| {
+            let is_same = before_topic == topic.as_str() && before_content == content;
+            match is_same {
+                true => Ok(Put { number: number.unsigned_abs(), again: true }),
+                false => Err(PutError::OtherContent { id: *id }),
+            }
+        }))
+    }
+
+    /// Whether there is room for one more as it is.
+    fn has_room(&self, site: &Site<'_>, book: &Book<'_>, wanted: u64) -> rusqlite::Result<bool> {
+        let OutboxLimits { pending_max, bytes_max, disk_floor, .. } = self.limits;
+        let is_low = book.free_bytes(|| free_bytes(site.path))? < disk_floor;
+        let is_over = |used: u64, max: u64| max > 0 && used > max;
+        let bytes = book.totals.bytes.saturating_add(wanted);
+        Ok(!is_low && !is_over(bytes, bytes_max) && !is_over(book.totals.open.saturating_add(1), pending_max))
     }
 
     /// Whether there is room for one more; makes some if that is the policy.

@@ -272,6 +272,8 @@ impl World {
                     }
                     let plain = self.kept.get_mut(&(consumer, number)).unwrap();
                     (plain.state, plain.due_ms) = (PlainState::Open, self.now_ms + wait_ms);
+                    let said = self.lanes.consumers[&name(consumer)].said;
+                    let lost = lost.then_some(said);
                     self.lanes.waits(&id(consumer, number), plain.attempts, plain.due_ms, lost);
                 }
             }
@@ -332,7 +334,7 @@ impl World {
     }
 
     /// What the rule allows when nothing is in hand and everything is known: of each lane, by the number of its head, what
-    /// is due from the head on.
+    /// is due from the head on, up to an even share.
     fn plain_take(&self, consumer: u8) -> Vec<Vec<u64>> {
         let mut lanes: BTreeMap<u8, Vec<(u64, &Plain)>> = BTreeMap::new();
         for ((_, number), plain) in self.kept.range((consumer, 0)..(consumer + 1, 0)) {
@@ -342,12 +344,12 @@ impl World {
         }
         let mut lanes: Vec<_> = lanes.into_values().filter(|lane| lane[0].1.due_ms <= self.now_ms).collect();
         lanes.sort_by_key(|lane| lane[0].0);
+        let longest = BOUNDS.run.min(BOUNDS.messages.div_ceil(lanes.len().max(1)));
         let (mut runs, mut messages, mut bytes) = (Vec::new(), 0, 0);
         for lane in lanes {
             let mut run = Vec::new();
             for (number, plain) in lane {
-                let fits =
-                    messages < BOUNDS.messages && run.len() < BOUNDS.run && plain.due_ms <= self.now_ms;
+                let fits = messages < BOUNDS.messages && run.len() < longest && plain.due_ms <= self.now_ms;
                 let is_alone = plain.attempts > 0 && !run.is_empty();
                 if !fits || is_alone || (bytes + plain.bytes > BOUNDS.bytes && messages > 0) {
                     break;
@@ -476,6 +478,39 @@ fn a_consumer_that_always_has_news_does_not_keep_others_from_being_read() {
 }
 
 #[test]
+fn many_lanes_share_what_may_be_in_hand_and_a_single_one_has_all_of_it() {
+    let of_key = |number: u64| found(0, number, &format!("k{}", number % 100), 1);
+    let mut lanes = loaded(&[(0, (1..=300).map(of_key).collect())]);
+    let first: Vec<u64> = lanes.take(1).into_iter().flat_map(|run| run.numbers).collect();
+    assert_eq!(first, (1..=32).collect::<Vec<_>>(), "the oldest, of as many lanes");
+    lanes.ended(&id(0, 1));
+    assert_eq!(numbers(&lanes.take(1)), [("c0", &[33][..])]);
+
+    let two = |number: u64| found(0, number, if number.is_multiple_of(2) { "a" } else { "b" }, 1);
+    let mut lanes = loaded(&[(0, (1..=100).map(two).collect())]);
+    assert_eq!(lanes.take(1).into_iter().map(|run| run.numbers.len()).collect::<Vec<_>>(), [16, 16]);
+    let mut lanes = loaded(&[(0, (1..=100).map(|number| found(0, number, "a", 1)).collect())]);
+    assert_eq!(lanes.take(1)[0].numbers.len(), 32);
+}
+
+#[test]
+fn no_more_is_read_while_many_lanes_may_be_sent_and_what_waits_for_its_time_holds_up_nothing() {
+    let of_own_key = |number: u64| found(0, number, &number.to_string(), 1);
+    let mut lanes = loaded(&[(0, (1..=200).map(of_own_key).collect())]);
+    lanes.news(&name(0));
+    assert_eq!(lanes.begin_read(), None, "enough is known");
+    for (number, run) in (1..).zip(lanes.take(1)) {
+        assert_eq!(run.numbers, [number]);
+        lanes.ended(&id(0, number));
+    }
+    while let Some(run) = lanes.take(1).first() {
+        run.numbers.iter().for_each(|number| lanes.waits(&id(0, *number), 1, 900, None));
+    }
+    let read = lanes.begin_read().expect("all of them wait for their time");
+    assert_eq!((read.after, read.limit), (200, limits::READ));
+}
+
+#[test]
 fn a_large_message_goes_alone_and_is_not_overtaken_for_its_size() {
     let large = LaneBounds::default().bytes;
     let all = vec![found(0, 1, "a", 1), found(0, 2, "b", 2 * large), found(0, 3, "c", 1)];
@@ -507,6 +542,22 @@ fn of_an_absent_consumer_one_delivery_tries_and_the_others_wait() {
     assert!(lanes.serves(&name(0)));
     assert!(!lanes.absent(&name(0), 0, 9), "the word is older than its own");
     assert_eq!(lanes.take(1).len(), 3);
+}
+
+#[test]
+fn what_was_lost_with_its_consumer_is_due_when_that_is_back_also_if_it_is_before_the_failure_is_saved() {
+    let mut lanes = loaded(&[(0, (1..=2).map(|number| found(0, number, &number.to_string(), 1)).collect())]);
+    let runs = lanes.take(1);
+    assert_eq!(numbers(&runs), [("c0", &[1][..]), ("c0", &[2][..])]);
+    lanes.waits(&id(0, 1), 1, 900, Some(runs[0].said));
+    assert_eq!(lanes.take(2), []);
+    lanes.serves(&name(0));
+    lanes.waits(&id(0, 2), 1, 900, Some(runs[1].said));
+    assert_eq!(numbers(&lanes.take(2)), [("c0", &[1][..]), ("c0", &[2][..])]);
+    // What failed in its hands waits for its time, whatever it says.
+    lanes.waits(&id(0, 1), 2, 900, None);
+    lanes.serves(&name(0));
+    assert_eq!(lanes.take(3), []);
 }
 
 #[test]

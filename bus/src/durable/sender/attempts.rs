@@ -11,7 +11,7 @@ impl Sender {
         self.next_flight += 1;
         let attempt =
             attempt::attempt(self.client.clone(), sent.clone(), self.shared.options.attempt_deadline);
-        self.attempts.push(Box::pin(async move { (flight, attempt.await) }));
+        self.attempts.push(Box::pin(attempt.map(move |ended| (flight, ended))));
         self.flights.insert(flight, Flight { sent, rest, said });
     }
 
@@ -28,7 +28,11 @@ impl Sender {
     /// Takes note of an attempt's end. Gives whether those behind it in its lane may be sent.
     pub(super) fn conclude(&mut self, leased: Leased, ended: Ended, said: u64) -> bool {
         let Leased { id, attempt, message, .. } = leased;
-        let chance = u64::from_le_bytes(crypto::random());
+        // Chance takes a system call, and decides only when the next attempt is.
+        let chance = match ended {
+            Ended::Acknowledged => 0,
+            _ => u64::from_le_bytes(crypto::random()),
+        };
         let now_ms = now_ms();
         let Verdict { outcome, consumer } =
             attempt::verdict(ended, attempt, &self.shared.options.schedule, now_ms, chance);
@@ -63,7 +67,7 @@ impl Sender {
             attempt,
             message,
             outcome,
-            lost_consumer: consumer == Said::Lost,
+            lost: (consumer == Said::Lost).then_some(said),
             is_told: false,
         });
         is_over
@@ -86,7 +90,7 @@ impl Sender {
     pub(super) fn not_sent(&mut self, leased: impl IntoIterator<Item = Leased>) {
         for Leased { id, attempt, message, .. } in leased {
             let outcome = Outcome::Unsent;
-            self.settle(Ending { id, attempt, message, outcome, lost_consumer: false, is_told: false });
+            self.settle(Ending { id, attempt, message, outcome, lost: None, is_told: false });
         }
     }
 
@@ -105,7 +109,7 @@ impl Sender {
         );
         tracing::warn!(%message, number = id.number, consumer = %id.consumer, reason, "a message became a dead letter");
         let outcome = Outcome::Dead { reason };
-        self.settle(Ending { id, attempt, message, outcome, lost_consumer: false, is_told: false });
+        self.settle(Ending { id, attempt, message, outcome, lost: None, is_told: false });
     }
 }
 

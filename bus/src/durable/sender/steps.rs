@@ -198,7 +198,7 @@ impl Sender {
             return;
         }
         let mut has_room = false;
-        for Ending { id, attempt, outcome, lost_consumer, .. } in endings {
+        for Ending { id, attempt, outcome, lost, .. } in endings {
             match outcome {
                 Outcome::Acknowledged => {
                     self.counts.acknowledged += 1;
@@ -212,7 +212,7 @@ impl Sender {
                 }
                 Outcome::Retry { due_ms, .. } => {
                     self.counts.retried += 1;
-                    self.lanes.waits(&id, attempt, due_ms, lost_consumer);
+                    self.lanes.waits(&id, attempt, due_ms, lost);
                 }
                 Outcome::Unsent => {
                     self.counts.unsent += 1;

@@ -114,11 +114,18 @@ async fn what_the_outbox_does_not_take_is_refused_with_a_word_and_figures_and_co
 async fn who_may_not_put_is_denied_and_without_an_outbox_nobody_is_told_that_it_was_accepted() {
     let stage = Stage::new();
     let shop = stage.connect("shop").await;
-    assert!(matches!(publish(&shop, "orders/a", "one", None).await, Err(DurableError::NoOutbox { .. })));
+    let (to, options, soon) = (topic("orders/a"), DurableOptions::default(), Duration::from_secs(2));
+    let nobody = shop.publish_durable(&to, Payload::text("one"), &options, soon).await;
+    assert!(matches!(nobody, Err(DurableError::NoOutbox { .. })), "{nobody:?}");
     let _outbox = stage.outbox(quick()).await;
     let books = stage.connect("books").await;
     let denied = publish(&books, "orders/a", "one", None).await.unwrap_err();
     assert!(matches!(&denied, DurableError::Denied { code, .. } if code == "not_permitted"), "{denied:?}");
+    let none = shop.publish_durable(&to, Payload::text("one"), &options, Duration::ZERO).await;
+    assert!(
+        matches!(&none, Err(DurableError::Invalid { text }) if text.contains("nothing was sent")),
+        "{none:?}"
+    );
     assert!(stage.storage.messages().is_empty());
 }
 
@@ -132,6 +139,10 @@ async fn a_put_that_pauses_is_accepted_when_there_is_room_and_refused_at_its_dea
     let late = Duration::from_millis(30);
     let refused = outbox.handle.put(&topic("orders/a"), Payload::text("late"), &options, late).await;
     assert_eq!(refused, Err(DurableError::Full { current: 1, max: 1 }));
+    // Over the bus the word has to arrive before the broker ends the request, or nobody would know.
+    let late = Duration::from_secs(2);
+    let refused = shop.publish_durable(&topic("orders/a"), Payload::text("late"), &options, late).await;
+    assert_eq!(refused, Err(DurableError::Full { current: 1, max: 1 }));
     let waiting = tokio::spawn({
         let shop = shop.clone();
         async move { publish(&shop, "orders/a", "two", None).await }
@@ -142,6 +153,33 @@ async fn a_put_that_pauses_is_accepted_when_there_is_room_and_refused_at_its_dea
     stage.drained().await;
     assert_eq!(books.came.texts(), ["one", "two"]);
     outbox.until("nobody waits", |report| report.counts.puts_waiting == 0).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_room_is_judged_anew_when_routes_or_limits_change() {
+    let stage = Stage::with_storage(bounded(1, WhenFull::Reject));
+    let outbox = Arc::new(stage.outbox(OutboxOptions { pauses: true, ..quick() }).await);
+    outbox.put("orders/a", "one").await;
+    let waiting = |topic_name: &'static str| {
+        let outbox = Arc::clone(&outbox);
+        tokio::spawn(async move {
+            let (topic, options) = (topic(topic_name), DurableOptions::default());
+            outbox.handle.put(&topic, Payload::text("two"), &options, 2 * DEADLINE).await
+        })
+    };
+    let (moved, removed) = (waiting("orders/a"), waiting("both/a"));
+    outbox.until("two that wait", |report| report.counts.puts_waiting == 2).await;
+    let routes = Routes::new([("orders/#".parse().unwrap(), vec![name("audit")])]);
+    outbox.handle.set_routes(routes.clone());
+    let refused = soon("the refusal", removed).await.unwrap();
+    assert_eq!(refused, Err(DurableError::NoConsumers { topic: "both/a".to_owned() }));
+    assert!(!moved.is_finished());
+    // As a reload does it: the limits, then the routes, which may be the same.
+    stage.storage.set_limits(MemoryLimits { pending_max: 2, ..MemoryLimits::default() });
+    outbox.handle.set_routes(routes);
+    assert_eq!(soon("the room", moved).await.unwrap().map(|accepted| accepted.number), Ok(2));
+    let consumers: Vec<String> = stage.deliveries().into_keys().map(|(_, consumer)| consumer).collect();
+    assert_eq!(consumers, ["books", "audit"]);
 }
 
 #[tokio::test]

@@ -49,6 +49,12 @@ pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     soon(what, looking).await;
 }
 
+/// What is left when all was saved: so many open, and so many to `books` cut off.
+pub(super) fn left(open: u64, cut_off: u64) -> Left {
+    let cut_off = (cut_off > 0).then(|| (name("books"), cut_off));
+    Left { open: Some(open), cut_off: cut_off.into_iter().collect(), is_saved: true }
+}
+
 /// Retries at a thousandth of the usual times, and no sweep unless it is asked for.
 pub(super) fn quick() -> OutboxOptions {
     OutboxOptions {

@@ -9,7 +9,7 @@ use clap::Args;
 use interlock_actors::backup::{self, CreateOptions, Installation};
 use interlock_bus::keys::private_file;
 
-use super::{CliError, Global, Output, Seal, describe, installation, size, sweep, watch::watch};
+use super::{CliError, Global, Output, Seal, act, describe, installation, noted, size, sweep, watch::watch};
 use crate::exit::Exit;
 
 #[derive(Debug, Args)]
@@ -38,8 +38,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     let global = Global { passphrase_file: arguments.data_passphrase_file.clone(), ..global.clone() };
     let key = global.data_key(&data_dir)?;
     let passphrase = arguments.seal.sources().ask_for_new()?;
-    let created = watch(arguments.json, output, |watcher| {
-        backup::create(&installation, &key, &passphrase, &target, CreateOptions::default(), watcher)
+    let created = noted(&data_dir.keys(), act("backup-create", &target), || {
+        watch(arguments.json, output, |watcher| {
+            backup::create(&installation, &key, &passphrase, &target, CreateOptions::default(), watcher)
+        })
     })?;
     for path in &created.left_out {
         output.say(&format!("`{path}` is no plain file, and not in the backup"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use interlock_actors::backup;
 
-use super::{CliError, Global, Output, installation, json, size, time};
+use super::{CliError, Global, Output, installation, json, size, sweep, time};
 use crate::{cli::output::table, exit::Exit};
 
 #[derive(Debug, Args)]
@@ -18,11 +18,19 @@ pub(in super::super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
-    let directory = match &arguments.directory {
-        Some(directory) => directory.clone(),
-        None => installation(global)?.backups(),
+    // One that is named must be there; ours is made by the first backup.
+    let (directory, is_made_later) = match &arguments.directory {
+        Some(directory) => (directory.clone(), false),
+        None => {
+            let installation = installation(global)?;
+            sweep(&installation.root, output);
+            (installation.backups(), true)
+        }
     };
-    let listed = backup::list(&directory)?;
+    let listed = match is_made_later && !directory.exists() {
+        true => Vec::new(),
+        false => backup::list(&directory)?,
+    };
     if arguments.json {
         listed.iter().try_for_each(|backup| output.line(&json(backup)?))?;
         return Ok(Exit::Done);

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use interlock_actors::backup::{self, Contents, Installation};
 
-use super::{CliError, Global, Output, Seal, describe, installation, sweep, time, watch::watch};
+use super::{
+    CliError, Global, Output, Seal, Trial, act, describe, installation, noted, sweep, time, watch::watch,
+};
 use crate::exit::Exit;
 
 #[derive(Debug, Args)]
@@ -23,12 +25,19 @@ pub(in super::super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
+    let root = installation(global)?.root;
     if arguments.drill {
-        return drill(&arguments.file, &arguments.seal, arguments.json, global, output);
+        return drill(&arguments.file, &arguments.seal, arguments.json, root, global, output);
     }
+    sweep(&root, output);
     let passphrase = arguments.seal.of(&arguments.file)?;
-    let verified =
-        watch(arguments.json, output, |watcher| backup::verify(&arguments.file, &passphrase, watcher))?;
+    let keys = root.join("keys");
+    let trial = Trial::begin(&keys, global, output);
+    let verified = noted(&keys, act("backup-verify", &arguments.file), || {
+        watch(arguments.json, output, |watcher| {
+            trial.judged(backup::verify(&arguments.file, &passphrase, watcher))
+        })
+    })?;
     if !arguments.json {
         told(&arguments.file, "is whole: each chunk opens", &verified.contents, output)?;
     }
@@ -40,16 +49,20 @@ pub(super) fn drill(
     file: &Path,
     seal: &Seal,
     json: bool,
+    root: PathBuf,
     global: &Global,
     output: &mut Output,
 ) -> Result<Exit, CliError> {
-    let installation = installation(global)?;
+    let keys = root.join("keys");
     // Where nothing is installed yet, what is temporary goes where other such things are.
-    let root = if installation.root.is_dir() { installation.root } else { std::env::temp_dir() };
+    let root = if root.is_dir() { root } else { std::env::temp_dir() };
     let installation = Installation { root, config: None };
     sweep(&installation.root, output);
     let passphrase = seal.of(file)?;
-    let contents = watch(json, output, |watcher| backup::drill(&installation, file, &passphrase, watcher))?;
+    let trial = Trial::begin(&keys, global, output);
+    let contents = noted(&keys, act("backup-drill", file), || {
+        watch(json, output, |watcher| trial.judged(backup::drill(&installation, file, &passphrase, watcher)))
+    })?;
     if !json {
         told(
             file,

@@ -1,6 +1,7 @@
 //! `retry` and `drop`, of what waits and of dead letters.
 
 use std::{
+    collections::BTreeSet,
     io::{self, BufRead, IsTerminal, Write},
     thread,
     time::{Duration, Instant},
@@ -104,9 +105,14 @@ fn find(
     } else {
         let states = &question.states;
         let mut found = Vec::new();
+        let mut seen = BTreeSet::new();
         for id in &which.messages {
             let deliveries = desk.message(id)?.map(|message| message.deliveries).unwrap_or_default();
             let before = found.len();
+            let is_said_twice = deliveries.first().is_some_and(|one| !seen.insert(one.number));
+            if is_said_twice {
+                continue;
+            }
             found.extend(deliveries.into_iter().filter(|one| states.contains(&one.state)));
             if found.len() == before {
                 output.say(&format!("message {id}: {}", scope.nothing()));

@@ -9,7 +9,7 @@ use super::{CliError, Global, Output, Scope, age, desk, filter::Filter, json, no
 use crate::{cli::output::table, config::duration, exit::Exit};
 
 /// Deliveries shown unless told otherwise.
-const LINES: usize = 100;
+const LINES: u32 = 100;
 
 #[derive(Debug, Args)]
 pub(in super::super) struct Arguments {
@@ -19,8 +19,8 @@ pub(in super::super) struct Arguments {
     #[arg(long, value_name = "STATE", value_parser = state)]
     state: Vec<DeliveryState>,
     /// At most so many, the oldest ones; 100 unless told otherwise.
-    #[arg(short = 'n', long = "lines", visible_alias = "limit", value_name = "N", default_value_t = LINES)]
-    lines: usize,
+    #[arg(short = 'n', long = "lines", visible_alias = "limit", value_name = "N", default_value_t = LINES, value_parser = clap::value_parser!(u32).range(1..))]
+    lines: u32,
     /// One JSON object per delivery.
     #[arg(long)]
     json: bool,
@@ -45,11 +45,12 @@ pub(super) fn run(
     if !arguments.state.is_empty() {
         question.states.clone_from(&arguments.state);
     }
+    let lines = usize::try_from(arguments.lines).unwrap_or(usize::MAX);
     // One more, to know that there are more.
-    question.limit = Some(arguments.lines.saturating_add(1));
+    question.limit = Some(lines.saturating_add(1));
     let mut found = desk.list(&question)?;
-    let has_more = found.len() > arguments.lines;
-    found.truncate(arguments.lines);
+    let has_more = found.len() > lines;
+    found.truncate(lines);
     if found.is_empty() {
         output.say(scope.nothing());
         return Ok(Exit::Failed);

@@ -3,10 +3,7 @@
 use std::{io::Read, time::Duration};
 
 use clap::Args;
-use interlock_bus::{
-    Client, ContentType, Payload, TopicName,
-    durable::{DurableError, DurableOptions, storage::StorageFailure},
-};
+use interlock_bus::{Client, ContentType, Payload, TopicName, durable::DurableOptions};
 use serde_json::json as object;
 use uuid::Uuid;
 
@@ -46,7 +43,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
         client.publish_durable(&arguments.topic, payload, &options, arguments.timeout).await
     };
     let accepted = remote::with_client(&data_dir, &instance, put)?;
-    let accepted = accepted.map_err(|error| CliError::new(exit_of(&error), error.to_string()))?;
+    let accepted = accepted.map_err(|error| CliError::new(Exit::from(&error), error.to_string()))?;
     if arguments.json {
         let text = json(&object!({ "id": accepted.id, "number": accepted.number, "again": accepted.again }))?;
         output.line(&text)?;
@@ -78,23 +75,4 @@ fn payload(text: Option<&str>) -> Result<Payload, CliError> {
         Err(_) => ContentType::Bytes,
     };
     Ok(Payload { content_type, ..Payload::bytes(bytes) })
-}
-
-fn exit_of(error: &DurableError) -> Exit {
-    match error {
-        DurableError::Full { .. } | DurableError::BytesFull { .. } | DurableError::DiskLow { .. } => {
-            Exit::Full
-        }
-        DurableError::TooLarge { .. }
-        | DurableError::NoConsumers { .. }
-        | DurableError::OtherContent { .. }
-        | DurableError::Invalid { .. } => Exit::Misuse,
-        DurableError::ShuttingDown | DurableError::Busy { .. } => Exit::Busy,
-        DurableError::Storage { kind: StorageFailure::Busy, .. } => Exit::Busy,
-        DurableError::Storage { kind: StorageFailure::Disk, .. } => Exit::Io,
-        DurableError::Storage { kind: StorageFailure::Damaged, .. } => Exit::Damaged,
-        DurableError::Denied { .. } => Exit::Denied,
-        DurableError::NoOutbox { .. } | DurableError::Unconfirmed { .. } => Exit::NotReady,
-        _ => Exit::Failed,
-    }
 }
