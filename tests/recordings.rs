@@ -57,6 +57,11 @@ fn read(file: &Path) -> (Option<u64>, Vec<Value>) {
     (seen["counted"].as_u64(), seen["messages"].as_array().unwrap().clone())
 }
 
+/// Waits until so many messages stand in a file that is being written.
+fn until_it_has(file: &Path, count: usize) {
+    eventually("the messages to be in the recording", || (read(file).1.len() == count).then_some(()));
+}
+
 fn expected(count: usize) -> Vec<Value> {
     let topic = |number: usize| format!("turns/{}", number % 3);
     let message = |number: usize| serde_json::json!([topic(number), "json", "ada", number.to_string()]);
@@ -69,7 +74,7 @@ fn a_recording_that_is_ended_has_everything_and_an_index_for_other_tools() {
     let file = stage.file("whole.mcap");
     let mut recording = stage.record(&file);
     (0..100).for_each(|number| stage.publish(number));
-    eventually("everything to be recorded", || (read(&file).1.len() == 100).then_some(()));
+    until_it_has(&file, 100);
     recording.signal(Signal::SIGINT);
     let last = recording.line();
     assert!(last.starts_with("100 messages ("), "{last}");
@@ -86,8 +91,7 @@ fn a_recording_whose_program_is_killed_opens_everywhere_and_lacks_at_most_its_la
     let file = stage.file("killed.mcap");
     let mut recording = stage.record(&file);
     (0..200).for_each(|number| stage.publish(number));
-    let is_there = || (read(&file).1.len() == 200).then_some(());
-    eventually("everything to be in the file of a recording that goes on", is_there);
+    until_it_has(&file, 200);
     (200..300).for_each(|number| stage.publish(number));
     recording.kill();
     let (counted, messages) = read(&file);
@@ -104,7 +108,7 @@ fn a_replay_of_a_killed_recording_publishes_what_is_in_it() {
     let file = stage.file("killed.mcap");
     let mut recording = stage.record(&file);
     (0..50).for_each(|number| stage.publish(number));
-    eventually("the file to be up to date", || (read(&file).1.len() == 50).then_some(()));
+    until_it_has(&file, 50);
     recording.kill();
     let again = stage.file("again.mcap");
     let second = stage.record(&again);
@@ -113,7 +117,7 @@ fn a_replay_of_a_killed_recording_publishes_what_is_in_it() {
     let replayed = command.output().unwrap();
     let messages = String::from_utf8_lossy(&replayed.stderr);
     assert!(replayed.status.success(), "{messages}");
-    eventually("the replay to be recorded", || (read(&again).1.len() == 50).then_some(()));
+    until_it_has(&again, 50);
     second.signal(Signal::SIGTERM);
     assert!(second.line_within(Duration::from_secs(30)).is_some_and(|line| line.starts_with("50 messages")));
     assert_eq!(read(&again), (Some(50), expected(50)));

@@ -77,11 +77,7 @@ fn a_restored_installation_starts_as_is_said_and_its_credentials_lead_to_it_and_
 
 #[test]
 fn a_configuration_file_that_is_named_and_not_there_is_the_place_for_that_of_the_backup() {
-    let place = Place::new();
-    let config = place.path("my.toml");
-    fs::write(&config, "[logs]\nlevel = \"debug\"\n").unwrap();
-    let file = place.path("b.ilbk");
-    place.backup("create", &file, &["--config", config.to_str().unwrap()], 0);
+    let (config, file, _place) = backup_with_configuration();
     let elsewhere = Place::bare();
     let [by_flag, by_variable] = ["new/place.toml", "other.toml"].map(|name| elsewhere.path(name));
     let flag = ["--config", by_flag.to_str().unwrap()];
@@ -109,11 +105,7 @@ fn a_configuration_file_that_is_named_and_not_there_is_the_place_for_that_of_the
 
 #[test]
 fn what_nobody_names_is_restored_where_it_is_found_without_a_flag() {
-    let place = Place::new();
-    let config = place.path("my.toml");
-    fs::write(&config, "[logs]\nlevel = \"debug\"\n").unwrap();
-    let file = place.path("b.ilbk");
-    place.backup("create", &file, &["--config", config.to_str().unwrap()], 0);
+    let (_, file, _place) = backup_with_configuration();
     let elsewhere = Place::bare();
     let mut command = tool("interlock");
     command.args(["backup", "restore"]).arg(&file).env("HOME", elsewhere.directory.path());
@@ -153,11 +145,7 @@ fn a_restore_that_is_refused_leaves_no_directory_that_it_made() {
 
 #[test]
 fn a_configuration_that_would_be_lost_among_what_a_restore_exchanges_is_refused_before_anything_is_done() {
-    let place = Place::new();
-    let config = place.path("my.toml");
-    fs::write(&config, "[logs]\nlevel = \"debug\"\n").unwrap();
-    let file = place.path("b.ilbk");
-    place.backup("create", &file, &["--config", config.to_str().unwrap()], 0);
+    let (_, file, _place) = backup_with_configuration();
     let mut elsewhere = Place::bare();
     elsewhere.data = elsewhere.path("z4/r9");
     for name in ["z4/r9/keys/weak.toml", "z4/r9/interlock.db", "z4/r9/run/x.toml", "z4"] {
@@ -213,4 +201,14 @@ fn what_a_killed_restore_left_goes_with_each_verb_that_looks_at_the_installation
         assert!(output.status.success() && !left.exists(), "{arguments:?}: {}", super::said(&output));
         assert!(super::said(&output).contains("1 were wiped"), "{}", super::said(&output));
     }
+}
+
+/// A configuration file, and a backup that has it; both go with the place.
+fn backup_with_configuration() -> (PathBuf, PathBuf, Place) {
+    let place = Place::new();
+    let config = place.path("my.toml");
+    fs::write(&config, "[logs]\nlevel = \"debug\"\n").unwrap();
+    let file = place.path("b.ilbk");
+    place.backup("create", &file, &["--config", config.to_str().unwrap()], 0);
+    (config, file, place)
 }
