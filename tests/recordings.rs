@@ -145,3 +145,26 @@ fn a_recorder_says_that_its_broker_went_and_came_back_and_marks_the_place() {
     assert!(gap.contains("missing at 1 places, 0 as far as is known"), "{gap}");
     assert_eq!(recording.exit_code(), Some(7));
 }
+
+#[test]
+fn a_recorder_ends_when_it_is_asked_to_although_messages_never_stop() {
+    let stage = stage();
+    let file = stage.file("flood.mcap");
+    let recording = stage.record(&file);
+    let mut flood = tool("bus");
+    flood.args(["pub", "turns/0", "again and again", "--acknowledged", "false", "--count", "1000000000"]);
+    let mut flood = TestProcess::spawn({
+        flood.arg("--creds").arg(stage.broker.path_of("ada"));
+        flood
+    });
+    eventually("much to be recorded", || {
+        std::fs::metadata(&file).is_ok_and(|file| file.len() > 100_000).then_some(())
+    });
+    recording.signal(Signal::SIGINT);
+    let last = recording.line_within(Duration::from_secs(30)).expect("a last line");
+    assert!(last.contains(" messages ("), "{last}");
+    assert!(flood.is_alive(), "the flood ended by itself");
+    // What the recorder could not take is in the file as gaps, and its exit code says so.
+    let listed = tool("bus").args(["replay", "--list", "--json"]).arg(&file).output().unwrap();
+    assert!(listed.status.success() && listed.stderr.is_empty(), "{listed:?}");
+}
