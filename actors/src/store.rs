@@ -84,7 +84,9 @@ impl Default for StoreOptions {
 /// An open store. Cloning is cheap; all clones share the threads. Its `async` functions never block
 /// the thread they are polled on and need no particular executor.
 ///
-/// The threads end with [`close`](Store::close), or when the last clone is dropped; what is queued by then is written.
+/// It ends with [`close`](Store::close), or when the last clone is dropped; what is queued by then is written. Both wait for
+/// its threads: a process must not end while one of them is in the database. SQLCipher frees at the process's end what they
+/// work with.
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -101,6 +103,37 @@ struct Shared {
     retention: chores::Retention,
     /// Log records deleted by the retention, in passes that are over.
     deleted: Arc<Mutex<Deleted>>,
+}
+
+impl Shared {
+    fn close(&self) {
+        locked(&self.reads).take();
+        // Readers first: the writer's connection must be the last one, because the last one to close is
+        // what moves the write-ahead log into the database.
+        join(&self.path, std::mem::take(&mut *locked(&self.readers)));
+        self.jobs.close();
+        join(&self.path, locked(&self.writer).take());
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Waits for the threads of a database to end.
+fn join(path: &Path, threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    for thread in threads {
+        // The last handle of a store may be dropped by one of its own jobs; that thread ends behind it.
+        if thread.thread().id() == std::thread::current().id() {
+            continue;
+        }
+        let name = thread.thread().name().unwrap_or_default().to_owned();
+        if thread.join().is_err() {
+            tracing::error!(path = %path.display(), thread = %name, "a thread of the database had panicked");
+        }
+    }
 }
 
 /// What the writer of a store has done since the store was opened.
@@ -147,7 +180,7 @@ impl Store {
         let mut readers = Vec::new();
         for number in 1..=limits::READ_THREADS {
             let (mut reader, waiting) = (Reader::open(path, key)?, waiting.clone());
-            // Joined in `close`, or ends by itself when the last `Store` is dropped.
+            // Joined in `close`.
             readers.push(spawn(path, format!("store-reader-{number}"), move || {
                 crate::log_transport::mark_thread();
                 // One whose connection failed, or whose file was replaced, reads on a new one.
@@ -155,7 +188,7 @@ impl Store {
             })?);
         }
         let (jobs, commands) = writer::Queue::new(options.queue_jobs.max(1));
-        // Joined in `close`, or ends by itself when the last `Store` is dropped.
+        // Joined in `close`.
         let thread = spawn(path, "store-writer".to_owned(), move || writer.run(commands.receiver()))?;
         let shared = Shared {
             path: path.to_owned(),
@@ -242,21 +275,7 @@ impl Store {
     /// Writes what is queued, ends the threads and closes the file. Blocks until then; further calls,
     /// also those of clones, are `Closed`. Calling it again does nothing.
     pub fn close(&self) {
-        locked(&self.shared.reads).take();
-        // Readers first: the writer's connection must be the last one, because the last one to close is
-        // what moves the write-ahead log into the database.
-        self.join(std::mem::take(&mut *locked(&self.shared.readers)));
-        self.shared.jobs.close();
-        self.join(locked(&self.shared.writer).take());
-    }
-
-    fn join(&self, threads: impl IntoIterator<Item = std::thread::JoinHandle<()>>) {
-        for thread in threads {
-            let name = thread.thread().name().unwrap_or_default().to_owned();
-            if thread.join().is_err() {
-                tracing::error!(path = %self.shared.path.display(), thread = %name, "a thread of the store had panicked");
-            }
-        }
+        self.shared.close();
     }
 
     /// What the writer has done since the store was opened.

@@ -33,7 +33,7 @@ use crate::{
     builder::Extras,
     component,
     config::{Config, ConfigError, Loaded, Sources},
-    exit::Exit,
+    exit::{Exit, leave},
     lifecycle::{DataDir, LifecycleError},
     process::guardian,
     run,
@@ -52,10 +52,16 @@ pub fn main(extras: Extras) -> std::process::ExitCode {
         Err(error) => return output::usage(&error).into(),
     };
     let mut output = Output::new();
-    match dispatch(arguments, extras, &mut output) {
-        Ok(exit) => exit.into(),
-        Err(error) => output.fail(&error).into(),
+    let is_runtime = matches!(arguments.verb, None | Some(Verb::Run));
+    let exit = match dispatch(arguments, extras, &mut output) {
+        Ok(exit) => exit,
+        Err(error) => output.fail(&error),
+    };
+    // Whatever did not end in order may have left a thread in the database.
+    if is_runtime && exit != Exit::Done {
+        leave(exit);
     }
+    exit.into()
 }
 
 /// Supervised actors on an encrypted message bus.

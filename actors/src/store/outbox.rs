@@ -45,7 +45,7 @@ pub use book::DeliveryState;
 pub use desk::Desk;
 pub use forget::KeepFinished;
 
-use super::{DataKey, StoreError, locked, migrate::Migration, prepare, spawn, writer};
+use super::{DataKey, StoreError, join, locked, migrate::Migration, prepare, spawn, writer};
 use book::Totals;
 
 /// Name of the outbox's database inside the data directory.
@@ -112,6 +112,19 @@ struct Shared {
     sender: tokio::sync::Mutex<Option<sender::SenderLock>>,
 }
 
+impl Shared {
+    fn close(&self) {
+        self.jobs.close();
+        join(&self.path, locked(&self.writer).take());
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 /// What the writer of an outbox has done since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxStatistics {
@@ -151,7 +164,7 @@ impl OutboxStore {
         let checkpoints = checkpoint::Checkpoints::start(path.to_owned(), key.clone())?;
         let writer = writer::Writer::new(hand, forget::Chores::new(Arc::clone(&keep), checkpoints));
         let (jobs, commands) = writer::Queue::new(super::limits::QUEUE_JOBS);
-        // Joined in `close`, or ends by itself when the last `OutboxStore` is dropped.
+        // Joined in `close`.
         let thread = spawn(path, "outbox-writer".to_owned(), move || writer.run(commands.receiver()))?;
         let shared = Shared {
             path: path.to_owned(),
@@ -218,12 +231,7 @@ impl OutboxStore {
     /// Writes what is queued, ends the thread and closes the file. Blocks until then; further calls, also those of clones,
     /// are `Closed`. Calling it again does nothing.
     pub fn close(&self) {
-        self.shared.jobs.close();
-        if let Some(thread) = locked(&self.shared.writer).take()
-            && thread.join().is_err()
-        {
-            tracing::error!(path = %self.shared.path.display(), "the writing thread of the outbox had panicked");
-        }
+        self.shared.close();
     }
 
     /// A step that waits for its place in the queue.

@@ -6,18 +6,11 @@ use std::{
 };
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, leave};
 
 /// How long the last words may take: standard error may be a pipe that nobody empties.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// How long the system may take to end the process in an orderly way.
-const LAST_RESORT: Duration = Duration::from_secs(1);
 
 /// How much longer than `shutdown.forced` a stop may take before the process is ended.
 pub const WATCHDOG_SLACK: Duration = Duration::from_secs(5);
@@ -45,20 +38,16 @@ impl Watchdog {
     }
 }
 
-/// Ends the process, whatever hangs: the words, or what the system's libraries do at the end.
+/// Ends the process, whatever hangs, and be it the words.
 pub fn end_process(exit: Exit, say: impl FnOnce() + Send + 'static) {
     let (said_in, said) = crossbeam_channel::bounded(1);
-    // Neither thread is joined: the process ends.
+    // Not joined: the process ends.
     let _ = thread::Builder::new().name("last-words".to_owned()).spawn(move || {
         say();
         let _ = said_in.send(());
     });
     let _ = said.recv_timeout(LAST_WORDS);
-    let _ = thread::Builder::new().name("last-resort".to_owned()).spawn(|| {
-        thread::sleep(LAST_RESORT);
-        let _ = kill(Pid::this(), Signal::SIGKILL);
-    });
-    std::process::exit(exit.code().into());
+    leave(exit);
 }
 
 impl Drop for Watchdog {

@@ -65,6 +65,11 @@ impl Other {
         self.child.id()
     }
 
+    /// Waits for its end.
+    fn status(&mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     pub(in crate::store) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -138,6 +143,13 @@ fn in_another_process() {
         Err(error) => return say(format!("failed {error}\n")),
     };
     say("opened\n".to_owned());
+    if role == "leave" {
+        let key = DataKey::load(&place.join("keys"), &database).unwrap();
+        let stores: Vec<_> =
+            (0..8).map(|_| Store::open(&database, &key, StoreOptions::default()).unwrap()).collect();
+        stores.iter().for_each(|store| assert!(wait(store.history("none", 1)).unwrap().is_empty()));
+        return;
+    }
     wait(async {
         if role != "write" {
             return;
@@ -180,6 +192,18 @@ fn six_processes_open_one_empty_directory_at_once() {
             2,
             "round {round}: something is left beside the key and its wrapping key"
         );
+    }
+}
+
+#[test]
+fn a_process_that_ends_without_closing_its_stores_ends_in_order() {
+    let place = Place::new();
+    for round in 0..rounds(10) {
+        let mut other = Other::start("leave", &place);
+        other.release();
+        assert_eq!(other.line(), "opened");
+        let status = other.status();
+        assert!(status.success(), "round {round}: {status:?}");
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{CliError, Output, json, size};
-use crate::exit::Exit;
+use crate::exit::{Exit, leave};
 
 /// Columns of the bar.
 const BAR: usize = 30;
@@ -101,7 +101,7 @@ impl Signals {
                 }
                 if asked.swap(true, Ordering::Relaxed) {
                     Output::quick("ended at once; the next backup wipes what this one leaves");
-                    std::process::exit(Exit::Forced.code().into());
+                    leave(Exit::Forced);
                 }
                 Output::quick("stopping, and wiping what is unfinished; once more means now");
             }
