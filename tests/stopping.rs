@@ -4,13 +4,16 @@ use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixDatagram,
-    process::Stdio,
+    process::{Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use interlock_bus::{Client, ConnectOptions, Credentials, Payload, RequestError, blocking::wait};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::harness::{
     DEADLINE, eventually,
@@ -232,6 +235,46 @@ fn a_second_signal_means_now_and_the_exit_code_is_11() {
     runtime.signal(Signal::SIGTERM);
     assert_eq!(runtime.process.exit_code(), Some(11));
     nothing_is_left_of(&runtime);
+}
+
+#[test]
+fn a_second_signal_means_now_although_the_disk_hangs() {
+    let settings = "[shutdown]\ndrain = \"10m\"\nforced = \"20m\"\n";
+    let mut runtime = TestRuntime::begin_with(settings, |command| {
+        command.stderr(Stdio::piped());
+    });
+    runtime.wait_until_ready();
+    let (heard, hears) = std::sync::mpsc::channel();
+    let said = BufReader::new(runtime.process.stderr().unwrap()).lines().map_while(Result::ok);
+    std::thread::spawn(move || said.for_each(|line| drop(heard.send(line))));
+    let await_word = |word: &str| loop {
+        let line =
+            hears.recv_timeout(DEADLINE).unwrap_or_else(|error| panic!("`{word}` was not said: {error}"));
+        if line.contains(word) {
+            return;
+        }
+    };
+    // Each sync takes longer than anybody here waits for anything.
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-o", "/dev/null", "-e", "inject=fdatasync,fsync:delay_enter=60000000", "-p"]);
+    strace.arg(runtime.process.id().to_string()).stderr(Stdio::piped());
+    let mut strace = strace.spawn().expect("strace, which this test needs");
+    // Read to its end: strace would end with it.
+    let mut notes = BufReader::new(strace.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let is_attached = notes.next().is_some_and(|note| note.contains("attached"));
+    std::thread::spawn(move || notes.for_each(drop));
+    if is_attached {
+        runtime.signal(Signal::SIGINT);
+        await_word("stopping, because of SIGINT");
+        runtime.signal(Signal::SIGTERM);
+        await_word("ended by the watchdog");
+    }
+    // It lets go of the process by itself; killed, it could not.
+    kill(Pid::from_raw(strace.id() as i32), Signal::SIGTERM).unwrap();
+    strace.wait().unwrap();
+    if is_attached {
+        assert_eq!(runtime.process.exit_code(), Some(11));
+    }
 }
 
 #[test]

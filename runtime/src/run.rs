@@ -158,6 +158,8 @@ pub(crate) fn run(
     telemetry::rest::save(&site, told.get().as_deref());
     console.finish(CONSOLE_GRACE);
     note_end(&site.data_dir, code);
+    // Under the watchdog's eyes: a store that nobody has closed ends with it.
+    drop(site);
     drop(watchdog);
     exit
 }
@@ -342,15 +344,7 @@ async fn stop_all(
     let phases = life.site.config().shutdown.phases();
     let begin = Instant::now();
     let handle = supervision.handle().clone();
-    let place = life.site.data_dir.clone();
-    let watchdog = Watchdog::arm(begin + phases.forced + WATCHDOG_SLACK, move || {
-        note_end(&place, Exit::Forced);
-        Output::quick("the stop has taken too long; ended by the watchdog");
-    });
-    match watchdog {
-        Ok(watchdog) => life.watchdog.set(watchdog),
-        Err(error) => tracing::error!(%error, "no watchdog: a stop that hangs will hang"),
-    }
+    arm_watchdog(life, begin + phases.forced + WATCHDOG_SLACK);
     if let Some(reason) = &reason {
         tracing::info!(%reason, "stopping");
         shutdown.begin(reason.to_string(), begin, phases, WATCHDOG_SLACK);
@@ -366,6 +360,7 @@ async fn stop_all(
         () = life.manager.beats(&handle) => unreachable!("it never ends"),
         signal = life.signals.next_signal() => {
             life.output.say(&format!("{signal} again: stopping now"));
+            arm_watchdog(life, Instant::now() + FORCED_AT_ONCE * 2 + LAST_RECORDS);
             let now = ShutdownPhases { drain: Duration::ZERO, forced: FORCED_AT_ONCE };
             let _ = handle.shutdown(now);
             let outcome = tokio::time::timeout(FORCED_AT_ONCE * 2, joined).await;
@@ -392,6 +387,19 @@ async fn stop_all(
     })
 }
 
+/// In the place of the one there was.
+fn arm_watchdog(life: &Life<'_>, deadline: Instant) {
+    let place = life.site.data_dir.clone();
+    let watchdog = Watchdog::arm(deadline, move || {
+        note_end(&place, Exit::Forced);
+        Output::quick("the stop has taken too long; ended by the watchdog");
+    });
+    match watchdog {
+        Ok(watchdog) => life.watchdog.set(watchdog),
+        Err(error) => tracing::error!(%error, "no watchdog: a stop that hangs will hang"),
+    }
+}
+
 fn report_left(left: &Left, output: &mut Output) {
     if !left.cut_off.is_empty() {
         let count: u64 = left.cut_off.values().sum();
@@ -410,6 +418,9 @@ fn report_left(left: &Left, output: &mut Output) {
 
 /// How long a second signal leaves for children to be killed and buried.
 const FORCED_AT_ONCE: Duration = Duration::from_secs(2);
+
+/// How long it leaves for the last log records to be saved. A disk that hangs does not keep the process.
+const LAST_RECORDS: Duration = Duration::from_secs(3);
 
 fn report_outcome(outcome: &Outcome, output: &mut Output) {
     match &outcome.why {
