@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, http::StatusCode};
+use actix_web::{HttpResponse, http::StatusCode, web};
 use interlock_bus::Payload;
 use serde_json::{Value, json};
 
-use super::{Shared, error::ApiError};
+use super::{
+    Shared,
+    error::ApiError,
+    server::{Data, resource},
+};
 use crate::topics::{self, ModelList};
 
 /// How long the runtime may take to say how it is. It answers from memory.
@@ -15,14 +19,24 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the model service may take to say which models there are; a remote server may be asked.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
 
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    let get = |path| resource(path, "GET");
+    config
+        .service(get("/health/live").route(web::get().to(live)))
+        .service(get("/health/ready").route(web::get().to(async |data: Data| health(&data, true).await)))
+        .service(get("/health").route(web::get().to(async |data: Data| health(&data, false).await)))
+        .service(get("/v1/status").route(web::get().to(status_answer)))
+        .service(get("/v1/models").route(web::get().to(models)));
+}
+
 /// `GET /health/live`: this process answers.
-pub(super) fn live() -> HttpResponse {
+async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({ "status": "live" }))
 }
 
 /// `GET /health`: 200 with every part's state, unless a part that all depends on is down. `GET /health/ready`: 200 only
 /// if every part is ready.
-pub(super) async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
+async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
     let (state, parts) = match status(shared).await {
         Ok(status) => parts(&status),
         Err(error) => (
@@ -36,12 +50,12 @@ pub(super) async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse
 }
 
 /// `GET /v1/status`: what `interlock status --json` prints.
-pub(super) async fn status_answer(shared: &Shared) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(status(shared).await?))
+async fn status_answer(shared: Data) -> Result<HttpResponse, ApiError> {
+    Ok(HttpResponse::Ok().json(status(&shared).await?))
 }
 
 /// `GET /v1/models`: which back end answers, and what people should know of it.
-pub(super) async fn models(shared: &Shared) -> Result<HttpResponse, ApiError> {
+async fn models(shared: Data) -> Result<HttpResponse, ApiError> {
     let topic = topics::topic(topics::MODELS);
     let message = shared
         .client

@@ -1,10 +1,14 @@
 //! What was said before, read from the store.
 
-use actix_web::HttpResponse;
+use actix_web::{HttpResponse, web};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Shared, error::ApiError};
+use super::{
+    Shared,
+    error::ApiError,
+    server::{Data, id_of, resource},
+};
 use crate::store::{Conversation, StoreError, StoredMessage};
 
 /// Conversations of one answer, the most recent ones.
@@ -13,17 +17,24 @@ const CONVERSATIONS_MAX: usize = 1000;
 /// Messages of one answer, the newest ones.
 const MESSAGES_MAX: usize = 1000;
 
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource("/v1/conversations", "GET").route(web::get().to(conversations)))
+        .service(resource("/v1/conversations/{id}", "GET").route(web::get().to(conversation)));
+}
+
 /// `GET /v1/conversations`
-pub(super) async fn conversations(shared: &Shared) -> Result<HttpResponse, ApiError> {
-    let list = read(shared, |reader| reader.conversations(CONVERSATIONS_MAX)).await?;
+async fn conversations(shared: Data) -> Result<HttpResponse, ApiError> {
+    let list = read(&shared, |reader| reader.conversations(CONVERSATIONS_MAX)).await?;
     let list: Vec<Value> = list.iter().map(summary).collect();
     Ok(HttpResponse::Ok().json(json!({ "conversations": list })))
 }
 
 /// `GET /v1/conversations/{id}`
-pub(super) async fn conversation(shared: &Shared, id: String) -> Result<HttpResponse, ApiError> {
+async fn conversation(shared: Data, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let id = id_of(&id)?.as_str().to_owned();
     let wanted = id.clone();
-    let found = read(shared, move |reader| {
+    let found = read(&shared, move |reader| {
         let Some(conversation) = reader.conversation(&wanted)? else { return Ok(None) };
         Ok(Some((conversation, reader.history(&wanted, MESSAGES_MAX)?)))
     })

@@ -1,6 +1,10 @@
 //! The chat page: three files, built in, no outside resource.
 
-use actix_web::{HttpResponse, http::header};
+use std::future::ready;
+
+use actix_web::{HttpResponse, http::header, web};
+
+use super::server::resource;
 
 /// Only our own files, only our own server: no inline code, no frames.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -25,8 +29,14 @@ pub(super) static FILES: [File; 3] = [
     File { path: "/chat.css", content_type: "text/css; charset=utf-8", text: include_str!("page/chat.css") },
 ];
 
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    for file in &FILES {
+        config.service(resource(file.path, "GET").route(web::get().to(move || ready(file.response()))));
+    }
+}
+
 impl File {
-    pub(super) fn response(&self) -> HttpResponse {
+    fn response(&self) -> HttpResponse {
         HttpResponse::Ok()
             .insert_header((header::CONTENT_TYPE, self.content_type))
             .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))

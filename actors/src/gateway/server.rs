@@ -38,7 +38,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The conversation of `POST /v1/chat` when none is named.
 const CHAT_CONVERSATION: &str = "chat";
 
-type Data = web::Data<Shared>;
+pub(super) type Data = web::Data<Shared>;
 
 /// A server on `listener`. It answers as soon as it is polled.
 pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io::Result<Server> {
@@ -65,40 +65,28 @@ pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io
 }
 
 fn routes(config: &mut web::ServiceConfig) {
-    let get = |path: &str, handler: actix_web::Route| {
-        web::resource(path).route(handler).default_service(web::to(|request| refuse_method(request, "GET")))
-    };
-    let post = |path: &str, handler: actix_web::Route| {
-        web::resource(path).route(handler).default_service(web::to(|request| refuse_method(request, "POST")))
-    };
-    for file in &page::FILES {
-        config.service(get(file.path, web::get().to(move || std::future::ready(file.response()))));
-    }
     config
-        .service(get("/health/live", web::get().to(|| async { health::live() })))
-        .service(get(
-            "/health/ready",
-            web::get().to(|data: Data| async move { health::health(&data, true).await }),
-        ))
-        .service(get(
-            "/health",
-            web::get().to(|data: Data| async move { health::health(&data, false).await }),
-        ))
-        .service(get(
-            "/v1/status",
-            web::get().to(|data: Data| async move { health::status_answer(&data).await }),
-        ))
-        .service(get("/v1/models", web::get().to(|data: Data| async move { health::models(&data).await })))
-        .service(get(
-            "/v1/conversations",
-            web::get().to(|data: Data| async move { history::conversations(&data).await }),
-        ))
-        .service(get("/v1/conversations/{id}", web::get().to(conversation)))
-        .service(post("/v1/conversations/{id}/messages", web::post().to(message)))
-        .service(post("/v1/chat", web::post().to(chat)))
+        .configure(page::routes)
+        .configure(health::routes)
+        .configure(history::routes)
+        .configure(turn_routes)
         .default_service(web::to(|request: HttpRequest| async move {
             HttpResponse::from_error(ApiError::UnknownPath(request.path().to_owned()))
         }));
+}
+
+fn turn_routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource("/v1/conversations/{id}/messages", "POST").route(web::post().to(message)))
+        .service(resource("/v1/chat", "POST").route(web::post().to(chat)));
+}
+
+/// `path`, to which routes are added; every other method than those of `allowed` is refused.
+pub(super) fn resource(path: &str, allowed: &'static str) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
+        let (method, path) = (request.method().to_string(), request.path().to_owned());
+        Err::<HttpResponse, _>(ApiError::Method { method, path, allowed })
+    }))
 }
 
 /// Lets in who has the token; the page's files and liveness are for everybody.
@@ -128,18 +116,9 @@ async fn admit(
     Ok(request.into_response(ApiError::Unauthorized.error_response()))
 }
 
-async fn refuse_method(request: HttpRequest, allowed: &'static str) -> Result<HttpResponse, ApiError> {
-    Err(ApiError::Method { method: request.method().to_string(), path: request.path().to_owned(), allowed })
-}
-
-fn id_of(text: &str) -> Result<ConversationId, ApiError> {
+/// The id of a conversation in a path.
+pub(super) fn id_of(text: &str) -> Result<ConversationId, ApiError> {
     text.parse::<ConversationId>().map_err(|error| ApiError::BadRequest(error.to_string()))
-}
-
-/// `GET /v1/conversations/{id}`
-async fn conversation(shared: Data, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
-    let id = id_of(&id)?;
-    history::conversation(&shared, id.as_str().to_owned()).await
 }
 
 /// `POST /v1/conversations/{id}/messages`
