@@ -10,9 +10,11 @@
 //! | `GET /health/live`, `/health/ready`, `/health` | whether it lives, all is ready, it can be used |
 //!
 //! Events of a turn: `started`, any number of `delta`, then exactly one `final` or `error`. A turn that cannot begin is
-//! answered with an HTTP error instead. Errors are `{"error":{"code","message"}}`. Everything but the page and
-//! liveness needs the token.
+//! answered with an HTTP error instead. Errors are `{"error":{"code","message"}}`. Everything but the page,
+//! liveness and the description of the interface needs a token (`admit.rs`) with the scope for it (`access.rs`).
 
+mod access;
+mod admit;
 mod body;
 mod error;
 mod health;
@@ -36,13 +38,14 @@ use std::{
 };
 
 use actix_web::{dev::ServerHandle, web};
-use interlock_bus::{Client, TopicName, client::LinkState};
+use interlock_bus::{Client, PeerName, TopicName, client::LinkState};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use access::{Attach, Scope};
 pub use port::{Port, PortError};
 pub use token::Token;
 
-use self::error::ApiError;
+use self::{access::Doorkeeper, error::ApiError};
 use crate::{
     actor::{Actor, Failure, Input},
     context::Context,
@@ -69,8 +72,12 @@ pub struct Options {
     pub write_timeout: Duration,
     /// For a whole turn.
     pub turn_timeout: Duration,
-    /// What clients must carry.
+    /// The operator's token.
     pub token: Token,
+    /// The peer that whoever has it is on the bus.
+    pub operator: PeerName,
+    /// Gives the bearers of tokens their sessions on the bus.
+    pub attach: Arc<Attach>,
     /// While it is open new turns are taken.
     pub intake: Intake,
     /// Answers with the runtime's status.
@@ -90,6 +97,7 @@ impl fmt::Debug for Options {
 struct Shared {
     options: Options,
     client: Client,
+    doorkeeper: Doorkeeper,
     streams: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
 }
@@ -132,8 +140,11 @@ impl Actor for Gateway {
         let listener = self.options.port.open()?;
         let streams = Arc::new(Semaphore::new(self.options.streams_max));
         let stopping = Arc::new(AtomicBool::new(false));
+        let Options { token, operator, attach, .. } = &self.options;
+        let doorkeeper = Doorkeeper::new(token.clone(), operator.clone(), Arc::clone(attach));
         let shared = Shared {
             options: self.options.clone(),
+            doorkeeper,
             client: context.client().clone(),
             streams: Arc::clone(&streams),
             stopping: Arc::clone(&stopping),

@@ -12,6 +12,7 @@ use interlock_bus::{
 
 use crate::{
     actor::{Actor, Failure},
+    gateway::Attach,
     host::{ActorHost, Bus, Host, HostReport, Mailroom, Reports, Stop},
     store::{DataKey, Store, StoreOptions},
 };
@@ -46,6 +47,7 @@ impl Stage {
             "log-consumer",
             "gateway",
             "runtime",
+            "operator",
         ] {
             keys.issue(&name.parse().unwrap(), &permissions, &[], None).unwrap();
         }
@@ -60,6 +62,12 @@ impl Stage {
 
     pub(crate) fn client(&self, name: &str) -> Client {
         self.broker.attach(&name.parse().unwrap()).unwrap()
+    }
+
+    /// How others are given sessions.
+    pub(crate) fn attach(&self) -> Arc<Attach> {
+        let broker = Arc::clone(&self.broker);
+        Arc::new(move |peer| Ok(broker.attach(peer)?))
     }
 
     /// Starts an actor and waits until it is ready.

@@ -12,6 +12,9 @@ use crate::{admin, builder::Extra, component, config::Config, site::Site};
 /// The peer that the runtime itself is.
 pub(crate) const RUNTIME: &str = "runtime";
 
+/// The peer that people are who use the tools, or the gateway with its own token.
+pub(crate) const OPERATOR: &str = "operator";
+
 /// What each built-in peer may do. Written to the registry at the first start. Edits there stay; what a
 /// later version adds here or takes away is added or taken away there.
 pub(crate) fn permissions() -> [(&'static str, Permissions); 8] {
@@ -26,7 +29,7 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
     let (logs, consumer) = (topics::LOGS_ALL, topics::LOG_CONSUMER_ALL);
     [
         (
-            "runtime",
+            RUNTIME,
             rights(
                 &[],
                 &["$peers/#", "$sys/#"],
@@ -55,7 +58,7 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
             "gateway",
             rights(&[], &[], &[], &[topics::USER_INPUT, topics::MODELS, admin::status_topic().as_str()]),
         ),
-        ("operator", rights(&["#"], &["#", "$sys/#", "$peers/#", "$dlq/#"], &["#"], &["#", "$sys/#"])),
+        (OPERATOR, rights(&["#"], &["#", "$sys/#", "$peers/#", "$dlq/#"], &["#"], &["#", "$sys/#"])),
     ]
 }
 

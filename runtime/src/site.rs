@@ -33,7 +33,7 @@ use crate::{
     config::{self, Config, Placement, live::LiveConfig},
     exit::Exit,
     lifecycle::DataDir,
-    peers::{self, RUNTIME, name_of},
+    peers::{self, OPERATOR, RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
     supervisor::{ChildKind, ChildSpecification, Children, No, Restart, ShutdownPhases},
     telemetry::Levels,
@@ -389,7 +389,7 @@ impl Site {
     /// What the gateway is started with.
     fn gateway(&self) -> gateway::Options {
         let section = self.config().gateway;
-        let store = self.store.clone();
+        let (store, seat) = (self.store.clone(), self.seat.clone());
         gateway::Options {
             port: Arc::clone(&self.port),
             workers: section.workers,
@@ -400,6 +400,8 @@ impl Site {
             write_timeout: section.write_timeout,
             turn_timeout: section.turn_timeout,
             token: self.token.clone(),
+            operator: name_of(OPERATOR),
+            attach: Arc::new(move |peer| Ok(seat.broker()?.attach(peer)?)),
             intake: self.intake.clone(),
             status_topic: admin::status_topic(),
             store: Arc::new(move || store.store().ok()),

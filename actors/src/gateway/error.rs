@@ -9,6 +9,7 @@ use actix_web::{
 use interlock_bus::RequestError;
 use serde::Serialize;
 
+use super::access::Scope;
 use crate::{store::StoreError, topics::code};
 
 /// Why a request was not answered. Each variant is one thing the client can do about it.
@@ -19,6 +20,12 @@ pub(super) enum ApiError {
          of the data directory"
     )]
     Unauthorized,
+    #[error(
+        "the token of `{bearer}` is not good for this, which needs the scope `{scope}`; `interlock tokens issue NAME --scope {scope}` makes one that is"
+    )]
+    Forbidden { bearer: String, scope: Scope },
+    #[error("the bus has no session for this token: {0}; try again soon")]
+    NoSession(String),
     #[error("no such path `{0}`; see `/v1/chat`, `/v1/conversations`, `/v1/models`, `/v1/status`, `/health`")]
     UnknownPath(String),
     #[error("method `{method}` is not allowed on `{path}`; allowed: {allowed}")]
@@ -56,6 +63,8 @@ impl ApiError {
     pub(super) fn code(&self) -> &str {
         match self {
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden { .. } => "forbidden",
+            Self::NoSession(_) => code::BUS,
             Self::UnknownPath(_) => "unknown_path",
             Self::Method { .. } => "method_not_allowed",
             Self::UnknownConversation(_) => "unknown_conversation",
@@ -109,12 +118,13 @@ impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::UnknownPath(_) | Self::UnknownConversation(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Busy { .. } | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy { .. } | Self::Stopping | Self::NoSession(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Turn { status, .. } => *status,
         }
     }
@@ -128,7 +138,7 @@ impl ResponseError for ApiError {
             Self::Method { allowed, .. } => {
                 response.insert_header((header::ALLOW, *allowed));
             }
-            Self::Busy { .. } | Self::Stopping => {
+            Self::Busy { .. } | Self::Stopping | Self::NoSession(_) => {
                 response.insert_header((header::RETRY_AFTER, "1"));
             }
             // What is left of the body is not read: the connection cannot be used again.

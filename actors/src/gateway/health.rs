@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use actix_web::{HttpResponse, http::StatusCode, web};
-use interlock_bus::Payload;
+use interlock_bus::{Client, Payload};
 use serde_json::{Value, json};
 
 use super::{
     Shared,
+    access::{Access, Scope},
     error::ApiError,
     server::{Data, resource},
 };
@@ -37,7 +38,7 @@ async fn live() -> HttpResponse {
 /// `GET /health`: 200 with every part's state, unless a part that all depends on is down. `GET /health/ready`: 200 only
 /// if every part is ready.
 async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
-    let (state, parts) = match status(shared).await {
+    let (state, parts) = match status(shared, &shared.client).await {
         Ok(status) => parts(&status),
         Err(error) => (
             "error".to_owned(),
@@ -50,12 +51,14 @@ async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
 }
 
 /// `GET /v1/status`: what `interlock status --json` prints.
-async fn status_answer(shared: Data) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(status(&shared).await?))
+async fn status_answer(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Inspect)?;
+    Ok(HttpResponse::Ok().json(status(&shared, &access.client()?).await?))
 }
 
 /// `GET /v1/models`: which back end answers, and what people should know of it.
-async fn models(shared: Data) -> Result<HttpResponse, ApiError> {
+async fn models(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
     let topic = topics::topic(topics::MODELS);
     let message = shared
         .client
@@ -67,9 +70,8 @@ async fn models(shared: Data) -> Result<HttpResponse, ApiError> {
     Ok(HttpResponse::Ok().json(list))
 }
 
-async fn status(shared: &Shared) -> Result<Value, ApiError> {
-    let message = shared
-        .client
+async fn status(shared: &Shared, client: &Client) -> Result<Value, ApiError> {
+    let message = client
         .request(&shared.options.status_topic, Payload::bytes(Vec::new()), STATUS_TIMEOUT)
         .await
         .map_err(|error| ApiError::of_request(&error))?;

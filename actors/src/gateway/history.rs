@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Shared,
+    access::{Access, Scope},
     error::ApiError,
     server::{Data, id_of, resource},
 };
@@ -24,14 +25,16 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
 }
 
 /// `GET /v1/conversations`
-async fn conversations(shared: Data) -> Result<HttpResponse, ApiError> {
+async fn conversations(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
     let list = read(&shared, |reader| reader.conversations(CONVERSATIONS_MAX)).await?;
     let list: Vec<Value> = list.iter().map(summary).collect();
     Ok(HttpResponse::Ok().json(json!({ "conversations": list })))
 }
 
 /// `GET /v1/conversations/{id}`
-async fn conversation(shared: Data, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+async fn conversation(access: Access, shared: Data, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
     let id = id_of(&id)?.as_str().to_owned();
     let wanted = id.clone();
     let found = read(&shared, move |reader| {

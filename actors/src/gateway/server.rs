@@ -1,22 +1,18 @@
-//! Which path is answered by what, and who is let in.
+//! Which path is answered by what.
 
 use std::{any::Any, net::TcpListener, time::Duration};
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer, ResponseError,
-    body::{BoxBody, MessageBody},
-    dev::{Server, ServiceRequest, ServiceResponse},
-    http::header::{self, HeaderName, HeaderValue},
-    middleware::{Next, from_fn},
-    rt::net::TcpStream,
-    web,
+    App, HttpRequest, HttpResponse, HttpServer, dev::Server, http::header, middleware::from_fn,
+    rt::net::TcpStream, web,
 };
-use interlock_bus::trace::Trace;
 use socket2::SockRef;
-use tracing::Instrument;
 
 use super::{
-    Shared, body,
+    Shared,
+    access::{Access, Scope},
+    admit::admit,
+    body,
     error::ApiError,
     health, history, page,
     turn::{self, Form},
@@ -31,9 +27,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long a connection that is being closed may take.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The trace of a request and of its answer (W3C Trace Context).
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The conversation of `POST /v1/chat` when none is named.
 const CHAT_CONVERSATION: &str = "chat";
@@ -89,33 +82,6 @@ pub(super) fn resource(path: &str, allowed: &'static str) -> actix_web::Resource
     }))
 }
 
-/// Lets in who has the token; the page's files and liveness are for everybody.
-async fn admit(
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
-    let is_open =
-        request.path() == "/health/live" || page::FILES.iter().any(|file| file.path == request.path());
-    let header = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes().to_vec());
-    let permitted = request
-        .app_data::<Data>()
-        .is_some_and(|shared| is_open || shared.options.token.permits(header.as_deref()));
-    if permitted {
-        // The trace of whoever asks, or else a new one; what comes of the request has its id.
-        let theirs = request.headers().get(TRACEPARENT).and_then(|value| Trace::parse(value.to_str().ok()?));
-        let trace = theirs.unwrap_or_else(Trace::new);
-        // The threads of the server are none of the actor's, which would be in its span.
-        let within = tracing::error_span!("http", component = "gateway");
-        let called = Trace::scope(Some(trace), next.call(request)).instrument(within);
-        let mut response = called.await?.map_into_boxed_body();
-        if let Ok(value) = HeaderValue::from_str(&trace.to_string()) {
-            response.headers_mut().insert(TRACEPARENT, value);
-        }
-        return Ok(response);
-    }
-    Ok(request.into_response(ApiError::Unauthorized.error_response()))
-}
-
 /// The id of a conversation in a path.
 pub(super) fn id_of(text: &str) -> Result<ConversationId, ApiError> {
     text.parse::<ConversationId>().map_err(|error| ApiError::BadRequest(error.to_string()))
@@ -123,11 +89,13 @@ pub(super) fn id_of(text: &str) -> Result<ConversationId, ApiError> {
 
 /// `POST /v1/conversations/{id}/messages`
 async fn message(
+    access: Access,
     shared: Data,
     id: web::Path<String>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
     let id = id_of(&id)?;
     let bytes = body::read(&request, payload, &shared.options).await?;
     let message: body::NewMessage = body::json(&bytes, "{\"text\":\"hello\"}")?;
@@ -135,7 +103,13 @@ async fn message(
 }
 
 /// `POST /v1/chat`: for `curl -N -d hello`. Answers with plain text, or with events if the client asks for them.
-async fn chat(shared: Data, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+async fn chat(
+    access: Access,
+    shared: Data,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
     let bytes = body::read(&request, payload, &shared.options).await?;
     let chat = body::chat(&request, &bytes)?;
     let conversation = match chat.conversation {

@@ -40,6 +40,8 @@ impl Door {
             write_timeout: Duration::from_secs(10),
             turn_timeout: Duration::from_secs(10),
             token: Token::load_or_create(&path).unwrap(),
+            operator: "operator".parse().unwrap(),
+            attach: stage.attach(),
             intake: Intake::default(),
             status_topic: "interlock/runtime/status/v1".parse().unwrap(),
             store: Arc::new(move || Some(store.clone())),
@@ -301,6 +303,51 @@ fn everything_but_liveness_and_the_page_needs_the_token() {
         let (status, body) = without(path);
         assert_eq!((status, code(&body).as_str()), (401, "unauthorized"), "{path}");
     }
+}
+
+#[test]
+fn the_description_of_the_interface_needs_no_token_and_the_socket_asks_for_it_itself() {
+    let door = Door::open(|_| {});
+    let status = |path: &str, header: &str| {
+        let mut stream = door.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n{header}Connection: close\r\n\r\n").unwrap();
+        answer(stream).0
+    };
+    for path in ["/openapi.json", "/docs/index.html", "/v1/socket"] {
+        assert_ne!(status(path, ""), 401, "{path}");
+    }
+    assert_eq!(status("/v1/socket", "Authorization: Bearer wrong\r\n"), 401);
+    assert_eq!(status("/docs", ""), 401);
+}
+
+#[test]
+fn orders_to_the_bus_are_given_as_the_peer_of_the_token() {
+    let door = Door::open(|_| {});
+    let asked_by = serve_status(door.stage.client("runtime"));
+    assert_eq!(door.ask("GET", "/v1/status", "").0, 200);
+    assert_eq!(asked_by.recv_timeout(DEADLINE).unwrap(), "operator");
+    assert_eq!(door.ask("GET", "/health", "").0, 503, "it has no tree");
+    assert_eq!(asked_by.recv_timeout(DEADLINE).unwrap(), "gateway");
+}
+
+/// Answers for the runtime, and tells who asked.
+fn serve_status(client: Client) -> std::sync::mpsc::Receiver<String> {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let filter = "interlock/runtime/status/v1".parse().unwrap();
+            let mut service = client.serve(&filter, ServeOptions::default()).await.unwrap();
+            ready.send(()).unwrap();
+            while let Some(request) = service.next().await {
+                tell.send(request.message.origin.to_string()).unwrap();
+                request.end(Payload::json(&json!({})).unwrap()).await.unwrap();
+            }
+        });
+    });
+    is_ready.recv_timeout(DEADLINE).unwrap();
+    told
 }
 
 #[test]

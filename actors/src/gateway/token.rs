@@ -48,15 +48,16 @@ impl Token {
         Ok(Self { digest: crypto::digest(token.as_bytes()) })
     }
 
-    /// Whether `header` is `Bearer` and this token.
-    pub fn permits(&self, header: Option<&[u8]>) -> bool {
-        let Some((scheme, token)) = header.and_then(|header| header.split_at_checked(b"Bearer ".len()))
-        else {
-            return false;
-        };
-        let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer ");
-        crypto::equal_in_constant_time(&crypto::digest(token.trim_ascii()), &self.digest) && is_bearer
+    /// Whether this is the token.
+    pub(super) fn is(&self, token: &[u8]) -> bool {
+        crypto::equal_in_constant_time(&crypto::digest(token), &self.digest)
     }
+}
+
+/// What follows `Bearer` in a header.
+pub(super) fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
 }
 
 #[cfg(test)]
@@ -72,8 +73,10 @@ mod tests {
         let token = Token::load_or_create(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let text = text.trim();
-        assert!(token.permits(Some(format!("Bearer {text}").as_bytes())));
-        assert!(Token::load_or_create(&path).unwrap().permits(Some(format!("bearer {text} ").as_bytes())));
+        let permits = |header: &[u8]| bearer(header).is_some_and(|bearer| token.is(bearer));
+        assert!(permits(format!("Bearer {text}").as_bytes()));
+        assert!(permits(format!("bearer {text} ").as_bytes()));
+        assert!(Token::load_or_create(&path).unwrap().is(text.as_bytes()));
         for bad in [
             "",
             "Bearer",
@@ -83,9 +86,9 @@ mod tests {
             &format!("Bearer {}", &text[1..]),
             text,
         ] {
-            assert!(!token.permits(Some(bad.as_bytes())), "{bad}");
+            assert!(!permits(bad.as_bytes()), "{bad}");
         }
-        assert!(!token.permits(None) && !token.permits(Some(&[0xff; 80])));
+        assert!(!permits(&[0xff; 80]));
         assert_eq!(format!("{token:?}"), "Token");
     }
 
