@@ -30,6 +30,8 @@ mod examples;
 mod exit_codes;
 /// Groups of actors: restarted together, given up together, ended together.
 mod groups;
+/// README and guide: their transcripts, in real terminals.
+mod guide;
 /// What no honest client sends, and what it must not cost the others.
 mod hostile_input;
 /// A new key of the broker: who learns it, until when the old one works, and what a kill leaves behind.

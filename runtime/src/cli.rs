@@ -18,6 +18,7 @@ pub(crate) mod remote;
 mod status;
 mod stop;
 mod terminal;
+mod wait;
 mod wipe;
 
 use std::{ffi::OsString, path::PathBuf};
@@ -118,6 +119,8 @@ enum Verb {
     Stop(stop::Arguments),
     /// Start one component that is down, or try it now; with a whole restart budget.
     Start(order::Arguments),
+    /// Wait until components are ready.
+    Wait(wait::Arguments),
     /// Let the running instance read its configuration again; see which changes wait for its next start.
     Reload(reload::Arguments),
     /// Restart one component; with a whole restart budget.
@@ -167,6 +170,7 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Plan(arguments) => plan::run(&arguments, global, output),
         Verb::CriticalPath(arguments) => critical_path::run(&arguments, global, output),
         Verb::Start(arguments) => order::run(ComponentOrder::Start, &arguments, global, output),
+        Verb::Wait(arguments) => wait::run(&arguments, global, output),
         Verb::Reload(arguments) => reload::run(&arguments, global, output),
         Verb::Restart(arguments) => order::run(ComponentOrder::Restart, &arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),

@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
 
 use serde_json::Value;
@@ -18,6 +18,8 @@ pub struct Output {
     messages: Box<dyn Write + Send>,
     is_json: bool,
     ascii_only: bool,
+    /// Whether somebody reads the messages as they come.
+    is_watched: bool,
 }
 
 impl fmt::Debug for Output {
@@ -38,12 +40,13 @@ impl Output {
         let is_utf8 = locale.contains("utf-8") || locale.contains("utf8");
         let mut output = Self::new(Box::new(io::stdout()), Box::new(io::stderr()));
         output.ascii_only = !is_utf8;
+        output.is_watched = io::stderr().is_terminal();
         output
     }
 
     /// Any two writers; ASCII only.
     pub fn new(data: Box<dyn Write + Send>, messages: Box<dyn Write + Send>) -> Self {
-        Self { data, messages, is_json: false, ascii_only: true }
+        Self { data, messages, is_json: false, ascii_only: true, is_watched: false }
     }
 
     pub(super) fn set_json(&mut self, is_json: bool) {
@@ -75,6 +78,13 @@ impl Output {
     pub(super) fn note(&mut self, message: &str) {
         let message: Vec<String> = message.lines().map(|line| self.harmless(line)).collect();
         let _ = writeln!(self.messages, "bus: {}", message.join("\n"));
+    }
+
+    /// A message that only helps whoever sits in front of it; a script does not see it.
+    pub(super) fn hint(&mut self, message: &str) {
+        if self.is_watched {
+            self.note(message);
+        }
     }
 
     /// `text` on one line, without what could control a terminal.

@@ -114,6 +114,7 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     for filter in &filters {
         subscriptions.push(blocking::wait(client.subscribe(filter, options.clone()))?);
     }
+    output.hint(&format!("subscribed to {}; the broker has acknowledged it", quoted(&arguments.filters)));
     let mut decoder = Decoder::default();
     let mut seen = 0u64;
     while arguments.count.is_none_or(|count| seen < count) {
@@ -149,6 +150,10 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
         }
     }
     Ok(Exit::Done)
+}
+
+fn quoted(filters: &[String]) -> String {
+    filters.iter().map(|filter| format!("`{filter}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// The next event of any subscription, with its place; `None` once one of them has ended.
