@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::{chaos, harness::runtime::tool, log_levels, log_queries, needs, openai, stopping};
+use crate::{chaos, harness::runtime::tool, log_levels, log_queries, needs, openai, openai_models, stopping};
 
 /// A key and the test that sees what it does. A key that does nothing is removed, or made to work.
 const OBSERVED: &[(&str, fn())] = &[
@@ -65,6 +65,9 @@ const OBSERVED: &[(&str, fn())] = &[
     ("model.tokens_max", model::what_a_server_is_asked_is_what_the_settings_say),
     ("model.concurrent_max", model::so_many_completions_run_and_wait_as_may),
     ("model.waiting_max", model::so_many_completions_run_and_wait_as_may),
+    ("model.retries_max", openai_models::a_busy_server_is_asked_again_as_often_as_the_settings_say),
+    ("model.models", openai_models::another_model_stands_in_for_one_that_was_killed_and_everybody_is_told),
+    ("model.fallback", openai_models::another_model_stands_in_for_one_that_was_killed_and_everybody_is_told),
     ("conversation.instructions", model::what_a_server_is_asked_is_what_the_settings_say),
     ("conversation.history_messages_max", model::what_a_server_is_asked_is_what_the_settings_say),
     ("logs.level", runtime::records_are_kept_and_shown_as_told),

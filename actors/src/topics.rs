@@ -7,6 +7,7 @@
 //! in exactly one final part, or in the bus's own error with a code from [`code`]; there is no
 //! third way and no error part beside it.
 
+mod models;
 mod schemas;
 
 use std::{fmt, str::FromStr, sync::Arc};
@@ -15,6 +16,7 @@ use interlock_bus::{CodecError, ContentType, Message, Payload, TopicFilter, Topi
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use models::*;
 pub use schemas::{Described, encode, register, schemas};
 
 /// What a user said. Served (the answer streams to the requester) and subscribed to (the answer
@@ -32,6 +34,10 @@ pub const TURN_ERROR: &str = "conversation/turn/error/v1";
 pub const COMPLETIONS: &str = "modelservice/completions/v1";
 /// Asks which models there are.
 pub const MODELS: &str = "modelservice/models/v1";
+/// Asks for the vectors of texts.
+pub const EMBEDDINGS: &str = "modelservice/embeddings/v1";
+/// Asks how each model fares: whether it answers, how fast, and what it has done.
+pub const MODEL_STATISTICS: &str = "modelservice/statistics/v1";
 /// Everything about conversations.
 pub const CONVERSATION_ALL: &str = "conversation/#";
 /// Everything that is logged: `logs/<component>/<level>`.
@@ -117,7 +123,25 @@ pub const CATALOGUE: &[Entry] = &[
     },
     Entry {
         topic: MODELS,
-        pattern: Pattern::Request("ModelList: back_end text, notice text?, models [ModelDescription]"),
+        pattern: Pattern::Request(
+            "ModelList: back_end text, notice text?, models [ModelDescription], fallback [text]",
+        ),
+        payload: "nothing",
+        from: "gateway, anyone permitted",
+        to: "model",
+    },
+    Entry {
+        topic: EMBEDDINGS,
+        pattern: Pattern::Request(
+            "Embeddings: name text, model text, back_end text, vectors [[f32]], prompt_tokens u32?",
+        ),
+        payload: "EmbeddingsRequest: model text?, inputs [text], dimensions u32?",
+        from: "gateway, anyone permitted",
+        to: "model",
+    },
+    Entry {
+        topic: MODEL_STATISTICS,
+        pattern: Pattern::Request("ModelStatistics: models [ModelFigures]"),
         payload: "nothing",
         from: "gateway, anyone permitted",
         to: "model",
@@ -193,6 +217,8 @@ pub mod code {
     pub const BACK_END_PROTOCOL: &str = "back_end_protocol";
     /// Its answer stopped before the end.
     pub const BACK_END_CUT: &str = "back_end_cut";
+    /// The model makes no embeddings.
+    pub const NO_EMBEDDINGS: &str = "no_embeddings";
 }
 
 /// The topic name of a catalogue constant.
@@ -448,6 +474,12 @@ pub struct CompletionOptions {
     pub temperature: Option<f32>,
     /// Longest answer in tokens.
     pub tokens_max: Option<u32>,
+    /// Only the most likely tokens that together have this probability, more than 0, to 1.
+    pub top_p: Option<f32>,
+    /// Texts before which the answer ends.
+    pub stop: Vec<String>,
+    /// The same seed gives the same answer, where the back end can do that.
+    pub seed: Option<i64>,
 }
 
 /// Payload of [`COMPLETIONS`].
@@ -485,18 +517,22 @@ pub struct CompletionDelta {
 }
 
 /// The end of a completion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CompletionFinal {
     /// Why it ended: `stop`, `length`, or what the back end says.
     pub finish_reason: String,
-    /// Which back end answered: `script` or `openai`.
+    /// Which back end answered: `script`, `openai` or `ollama`.
     pub back_end: String,
-    /// Which model of it.
+    /// Which model of it, as it calls it.
     pub model: String,
     /// What people should know of this back end, for example that it is no language model.
     pub notice: Option<String>,
     /// Tokens, where the back end counts them.
     pub usage: Option<Usage>,
+    /// The configured name of the model that answered.
+    pub name: String,
+    /// Models that were asked before and did not begin to answer; empty if the first one answered.
+    pub fallback: Vec<Fallback>,
 }
 
 /// Tokens of a completion.
@@ -506,26 +542,6 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Written.
     pub completion_tokens: u32,
-}
-
-/// Reply to [`MODELS`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelList {
-    /// Which back end is configured: `script` or `openai`.
-    pub back_end: String,
-    /// What people should know of it, for example that it is no language model.
-    pub notice: Option<String>,
-    /// Its models.
-    pub models: Vec<ModelDescription>,
-}
-
-/// One model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelDescription {
-    /// Its name.
-    pub id: String,
-    /// Whether it answers when the request names none.
-    pub default: bool,
 }
 
 #[cfg(test)]
@@ -552,7 +568,8 @@ mod tests {
             assert_eq!(CATALOGUE.iter().filter(|other| other.topic == entry.topic).count(), 1);
         }
         for name in
-            [USER_INPUT, TURN_STARTED, TURN_DELTA, TURN_FINAL, TURN_ERROR, COMPLETIONS, MODELS].map(topic)
+            [USER_INPUT, TURN_STARTED, TURN_DELTA, TURN_FINAL, TURN_ERROR, COMPLETIONS, MODELS, EMBEDDINGS]
+                .map(topic)
         {
             assert!(CATALOGUE.iter().any(|entry| entry.topic == name.as_str()), "{name}");
         }
@@ -571,8 +588,8 @@ mod tests {
                 finish_reason: "stop".to_owned(),
                 back_end: "script".to_owned(),
                 model: "small-talk".to_owned(),
-                notice: None,
                 usage: Some(Usage { prompt_tokens: 1, completion_tokens: 2 }),
+                ..CompletionFinal::default()
             },
         });
         for payload in [Payload::encode(&final_part).unwrap(), Payload::json(&final_part).unwrap()] {

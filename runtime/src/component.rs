@@ -7,7 +7,8 @@
 use std::{
     fs::{self, OpenOptions},
     io::{Read, Write},
-    path::Path,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +17,7 @@ use interlock_actors::{
     actor::Failure,
     host::{ActorHost, Bus, Exit as HostExit, Host, HostReport, Mailroom, Reports, Stop},
     log_transport::LevelRules,
-    model::{BackEndKind, ModelConfig, ModelService},
+    model::{BackEndKind, ModelConfig, ModelService, NamedModel, ServiceConfig},
 };
 use interlock_bus::{
     Client, ConnectOptions, Credentials, Payload, PeerName, TopicFilter, TopicName, client::ServeOptions,
@@ -26,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{CliError, Output},
-    config::{BackEnd, ModelSection},
+    config::{BackEnd, ModelSection, NamedModelSection},
     exit::Exit,
     telemetry,
 };
@@ -84,7 +85,11 @@ pub(crate) fn run(component: &str, output: &mut Output) -> Result<Exit, CliError
     })
 }
 
-async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Logs) -> Result<Exit, Failure> {
+async fn live(
+    credentials: Credentials,
+    model: ServiceConfig,
+    logs: telemetry::Logs,
+) -> Result<Exit, Failure> {
     let name = credentials.name.clone();
     let client = Client::connect(ConnectOptions::new(credentials).timeout(CONNECT_TIMEOUT)).await?;
     let (finish_logs, logs_finished) = logs.drain_over(client.clone());
@@ -113,6 +118,8 @@ async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Log
             report = reports.recv() => match report {
                 Some(HostReport::Ready { .. }) => declare_ready()?,
                 Some(HostReport::Exited(exit)) => break exit,
+                Some(HostReport::Status(text)) => notify("STATUS", &text),
+                Some(HostReport::Impaired(why)) => notify("INTERLOCK_IMPAIRED", &why.unwrap_or_default()),
                 Some(_) => {}
                 None => return Err(Failure::new("the component's thread has ended without a word")),
             },
@@ -127,7 +134,7 @@ async fn live(credentials: Credentials, model: ModelConfig, logs: telemetry::Log
     }
 }
 
-fn model_host(name: PeerName, client: Client, model: ModelConfig) -> Result<ActorHost, Failure> {
+fn model_host(name: PeerName, client: Client, model: ServiceConfig) -> Result<ActorHost, Failure> {
     let bus = Bus::attach(move || std::future::ready(Ok(client.clone())));
     let mailroom: Arc<Mailroom> = Mailroom::open()?;
     Ok(ActorHost::new(name, bus, &mailroom, move || Ok(ModelService::new(model.clone()))))
@@ -158,6 +165,19 @@ fn declare_ready() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tells the guardian something about this process, in the way of `sd_notify`. Without a guardian nobody is told.
+fn notify(name: &str, value: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let text = format!("{name}={}", value.replace(['\n', '\r'], " "));
+    let told = UnixDatagram::unbound().and_then(|datagram| {
+        datagram.set_nonblocking(true)?;
+        datagram.send_to(text.as_bytes(), socket)
+    });
+    if let Err(error) = told {
+        tracing::debug!(name, %error, "the guardian was not told");
+    }
+}
+
 fn misuse(problem: &str) -> CliError {
     CliError::new(
         Exit::Misuse,
@@ -166,29 +186,77 @@ fn misuse(problem: &str) -> CliError {
 }
 
 /// The model service's settings out of the configuration.
-pub(crate) fn model_config(section: &ModelSection) -> Result<ModelConfig, CliError> {
-    let path = |path: &Path| Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty());
-    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-    let mut config = ModelConfig {
-        back_end: match section.back_end {
-            BackEnd::Script => BackEndKind::Script,
-            BackEnd::OpenAi => BackEndKind::OpenAi,
-        },
+pub(crate) fn model_config(section: &ModelSection) -> Result<ServiceConfig, CliError> {
+    let config = match section.models.as_slice() {
+        [] => ServiceConfig::from(single(section)),
+        models => {
+            let named = |model: &NamedModelSection| NamedModel {
+                name: model.name.clone(),
+                config: named_model(model, section),
+            };
+            ServiceConfig {
+                models: models.iter().map(named).collect(),
+                fallback: section.fallback.clone(),
+                is_open: false,
+            }
+        }
+    };
+    config.validate().map_err(|error| CliError::new(Exit::Misuse, error.to_string()))?;
+    Ok(config)
+}
+
+/// The one model of the section's own keys.
+fn single(section: &ModelSection) -> ModelConfig {
+    ModelConfig {
+        back_end: kind(section.back_end),
         concurrent_max: section.concurrent_max,
         waiting_max: section.waiting_max,
         script: path(&section.script),
         script_pause: section.script_pause,
+        url: text(&section.url).unwrap_or_else(|| ModelConfig::default().url),
         model: text(&section.model),
         api_key_env: text(&section.api_key_env),
         api_key_file: path(&section.api_key_file),
         connect_timeout: section.connect_timeout,
         read_timeout: section.read_timeout,
         tokens_max: Some(section.tokens_max).filter(|tokens| *tokens > 0),
+        retries_max: section.retries_max,
         ..ModelConfig::default()
-    };
-    if !section.url.is_empty() {
-        config.url.clone_from(&section.url);
     }
-    config.validate().map_err(|error| CliError::new(Exit::Misuse, error.to_string()))?;
-    Ok(config)
+}
+
+/// A model by name; what it leaves out is as in the section, but for where it is and its key.
+fn named_model(model: &NamedModelSection, section: &ModelSection) -> ModelConfig {
+    ModelConfig {
+        back_end: kind(model.back_end),
+        concurrent_max: model.concurrent_max.unwrap_or(section.concurrent_max),
+        waiting_max: model.waiting_max.unwrap_or(section.waiting_max),
+        script: path(&model.script),
+        url: text(&model.url).unwrap_or_else(|| ModelConfig::default().url),
+        model: text(&model.model),
+        api_key_env: text(&model.api_key_env),
+        api_key_file: path(&model.api_key_file),
+        connect_timeout: model.connect_timeout.unwrap_or(section.connect_timeout),
+        read_timeout: model.read_timeout.unwrap_or(section.read_timeout),
+        tokens_max: Some(model.tokens_max.unwrap_or(section.tokens_max)).filter(|tokens| *tokens > 0),
+        embeddings: model.embeddings,
+        retries_max: model.retries_max.unwrap_or(section.retries_max),
+        ..single(section)
+    }
+}
+
+fn kind(back_end: BackEnd) -> BackEndKind {
+    match back_end {
+        BackEnd::Script => BackEndKind::Script,
+        BackEnd::OpenAi => BackEndKind::OpenAi,
+        BackEnd::Ollama => BackEndKind::Ollama,
+    }
+}
+
+fn path(path: &Path) -> Option<PathBuf> {
+    Some(path.to_owned()).filter(|path| !path.as_os_str().is_empty())
+}
+
+fn text(text: &str) -> Option<String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty())
 }

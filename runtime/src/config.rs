@@ -8,6 +8,7 @@ pub mod json_schema;
 pub mod kind;
 mod layers;
 pub mod live;
+mod models;
 mod needs;
 pub mod problem;
 pub mod schema;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 pub use layers::Held;
+pub use models::NamedModelSection;
 pub use needs::{Need, NeedError};
 pub use problem::{ConfigError, Origin, Problem};
 
@@ -161,6 +163,12 @@ pub struct ModelSection {
     pub concurrent_max: usize,
     /// Completions that wait.
     pub waiting_max: usize,
+    /// Times that a server is asked again.
+    pub retries_max: u32,
+    /// Several models by name, in the place of the one above.
+    pub models: Vec<NamedModelSection>,
+    /// Names of models that stand in.
+    pub fallback: Vec<String>,
     /// Between two words of the script engine.
     #[serde(with = "duration")]
     pub script_pause: Duration,
@@ -175,6 +183,8 @@ pub enum BackEnd {
     /// An OpenAI-compatible server.
     #[serde(rename = "openai")]
     OpenAi,
+    /// A server of Ollama, by its own API.
+    Ollama,
 }
 
 /// Where a component runs.
@@ -709,13 +719,15 @@ fn check_combinations(layers: &mut Layers) {
         );
         refuse(later, "outbox.bytes_max", text);
     }
+    let server = text("model.back_end");
     if let Some(back_end) = get("model.back_end")
-        && back_end.value.as_str() == Some("openai")
+        && ["openai", "ollama"].contains(&server)
         && get("model.url").is_some()
         && text("model.url").is_empty()
     {
-        refuse(back_end, "model.url", "`model.back_end` is `openai`, which needs `model.url`".to_owned());
+        refuse(back_end, "model.url", format!("`model.back_end` is `{server}`, which needs `model.url`"));
     }
+    models::check(&layers.settings, &mut refuse);
     if let Some(variable) = get("model.api_key_env")
         && !text("model.api_key_env").is_empty()
         && !text("model.api_key_file").is_empty()

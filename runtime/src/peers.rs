@@ -56,7 +56,18 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
         ),
         (
             "gateway",
-            rights(&[], &[], &[], &[topics::USER_INPUT, topics::MODELS, admin::status_topic().as_str()]),
+            rights(
+                &[],
+                &[],
+                &[],
+                &[
+                    topics::USER_INPUT,
+                    topics::MODELS,
+                    topics::MODEL_STATISTICS,
+                    topics::EMBEDDINGS,
+                    admin::status_topic().as_str(),
+                ],
+            ),
         ),
         (OPERATOR, rights(&["#"], &["#", "$sys/#", "$peers/#", "$dlq/#"], &["#"], &["#", "$sys/#"])),
     ]

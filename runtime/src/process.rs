@@ -172,7 +172,8 @@ pub enum Readiness {
     /// It writes a newline to the descriptor whose number is in `INTERLOCK_READY_FD`, and in `NOTIFY_FD` for programs
     /// that know it under that name. Text before the newline is shown as its status.
     Newline,
-    /// It sends `READY=1` to the socket in `NOTIFY_SOCKET` (`sd_notify`). `STATUS=` is shown, and counts as progress.
+    /// It sends `READY=1` to the socket in `NOTIFY_SOCKET` (`sd_notify`). `STATUS=` is shown, and counts as progress;
+    /// `INTERLOCK_IMPAIRED=` and a reason says that it does less than it should, and without one takes that back.
     SdNotify,
     /// It writes a line that matches to its standard output or error.
     Line(regex_lite::Regex),
@@ -565,6 +566,7 @@ impl Run {
                 }
                 Notice::Ready { proof } => self.reports.send(HostReport::Ready { proof }),
                 Notice::Status(status) => self.reports.send(HostReport::Progress(status)),
+                Notice::Impaired(why) => self.reports.send(HostReport::Impaired(why)),
                 Notice::Extend(by) => self.reports.send(HostReport::Extend(by)),
                 Notice::Alive(nonce) => self.on_alive(nonce),
                 Notice::Refused { reason } => {

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     component,
-    config::{BackEnd, Config, ModelSection, Program, Sources, live::ReloadReport},
+    config::{BackEnd, Config, ModelSection, NamedModelSection, Program, Sources, live::ReloadReport},
     peers::with_implied,
     site::Site,
     supervisor::{State, SupervisorHandle},
@@ -76,11 +76,26 @@ impl ReloadHandle {
 
 /// What answers, honestly.
 pub(crate) fn describe(model: &ModelSection) -> String {
-    match model.back_end {
-        BackEnd::Script => "script: the embedded script engine, which is no language model".to_owned(),
-        BackEnd::OpenAi => {
-            let name = if model.model.is_empty() { "the first model listed" } else { &model.model };
-            format!("openai: {name} at {}", model.url)
+    let one = |back_end: BackEnd, name: &str, url: &str| {
+        let name = if name.is_empty() { "the first model listed" } else { name };
+        match back_end {
+            BackEnd::Script => "script: the embedded script engine, which is no language model".to_owned(),
+            BackEnd::OpenAi => format!("openai: {name} at {url}"),
+            BackEnd::Ollama => format!("ollama: {name} at {url}"),
+        }
+    };
+    let named = |model: &NamedModelSection| {
+        let url = if model.url.is_empty() { "the default address" } else { &model.url };
+        format!("`{}` ({})", model.name, one(model.back_end, &model.model, url))
+    };
+    match model.models.as_slice() {
+        [] => one(model.back_end, &model.model, &model.url),
+        models => {
+            let mut text = models.iter().map(named).collect::<Vec<_>>().join(", ");
+            if !model.fallback.is_empty() {
+                text.push_str(&format!("; in the place of one that cannot: {}", model.fallback.join(", ")));
+            }
+            text
         }
     }
 }

@@ -27,6 +27,11 @@ impl ModelServer {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
+    /// Where its own API begins that is Ollama's.
+    pub(crate) fn ollama_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// The section that sends the model service there.
     pub(crate) fn settings(&self, more: &str) -> String {
         format!("[model]\nback_end = \"openai\"\nurl = \"{}\"\n{more}\n", self.url())

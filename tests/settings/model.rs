@@ -101,7 +101,7 @@ pub(crate) fn connecting_is_given_up_in_time() {
     ]);
     let listener = TestProcess::spawn(command);
     let url = format!("http://127.0.0.1:{}/v1", listener.line());
-    let runtime = TestRuntime::start_with(&format!(
+    let runtime = TestRuntime::start_degraded_with(&format!(
         "[model]\nback_end = \"openai\"\nurl = \"{url}\"\nmodel = \"m\"\nconnect_timeout = \"500ms\"\n"
     ));
     let begun = Instant::now();
@@ -109,10 +109,16 @@ pub(crate) fn connecting_is_given_up_in_time() {
     assert!(end.contains("back_end_unreachable") && end.contains(&url), "{end}");
     let took = begun.elapsed();
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
-    eventually("the model service to go on", || {
+    eventually("the model service to go on, and to say that nobody is there", || {
         children(&runtime)
             .iter()
-            .any(|child| child["name"] == "model" && child["state"] == "running")
+            .any(|child| {
+                child["name"] == "model"
+                    && child["state"] == "degraded"
+                    && child["impaired"]
+                        .as_str()
+                        .is_some_and(|why| why.contains("no model is there to answer"))
+            })
             .then_some(())
     });
 }

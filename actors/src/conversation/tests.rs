@@ -52,8 +52,7 @@ fn last() -> Payload {
         finish_reason: "stop".to_owned(),
         back_end: "played".to_owned(),
         model: "m".to_owned(),
-        notice: None,
-        usage: None,
+        ..CompletionFinal::default()
     }))
     .unwrap()
 }

@@ -255,8 +255,7 @@ mod tests {
             finish_reason: "stop".to_owned(),
             back_end: "script".to_owned(),
             model: "m".to_owned(),
-            notice: None,
-            usage: None,
+            ..CompletionFinal::default()
         }
     }
 

@@ -83,11 +83,14 @@ fn parts(status: &Value) -> (String, Value) {
     let tree = &status["tree"];
     let children = tree["children"].as_array().into_iter().flatten();
     let parts = children.map(|child| {
+        // What it lacks now says more than why it was restarted once.
+        let impaired = Some(&child["impaired"]).filter(|impaired| !impaired.is_null());
         json!({
             "name": child["name"],
             "state": child["state"],
             "restarts": child["restarts"],
-            "reason": child["last_failure"]["reason"],
+            "reason": impaired.unwrap_or(&child["last_failure"]["reason"]),
+            "detail": child["status"],
         })
     });
     let parts: Vec<Value> = parts.collect();
@@ -114,6 +117,11 @@ mod tests {
         let (state, parts) = parts(&status);
         assert_eq!(state, "degraded");
         assert_eq!(parts[0]["reason"], "it was killed");
+        let status = json!({ "tree": { "state": "degraded", "children": [
+            { "name": "model", "state": "degraded", "status": "x", "impaired": "no server", "last_failure": { "reason": "old" } },
+        ] } });
+        let (_, parts) = super::parts(&status);
+        assert_eq!((&parts[0]["reason"], &parts[0]["detail"]), (&json!("no server"), &json!("x")));
         assert_eq!(super::parts(&json!({})).0, "error");
     }
 }

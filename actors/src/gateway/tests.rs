@@ -137,8 +137,7 @@ async fn echo(request: Request, input: UserInput) {
         finish_reason: "stop".to_owned(),
         back_end: "test".to_owned(),
         model: "echo".to_owned(),
-        notice: None,
-        usage: None,
+        ..CompletionFinal::default()
     };
     let deltas = words.len() as u32;
     let last = TurnPart::Final(TurnFinal { conversation, turn, text: input.text, deltas, completion });

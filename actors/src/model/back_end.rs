@@ -1,150 +1,14 @@
-//! What every back end does: list its models, and answer in pieces.
+//! What every back end does: list its models, answer in pieces, and turn texts into vectors.
 
 use super::{
-    config::{BackEndKind, ModelConfig, ModelConfigError},
+    config::{BackEndKind, ModelConfig},
+    error::BackEndError,
     limits,
-    openai::{OpenAiAnswer, OpenAiBackEnd},
-    script::{ScriptAnswer, ScriptBackEnd, ScriptError},
+    ollama::{self, OllamaAnswer, OllamaBackEnd},
+    openai::{self, OpenAiAnswer, OpenAiBackEnd},
+    script::{self, ScriptAnswer, ScriptBackEnd},
 };
-use crate::topics::{CompletionFinal, CompletionRequest, ModelList, code};
-
-/// Why a back end cannot be used, or did not finish an answer. Texts never hold a key.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackEndError {
-    /// The configuration is impossible.
-    #[error(transparent)]
-    Config(#[from] ModelConfigError),
-    /// The script is impossible.
-    #[error(transparent)]
-    Script(#[from] ScriptError),
-    /// The API key cannot be had from where the configuration says.
-    #[error("the API key cannot be read from {from}: {problem}")]
-    Key {
-        /// Which variable or file.
-        from: String,
-        /// Why.
-        problem: String,
-    },
-    /// The HTTP client could not be made.
-    #[error("the HTTP client cannot be made: {problem}")]
-    Client {
-        /// Why.
-        problem: String,
-    },
-    /// No message of a user.
-    #[error("the request holds no message of the role `user`; there is nothing to answer")]
-    NothingToAnswer,
-    /// No connection.
-    #[error("`{url}` cannot be reached: {problem}; is the server running, and is `model.url` right?")]
-    Unreachable {
-        /// Where.
-        url: String,
-        /// Why.
-        problem: String,
-    },
-    /// Status 401 or 403.
-    #[error(
-        "`{url}` refuses the API key with status {status}: {says}; set `model.api_key_file` or `model.api_key_env`"
-    )]
-    KeyRefused {
-        /// Where.
-        url: String,
-        /// HTTP status.
-        status: u16,
-        /// The server's words.
-        says: String,
-    },
-    /// Status 404.
-    #[error(
-        "`{url}` does not know the model `{model}`: {says}; set `model.model` to one that it has, or leave it empty"
-    )]
-    ModelUnknown {
-        /// Where.
-        url: String,
-        /// Which model was asked for.
-        model: String,
-        /// The server's words.
-        says: String,
-    },
-    /// The server lists no model and none is configured.
-    #[error("`{url}` lists no model; load one there, or set `model.model`")]
-    NoModel {
-        /// Where.
-        url: String,
-    },
-    /// Status 429.
-    #[error("`{url}` has too much to do: {says}; try again{}", wait(*retry_after_s))]
-    Busy {
-        /// Where.
-        url: String,
-        /// Seconds to wait, if the server said so.
-        retry_after_s: Option<u64>,
-        /// The server's words.
-        says: String,
-    },
-    /// Another status, or an error in the middle of the stream.
-    #[error("`{url}` failed{}: {says}", with_status(*status))]
-    Failed {
-        /// Where.
-        url: String,
-        /// HTTP status; `None` in the middle of a stream.
-        status: Option<u16>,
-        /// The server's words.
-        says: String,
-    },
-    /// Something that is not the protocol.
-    #[error("`{url}` does not answer as an OpenAI-compatible server: {problem}")]
-    Protocol {
-        /// Where.
-        url: String,
-        /// What was odd.
-        problem: String,
-    },
-    /// The connection ended before the answer did.
-    #[error("`{url}` broke off in the middle of the answer: {problem}")]
-    Cut {
-        /// Where.
-        url: String,
-        /// How.
-        problem: String,
-    },
-    /// Silence for too long.
-    #[error("`{url}` was silent for {limit:?}; a larger `model.read_timeout` allows for slower servers")]
-    TimedOut {
-        /// Where.
-        url: String,
-        /// The limit.
-        limit: std::time::Duration,
-    },
-}
-
-fn wait(seconds: Option<u64>) -> String {
-    seconds.map_or_else(|| " later".to_owned(), |seconds| format!(" in {seconds} s"))
-}
-
-fn with_status(status: Option<u16>) -> String {
-    status.map_or_else(String::new, |status| format!(" with status {status}"))
-}
-
-impl BackEndError {
-    /// The word for programs, from [`code`].
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NothingToAnswer => code::BAD_REQUEST,
-            Self::Unreachable { .. } => code::BACK_END_UNREACHABLE,
-            Self::KeyRefused { .. } | Self::Key { .. } => code::BACK_END_KEY_REFUSED,
-            Self::ModelUnknown { .. } | Self::NoModel { .. } => code::BACK_END_MODEL_UNKNOWN,
-            Self::Busy { .. } => code::BACK_END_BUSY,
-            Self::Config(_) | Self::Script(_) | Self::Client { .. } | Self::Failed { .. } => {
-                code::BACK_END_FAILED
-            }
-            Self::Protocol { .. } => code::BACK_END_PROTOCOL,
-            Self::Cut { .. } => code::BACK_END_CUT,
-            Self::TimedOut { .. } => code::TIMED_OUT,
-        }
-    }
-}
+use crate::topics::{CompletionFinal, CompletionOptions, CompletionRequest, EmbeddingsRequest};
 
 /// A piece of an answer as it comes from a back end.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,6 +26,38 @@ pub enum BackEnd {
     Script(ScriptBackEnd),
     /// An OpenAI-compatible server.
     OpenAi(OpenAiBackEnd),
+    /// A server of Ollama.
+    Ollama(OllamaBackEnd),
+}
+
+/// The vectors of texts, in their order.
+#[derive(Debug)]
+pub(super) struct Embedded {
+    /// Who made them, as the back end calls it.
+    pub(super) model: String,
+    pub(super) vectors: Vec<Vec<f32>>,
+    /// Tokens read, where the back end counts them.
+    pub(super) prompt_tokens: Option<u32>,
+    pub(super) url: String,
+    pub(super) protocol: &'static str,
+}
+
+impl Embedded {
+    /// Whether there is one vector for each of `count` texts, all of one length and of numbers.
+    fn checked(self, count: usize) -> Result<Self, BackEndError> {
+        let length = self.vectors.first().map_or(0, Vec::len);
+        let is_whole = self.vectors.len() == count
+            && self.vectors.iter().all(|vector| vector.len() == length)
+            && self.vectors.iter().flatten().all(|number| number.is_finite());
+        if is_whole && length > 0 {
+            return Ok(self);
+        }
+        let problem = format!(
+            "{count} texts were to get a vector each, of one length; it sent {}, the first of {length} numbers",
+            self.vectors.len()
+        );
+        Err(BackEndError::Protocol { url: self.url, protocol: self.protocol, problem })
+    }
 }
 
 impl BackEnd {
@@ -174,31 +70,62 @@ impl BackEnd {
                 Ok(Self::Script(script))
             }
             BackEndKind::OpenAi => OpenAiBackEnd::new(config).map(Self::OpenAi),
+            BackEndKind::Ollama => OllamaBackEnd::new(config).map(Self::Ollama),
         }
+    }
+
+    /// Its name in messages and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Script(_) => script::NAME,
+            Self::OpenAi(_) => openai::NAME,
+            Self::Ollama(_) => ollama::NAME,
+        }
+    }
+
+    /// What people should know of it, for example that it is no language model.
+    pub fn notice(&self) -> Option<&'static str> {
+        matches!(self, Self::Script(_)).then_some(script::NOTICE)
     }
 
     /// One line for `status` and logs: what answers, honestly.
     pub fn describe(&self) -> String {
         match self {
-            Self::Script(_) => super::script::NOTICE.to_owned(),
+            Self::Script(_) => script::NOTICE.to_owned(),
             Self::OpenAi(server) => server.describe(),
+            Self::Ollama(server) => server.describe(),
         }
     }
 
-    /// Which models there are.
-    pub async fn models(&self) -> Result<ModelList, BackEndError> {
+    /// Which models there are; asks the server.
+    pub async fn model_names(&self) -> Result<Vec<String>, BackEndError> {
         match self {
-            Self::Script(script) => Ok(script.models()),
-            Self::OpenAi(server) => server.models().await,
+            Self::Script(script) => Ok(vec![script.model().to_owned()]),
+            Self::OpenAi(server) => server.model_names().await,
+            Self::Ollama(server) => server.model_names().await,
         }
     }
 
     /// Begins an answer. Dropping it, or this future, stops the work and closes any connection.
     pub async fn complete(&self, request: &CompletionRequest) -> Result<Answer, BackEndError> {
         match self {
-            Self::Script(script) => script.complete(&request.messages).map(Answer::Script),
+            Self::Script(script) => script.complete(request).map(Answer::Script),
             Self::OpenAi(server) => server.complete(request).await.map(Box::new).map(Answer::OpenAi),
+            Self::Ollama(server) => server.complete(request).await.map(Box::new).map(Answer::Ollama),
         }
+    }
+
+    /// The vectors of texts.
+    pub(super) async fn embed(&self, request: &EmbeddingsRequest) -> Result<Embedded, BackEndError> {
+        let embedded = match self {
+            Self::Script(script) => {
+                let model = script.model().to_owned();
+                return Err(BackEndError::NoEmbeddings { model, able: Vec::new() });
+            }
+            Self::OpenAi(server) => server.embed(request).await?,
+            Self::Ollama(server) => server.embed(request).await?,
+        };
+        embedded.checked(request.inputs.len())
     }
 }
 
@@ -207,8 +134,10 @@ impl BackEnd {
 pub enum Answer {
     /// Of the embedded script.
     Script(ScriptAnswer),
-    /// Of a server.
+    /// Of an OpenAI-compatible server.
     OpenAi(Box<OpenAiAnswer>),
+    /// Of a server of Ollama.
+    Ollama(Box<OllamaAnswer>),
 }
 
 impl Answer {
@@ -217,6 +146,7 @@ impl Answer {
         match self {
             Self::Script(answer) => Ok(answer.next().await),
             Self::OpenAi(answer) => answer.next().await,
+            Self::Ollama(answer) => answer.next().await,
         }
     }
 }
@@ -231,10 +161,51 @@ pub(super) fn check(request: &CompletionRequest) -> Result<(), String> {
     if bytes > limits::REQUEST_BYTES_MAX {
         return Err(format!("request has {bytes} bytes of text; the limit is {}", limits::REQUEST_BYTES_MAX));
     }
-    match request.options.temperature {
+    check_options(&request.options)
+}
+
+fn check_options(options: &CompletionOptions) -> Result<(), String> {
+    match options.temperature {
         Some(temperature) if !(0.0..=2.0).contains(&temperature) => {
-            Err(format!("temperature is {temperature}; allowed is 0 to 2"))
+            return Err(format!("temperature is {temperature}; allowed is 0 to 2"));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    match options.top_p {
+        Some(top_p) if !(top_p > 0.0 && top_p <= 1.0) => {
+            return Err(format!("top_p is {top_p}; allowed is more than 0, to 1"));
+        }
+        _ => {}
+    }
+    if options.tokens_max == Some(0) {
+        return Err("tokens_max is 0; allowed is 1 and more".to_owned());
+    }
+    let is_stop = |stop: &String| (1..=limits::STOP_BYTES_MAX).contains(&stop.len());
+    if options.stop.len() > limits::STOPS_MAX || !options.stop.iter().all(is_stop) {
+        let (count, bytes) = (limits::STOPS_MAX, limits::STOP_BYTES_MAX);
+        return Err(format!(
+            "stop has {} texts; allowed are {count} of 1 to {bytes} bytes",
+            options.stop.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Checks which texts a stranger wants vectors of.
+pub(super) fn check_inputs(request: &EmbeddingsRequest) -> Result<(), String> {
+    let (count, most) = (request.inputs.len(), limits::EMBEDDING_INPUTS_MAX);
+    if !(1..=most).contains(&count) {
+        return Err(format!("request has {count} texts; allowed are 1 to {most}"));
+    }
+    if let Some(index) = request.inputs.iter().position(String::is_empty) {
+        return Err(format!("text {index} is empty; an empty text has no vector"));
+    }
+    let bytes: usize = request.inputs.iter().map(String::len).sum();
+    if bytes > limits::REQUEST_BYTES_MAX {
+        return Err(format!("request has {bytes} bytes of text; the limit is {}", limits::REQUEST_BYTES_MAX));
+    }
+    if request.dimensions == Some(0) {
+        return Err("dimensions is 0; allowed is 1 and more".to_owned());
+    }
+    Ok(())
 }

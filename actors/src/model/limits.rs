@@ -21,6 +21,43 @@ pub const REQUEST_MESSAGES_MAX: usize = 4096;
 /// Bytes of one completion request. More are refused with `bad_request`.
 pub const REQUEST_BYTES_MAX: usize = 8 << 20;
 
+/// Texts before which an answer ends, in one request. More are refused with `bad_request`; OpenAI takes 4.
+pub const STOPS_MAX: usize = 16;
+
+/// Bytes of one such text. A longer one is refused with `bad_request`.
+pub const STOP_BYTES_MAX: usize = 256;
+
+/// Texts of one request for embeddings, as many as OpenAI takes. More are refused with `bad_request`.
+pub const EMBEDDING_INPUTS_MAX: usize = 2048;
+
+/// Bytes read of a server's embeddings: 2,048 vectors of 1,536 numbers as text, and the 64 MiB of a message of the bus
+/// hold them. A longer answer is refused.
+pub const EMBEDDINGS_BYTES_MAX: usize = 64 << 20;
+
+/// Configured models. More are refused.
+pub const MODELS_MAX: usize = 64;
+
+/// Times that a server is asked again before a completion has begun, unless configured.
+pub const RETRIES: u32 = 2;
+
+/// Largest configurable number of such times.
+pub const RETRIES_MAX: u32 = 10;
+
+/// Pause before the first of these; it doubles with each, and a random half of it is left out.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Longest such pause. A server that wants to be left alone for longer is not asked again.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a model may have nothing to do before its server is asked whether it is there.
+pub const PROBE_AFTER: Duration = Duration::from_secs(30);
+
+/// The same after it has failed.
+pub const PROBE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// How long such a question may take. It never takes longer than the timeouts of the model allow either.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long connecting to an OpenAI-compatible server may take, unless configured.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -1,92 +1,22 @@
 //! The client against a small server that answers with the bytes a test gives it.
 
+use std::time::Duration;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
     time::timeout,
 };
 
 use super::*;
 use crate::{
-    model::{BackEnd, BackEndKind, ModelConfig},
-    topics::{ChatMessage, Role, code},
+    model::{
+        BackEnd, BackEndKind, ModelConfig,
+        test_server::{SOON, Server, body, question, run},
+    },
+    topics::code,
 };
 
-const SOON: Duration = Duration::from_secs(10);
-
-/// A server on a port of its own.
-struct Server {
-    listener: TcpListener,
-}
-
-impl Server {
-    async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
-    }
-
-    fn config(&self) -> ModelConfig {
-        let mut config = ModelConfig { back_end: BackEndKind::OpenAi, ..ModelConfig::default() };
-        config.url = format!("http://{}/v1/", self.listener.local_addr().unwrap());
-        config.model = Some("small".to_owned());
-        config
-    }
-
-    /// Takes one connection and reads one request.
-    async fn request(&self) -> (TcpStream, String) {
-        let (mut stream, _) = self.listener.accept().await.unwrap();
-        let mut request = Vec::new();
-        loop {
-            let mut bytes = [0; 4096];
-            let count = stream.read(&mut bytes).await.unwrap();
-            request.extend_from_slice(&bytes[..count]);
-            let text = String::from_utf8_lossy(&request);
-            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-            let length = head.lines().find_map(|line| {
-                let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().unwrap())
-            });
-            if body.len() >= length.unwrap_or(0) {
-                return (stream, text.into_owned());
-            }
-        }
-    }
-
-    /// Answers one request with these pieces, each flushed, then closes.
-    async fn answer(&self, pieces: Vec<&str>) -> String {
-        let (mut stream, request) = self.request().await;
-        for piece in pieces {
-            stream.write_all(piece.as_bytes()).await.unwrap();
-            stream.flush().await.unwrap();
-            tokio::task::yield_now().await;
-        }
-        request
-    }
-}
-
 const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
-
-fn question() -> CompletionRequest {
-    CompletionRequest {
-        turn: uuid::Uuid::nil(),
-        messages: vec![ChatMessage::new(Role::System, "be kind"), ChatMessage::new(Role::User, "hello")],
-        options: Default::default(),
-    }
-}
-
-async fn run(back_end: &BackEnd) -> (Vec<String>, Result<CompletionFinal, BackEndError>) {
-    let mut deltas = Vec::new();
-    let run = async {
-        let mut answer = back_end.complete(&question()).await?;
-        loop {
-            match answer.next().await? {
-                Piece::Delta(text) => deltas.push(text),
-                Piece::Final(end) => return Ok(end),
-            }
-        }
-    };
-    let end = timeout(SOON, run).await.expect("an answer ends in time");
-    (deltas, end)
-}
 
 /// Gives the configuration a file with a key; it lives as long as what is returned.
 fn with_key(config: &mut ModelConfig, key: &str) -> tempfile::NamedTempFile {
@@ -96,17 +26,10 @@ fn with_key(config: &mut ModelConfig, key: &str) -> tempfile::NamedTempFile {
     file
 }
 
-fn body(status: &str, body: &str) -> String {
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nretry-after: 7\r\nconnection: close\r\n\r\n{body}"
-    )
-}
-
 #[tokio::test]
 async fn an_answer_streams_wherever_the_bytes_are_cut() {
     let server = Server::start().await;
-    let mut config = server.config();
+    let mut config = server.config(BackEndKind::OpenAi);
     let _key = with_key(&mut config, "sk-1");
     config.tokens_max = Some(9);
     let back_end = BackEnd::new(&config).unwrap();
@@ -145,7 +68,7 @@ async fn each_status_is_an_error_of_its_own_and_none_shows_the_key() {
     ];
     for (status, code, says) in table {
         let server = Server::start().await;
-        let mut config = server.config();
+        let mut config = server.config(BackEndKind::OpenAi);
         let _key = with_key(&mut config, "sk-hidden");
         let back_end = BackEnd::new(&config).unwrap();
         let reply = body(status, "{\"error\":{\"message\":\"no good\\n sk-hidden today\"}}");
@@ -172,7 +95,7 @@ async fn a_stream_that_breaks_is_an_error_after_what_came_before() {
     ];
     for (pieces, count, expected) in table {
         let server = Server::start().await;
-        let back_end = BackEnd::new(&server.config()).unwrap();
+        let back_end = BackEnd::new(&server.config(BackEndKind::OpenAi)).unwrap();
         let answer = async {
             let (mut stream, _) = server.request().await;
             for piece in pieces {
@@ -189,7 +112,7 @@ async fn a_stream_that_breaks_is_an_error_after_what_came_before() {
 #[tokio::test]
 async fn a_clean_end_after_the_reason_needs_no_done() {
     let server = Server::start().await;
-    let back_end = BackEnd::new(&server.config()).unwrap();
+    let back_end = BackEnd::new(&server.config(BackEndKind::OpenAi)).unwrap();
     let last = "data: {\"choices\":[{\"delta\":{\"content\":\"All\"},\"finish_reason\":\"stop\"}]}\n\n";
     let (_, (deltas, end)) = tokio::join!(server.answer(vec![STREAM, last]), run(&back_end));
     assert_eq!((deltas.concat().as_str(), end.unwrap().finish_reason.as_str()), ("All", "stop"));
@@ -198,7 +121,7 @@ async fn a_clean_end_after_the_reason_needs_no_done() {
 #[tokio::test]
 async fn nobody_listening_is_said_with_the_address() {
     let server = Server::start().await;
-    let config = server.config();
+    let config = server.config(BackEndKind::OpenAi);
     drop(server);
     let (_, end) = run(&BackEnd::new(&config).unwrap()).await;
     let error = end.unwrap_err();
@@ -209,7 +132,7 @@ async fn nobody_listening_is_said_with_the_address() {
 #[tokio::test]
 async fn a_silent_server_is_given_up_after_the_read_timeout() {
     let server = Server::start().await;
-    let mut config = server.config();
+    let mut config = server.config(BackEndKind::OpenAi);
     config.read_timeout = Duration::from_millis(300);
     let back_end = BackEnd::new(&config).unwrap();
     let silent = async {
@@ -225,7 +148,7 @@ async fn a_silent_server_is_given_up_after_the_read_timeout() {
 #[tokio::test]
 async fn dropping_an_answer_closes_the_connection() {
     let server = Server::start().await;
-    let back_end = BackEnd::new(&server.config()).unwrap();
+    let back_end = BackEnd::new(&server.config(BackEndKind::OpenAi)).unwrap();
     let serve = async {
         let (mut stream, _) = server.request().await;
         let first = "data: {\"choices\":[{\"delta\":{\"content\":\"One\"}}]}\n\n";
@@ -243,7 +166,7 @@ async fn dropping_an_answer_closes_the_connection() {
 #[tokio::test]
 async fn without_a_configured_model_the_first_listed_one_answers() {
     let server = Server::start().await;
-    let mut config = server.config();
+    let mut config = server.config(BackEndKind::OpenAi);
     config.model = None;
     let back_end = BackEnd::new(&config).unwrap();
     let list = body("200 OK", "{\"data\":[{\"id\":\"tiny\"},{\"id\":\"huge\"}]}");
@@ -256,29 +179,10 @@ async fn without_a_configured_model_the_first_listed_one_answers() {
     assert!(asking.contains("\"model\":\"tiny\""), "{asking}");
     assert_eq!(end.unwrap().model, "tiny");
 
-    let (_, models) = tokio::join!(server.answer(vec![&list]), back_end.models());
-    let models = models.unwrap();
-    assert_eq!(models.models[0], ModelDescription { id: "tiny".to_owned(), default: true });
-    assert!(!models.models[1].default);
+    let (_, models) = tokio::join!(server.answer(vec![&list]), back_end.model_names());
+    assert_eq!(models.unwrap(), ["tiny", "huge"]);
     let empty = body("200 OK", "{\"data\":[]}");
     let fresh = BackEnd::new(&config).unwrap();
     let (_, (_, end)) = tokio::join!(server.answer(vec![&empty]), run(&fresh));
     assert!(matches!(end, Err(BackEndError::NoModel { .. })));
-}
-
-#[test]
-fn a_key_comes_from_a_file_or_the_reason_is_said() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("key");
-    let config = ModelConfig { api_key_file: Some(file.clone()), ..ModelConfig::default() };
-    assert!(matches!(key(&config), Err(BackEndError::Key { .. })));
-    std::fs::write(&file, "sk-1\n").unwrap();
-    assert_eq!(key(&config).unwrap().unwrap().expose(), "sk-1");
-    for bad in [" \n".to_owned(), "two words".to_owned(), "x".repeat(5000)] {
-        std::fs::write(&file, bad).unwrap();
-        assert!(matches!(key(&config), Err(BackEndError::Key { .. })));
-    }
-    let config = ModelConfig { api_key_env: Some("INTERLOCK_NOT_SET".to_owned()), ..ModelConfig::default() };
-    assert!(key(&config).unwrap_err().to_string().contains("`INTERLOCK_NOT_SET`"));
-    assert!(key(&ModelConfig::default()).unwrap().is_none());
 }

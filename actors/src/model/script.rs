@@ -16,7 +16,7 @@ pub use read::ScriptError;
 
 use crate::{
     model::{BackEndError, Piece, limits},
-    topics::{ChatMessage, CompletionFinal, ModelDescription, ModelList, Role},
+    topics::{CompletionFinal, CompletionRequest, Role, Usage},
 };
 
 /// The script that is used unless the configuration names another; commented, to be copied and edited.
@@ -45,28 +45,43 @@ impl ScriptBackEnd {
         Ok(Self { script, pause })
     }
 
-    pub(super) fn models(&self) -> ModelList {
-        ModelList {
-            back_end: NAME.to_owned(),
-            notice: Some(NOTICE.to_owned()),
-            models: vec![ModelDescription { id: self.script.name.clone(), default: true }],
-        }
+    /// What its model is called: the name of the script.
+    pub(super) fn model(&self) -> &str {
+        &self.script.name
     }
 
-    /// Answers the last user message of `messages`.
-    pub(super) fn complete(&self, messages: &[ChatMessage]) -> Result<ScriptAnswer, BackEndError> {
+    /// Answers the last user message. A token is a word here. `temperature`, `top_p` and `seed` have no effect:
+    /// nothing is left to chance.
+    pub(super) fn complete(&self, request: &CompletionRequest) -> Result<ScriptAnswer, BackEndError> {
+        let CompletionRequest { messages, options, .. } = request;
         if !messages.iter().any(|message| message.role == Role::User) {
             return Err(BackEndError::NothingToAnswer);
         }
-        let answer = engine::answer(&self.script, messages);
+        let mut answer = engine::answer(&self.script, messages);
+        if let Some(at) = options.stop.iter().filter_map(|stop| answer.find(stop.as_str())).min() {
+            answer.truncate(at);
+        }
         let mut words: Vec<String> = deltas(&answer).map(str::to_owned).collect();
+        let most = options.tokens_max.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        let finish_reason = if words.len() > most { "length" } else { "stop" };
+        words.truncate(most);
+        let count = |words: usize| u32::try_from(words).unwrap_or(u32::MAX);
+        let usage = Usage {
+            prompt_tokens: count(
+                messages.iter().map(|message| message.text.split_whitespace().count()).sum(),
+            ),
+            completion_tokens: count(words.len()),
+        };
         words.reverse();
-        Ok(ScriptAnswer {
-            words_left: words,
-            pause: self.pause,
-            begun: false,
+        let end = CompletionFinal {
+            finish_reason: finish_reason.to_owned(),
+            back_end: NAME.to_owned(),
             model: self.script.name.clone(),
-        })
+            notice: Some(NOTICE.to_owned()),
+            usage: Some(usage),
+            ..CompletionFinal::default()
+        };
+        Ok(ScriptAnswer { words_left: words, pause: self.pause, begun: false, end })
     }
 }
 
@@ -77,19 +92,13 @@ pub struct ScriptAnswer {
     words_left: Vec<String>,
     pause: Duration,
     begun: bool,
-    model: String,
+    end: CompletionFinal,
 }
 
 impl ScriptAnswer {
     pub(super) async fn next(&mut self) -> Piece {
         let Some(word) = self.words_left.pop() else {
-            return Piece::Final(CompletionFinal {
-                finish_reason: "stop".to_owned(),
-                back_end: NAME.to_owned(),
-                model: self.model.clone(),
-                notice: Some(NOTICE.to_owned()),
-                usage: None,
-            });
+            return Piece::Final(self.end.clone());
         };
         if self.begun && !self.pause.is_zero() {
             tokio::time::sleep(self.pause.min(limits::SCRIPT_PAUSE_MAX)).await;
@@ -114,9 +123,14 @@ fn deltas(answer: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topics::{ChatMessage, CompletionOptions};
 
-    async fn run(back_end: &ScriptBackEnd, messages: &[ChatMessage]) -> (Vec<String>, CompletionFinal) {
-        let mut answer = back_end.complete(messages).unwrap();
+    fn request(messages: Vec<ChatMessage>, options: CompletionOptions) -> CompletionRequest {
+        CompletionRequest { turn: uuid::Uuid::nil(), messages, options }
+    }
+
+    async fn run(back_end: &ScriptBackEnd, request: &CompletionRequest) -> (Vec<String>, CompletionFinal) {
+        let mut answer = back_end.complete(request).unwrap();
         let mut words = Vec::new();
         loop {
             match answer.next().await {
@@ -129,18 +143,36 @@ mod tests {
     #[tokio::test]
     async fn an_answer_streams_word_by_word_and_says_that_it_is_no_language_model() {
         let back_end = ScriptBackEnd::new(None, Duration::ZERO).unwrap();
-        let (words, end) = run(&back_end, &[ChatMessage::new(Role::User, "My name is Ada.")]).await;
+        let asked =
+            request(vec![ChatMessage::new(Role::User, "My name is Ada.")], CompletionOptions::default());
+        let (words, end) = run(&back_end, &asked).await;
         assert!(words.len() > 1 && words[1].starts_with(' '), "{words:?}");
         assert!(words.concat().contains("Ada"), "{words:?}");
         assert_eq!(end.notice.as_deref(), Some("script: no language model configured"));
-        assert_eq!(back_end.models().notice.as_deref(), Some("script: no language model configured"));
-        assert_eq!(back_end.models().models[0].id, end.model);
+        assert_eq!((back_end.model(), end.finish_reason.as_str()), (end.model.as_str(), "stop"));
+        let usage = end.usage.unwrap();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens as usize), (4, words.len()));
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_before_a_stop_and_at_the_most_words() {
+        let back_end = ScriptBackEnd::new(None, Duration::ZERO).unwrap();
+        let said = || vec![ChatMessage::new(Role::User, "My name is Ada.")];
+        let (words, _) = run(&back_end, &request(said(), CompletionOptions::default())).await;
+        let options = CompletionOptions { tokens_max: Some(2), ..CompletionOptions::default() };
+        let (short, end) = run(&back_end, &request(said(), options)).await;
+        assert_eq!((short.as_slice(), end.finish_reason.as_str()), (&words[..2], "length"));
+        let stop = vec!["nowhere".to_owned(), words[2].clone()];
+        let options = CompletionOptions { stop, ..CompletionOptions::default() };
+        let (short, end) = run(&back_end, &request(said(), options)).await;
+        assert_eq!((short.as_slice(), end.finish_reason.as_str()), (&words[..2], "stop"));
     }
 
     #[test]
     fn without_a_user_message_there_is_nothing_to_answer() {
         let back_end = ScriptBackEnd::new(None, Duration::ZERO).unwrap();
-        assert!(matches!(back_end.complete(&[]), Err(BackEndError::NothingToAnswer)));
+        let asked = request(Vec::new(), CompletionOptions::default());
+        assert!(matches!(back_end.complete(&asked), Err(BackEndError::NothingToAnswer)));
     }
 
     #[test]

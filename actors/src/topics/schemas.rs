@@ -7,9 +7,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    ChatMessage, CompletionDelta, CompletionFinal, CompletionOptions, CompletionPart, CompletionRequest,
-    ModelDescription, ModelList, Role, TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted, Usage,
-    UserInput,
+    Bucket, ChatMessage, CompletionDelta, CompletionFinal, CompletionOptions, CompletionPart,
+    CompletionRequest, Distribution, Embeddings, EmbeddingsRequest, Fallback, ModelDescription, ModelFigures,
+    ModelHealth, ModelList, ModelStatistics, Role, TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted,
+    Usage, UserInput,
 };
 
 /// A payload with a schema.
@@ -58,6 +59,7 @@ described! {
     ChatMessage: {"struct": [["role", Role::fields()], ["text", "string"]]};
     CompletionOptions: {"struct": [
         ["model", {"option": "string"}], ["temperature", {"option": "f32"}], ["tokens_max", {"option": "u32"}],
+        ["top_p", {"option": "f32"}], ["stop", {"list": "string"}], ["seed", {"option": "i64"}],
     ]};
     CompletionRequest: {"struct": [
         ["turn", "uuid"], ["messages", {"list": ChatMessage::fields()}], ["options", CompletionOptions::fields()],
@@ -67,12 +69,40 @@ described! {
     CompletionFinal: {"struct": [
         ["finish_reason", "string"], ["back_end", "string"], ["model", "string"],
         ["notice", {"option": "string"}], ["usage", {"option": Usage::fields()}],
+        ["name", "string"], ["fallback", {"list": Fallback::fields()}],
     ]};
+    Fallback: {"struct": [["model", "string"], ["code", "string"], ["text", "string"]]};
     Usage: {"struct": [["prompt_tokens", "u32"], ["completion_tokens", "u32"]]};
     ModelList: {"struct": [
         ["back_end", "string"], ["notice", {"option": "string"}], ["models", {"list": ModelDescription::fields()}],
+        ["fallback", {"list": "string"}],
     ]};
-    ModelDescription: {"struct": [["id", "string"], ["default", "bool"]]};
+    ModelDescription: {"struct": [
+        ["id", "string"], ["default", "bool"], ["back_end", "string"], ["model", {"option": "string"}],
+        ["embeddings", "bool"], ["health", ModelHealth::fields()],
+    ]};
+    ModelHealth: {"struct": [["state", "string"], ["since_ms", "u64"], ["reason", {"option": "string"}]]};
+    EmbeddingsRequest: {"struct": [
+        ["model", {"option": "string"}], ["inputs", {"list": "string"}], ["dimensions", {"option": "u32"}],
+    ]};
+    Embeddings: {"struct": [
+        ["name", "string"], ["model", "string"], ["back_end", "string"], ["vectors", {"list": {"list": "f32"}}],
+        ["prompt_tokens", {"option": "u32"}],
+    ]};
+    ModelStatistics: {"struct": [["models", {"list": ModelFigures::fields()}]]};
+    ModelFigures: {"struct": [
+        ["name", "string"], ["back_end", "string"], ["health", ModelHealth::fields()],
+        ["running", "u64"], ["running_max", "u64"], ["waiting", "u64"], ["waiting_max", "u64"],
+        ["finished", "u64"], ["failed", "u64"], ["cancelled", "u64"], ["refused", "u64"], ["retries", "u64"],
+        ["passed_on", "u64"], ["stood_in", "u64"], ["prompt_tokens", "u64"], ["completion_tokens", "u64"],
+        ["first_token_s", Distribution::fields()], ["tokens_per_s", Distribution::fields()],
+        ["waited_s", Distribution::fields()],
+    ]};
+    Distribution: {"struct": [
+        ["count", "u64"], ["sum", "f64"], ["p50", {"option": "f64"}], ["p99", {"option": "f64"}],
+        ["buckets", {"list": Bucket::fields()}],
+    ]};
+    Bucket: {"struct": [["at_most", "f64"], ["count", "u64"]]};
 }
 
 fn schema<T: Described>(name: &str) -> Schema {
@@ -120,6 +150,8 @@ mod tests {
             model: "m".to_owned(),
             notice: Some("n".to_owned()),
             usage: Some(usage),
+            name: "big".to_owned(),
+            fallback: vec![Fallback { model: "m".to_owned(), code: "c".to_owned(), text: "t".to_owned() }],
         };
         let last = TurnFinal {
             conversation: conversation.clone(),
@@ -141,8 +173,27 @@ mod tests {
         shown(&CompletionRequest { turn, messages: vec![message.clone(); 2], options: options.clone() });
         shown(&CompletionPart::Delta(piece.clone()));
         shown(&CompletionPart::Final(completion.clone()));
-        let model = ModelDescription { id: "m".to_owned(), default: true };
-        shown(&ModelList { back_end: "script".to_owned(), notice: None, models: vec![model.clone()] });
+        let health = ModelHealth { state: "ok".to_owned(), since_ms: 7, reason: Some("r".to_owned()) };
+        let model = ModelDescription { id: "m".to_owned(), default: true, ..ModelDescription::default() };
+        let fallback = vec!["m".to_owned()];
+        shown(&ModelList {
+            back_end: "script".to_owned(),
+            notice: None,
+            models: vec![model.clone()],
+            fallback,
+        });
+        shown(&EmbeddingsRequest { inputs: vec!["a".to_owned()], ..EmbeddingsRequest::default() });
+        shown(&Embeddings { vectors: vec![vec![0.5, 1.0]], ..Embeddings::default() });
+        let bucket = Bucket { at_most: 0.5, count: 2 };
+        let spread =
+            Distribution { p50: Some(0.5), buckets: vec![bucket.clone()], ..Distribution::default() };
+        let figures = ModelFigures { first_token_s: spread.clone(), ..ModelFigures::default() };
+        shown(&ModelStatistics { models: vec![figures.clone()] });
+        shown(&(health));
+        shown(&(bucket));
+        shown(&(spread));
+        shown(&(figures));
+        shown(&completion.fallback[0]);
         shown(&(started));
         shown(&(delta));
         shown(&(last));

@@ -57,6 +57,31 @@ pub(super) fn serialize<S: serde::Serializer>(duration: &Duration, serializer: S
     serializer.serialize_str(&text(*duration))
 }
 
+/// For `#[serde(with)]` where there may be none.
+pub(super) mod optional {
+    use std::time::Duration;
+
+    use serde::Deserialize;
+
+    pub(in crate::config) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let none = || serde::de::Error::custom(format_args!("`{text}` is no duration"));
+        super::parse(&text).map(Some).ok_or_else(none)
+    }
+
+    pub(in crate::config) fn serialize<S: serde::Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => serializer.serialize_some(&super::text(*duration)),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use interlock_bus::{Endpoint, PeerName, TopicFilter, durable::words};
 use serde_json::json;
 use toml::Value;
 
-use super::{Need, ProgramReadiness, duration};
+use super::{Need, ProgramReadiness, duration, schema::NAMED_MODEL};
 use crate::process::Probe;
 
 /// The type and range of one setting.
@@ -49,6 +49,10 @@ pub enum Kind {
     LevelTable,
     /// A list of tables, each a topic filter and the names of consumers.
     Routes,
+    /// A list of tables, each a model by name.
+    Models,
+    /// `true` or `false`.
+    Boolean,
 }
 
 impl Kind {
@@ -79,9 +83,10 @@ impl Kind {
             Self::TextTable => value.as_table().is_some_and(|table| {
                 table.iter().all(|(name, value)| !name.is_empty() && is_variable(name) && value.is_str())
             }),
-            Self::Routes => value
+            Self::Routes | Self::Models => value
                 .as_array()
-                .is_some_and(|routes| routes.iter().all(|route| route_mistakes(route).is_empty())),
+                .is_some_and(|blocks| blocks.iter().all(|block| self.mistakes(block).is_empty())),
+            Self::Boolean => value.is_bool(),
             Self::LevelTable => value.as_table().is_some_and(|table| {
                 let is_level =
                     |value: &Value| value.as_str().is_some_and(|text| text.parse::<Threshold>().is_ok());
@@ -124,6 +129,11 @@ impl Kind {
             Self::Routes => {
                 "blocks of a `filter` and `consumers`, for example { filter = \"orders/#\", consumers = [\"billing\"] }".to_owned()
             }
+            Self::Models => {
+                "blocks of a `name`, a `back_end` and what that needs, for example { name = \"big\", back_end = \"openai\", url = \"http://127.0.0.1:8000/v1\", model = \"m\" }"
+                    .to_owned()
+            }
+            Self::Boolean => "true or false".to_owned(),
             Self::TextTable => "a table of variable names and texts, for example { NAME = \"value\" }".to_owned(),
         }
     }
@@ -149,6 +159,19 @@ impl Kind {
                 "additionalProperties": { "enum": ["off", "trace", "debug", "info", "warn", "error"] }
             }),
             Self::TextTable => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            Self::Boolean => json!({ "type": "boolean" }),
+            Self::Models => json!({
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["name", "back_end"],
+                    "properties": NAMED_MODEL
+                        .iter()
+                        .map(|(key, kind)| ((*key).to_owned(), kind.json_schema()))
+                        .collect::<serde_json::Map<_, _>>(),
+                },
+            }),
             Self::Routes => json!({
                 "type": "array",
                 "items": {
@@ -170,7 +193,7 @@ impl Kind {
         let plain = || Value::String(text.to_owned());
         match self {
             Self::Integer(..) => text.parse().map_or_else(|_| plain(), Value::Integer),
-            Self::Routes => as_toml(text).unwrap_or_else(plain),
+            Self::Routes | Self::Models | Self::Boolean => as_toml(text).unwrap_or_else(plain),
             Self::Endpoints | Self::Needs | Self::Texts | Self::Filters => {
                 if text.starts_with('[') {
                     return as_toml(text).unwrap_or_else(plain);
@@ -195,13 +218,73 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Everything that is wrong with one block of a list of blocks.
+    pub(super) fn mistakes(self, block: &Value) -> Vec<String> {
+        match self {
+            Self::Models => model_mistakes(block),
+            _ => route_mistakes(block),
+        }
+    }
+
+    /// Whether it is a list of blocks, each with mistakes of its own.
+    pub(super) fn is_blocks(self) -> bool {
+        matches!(self, Self::Routes | Self::Models)
+    }
+}
+
 /// A value as it stands behind `=` in a file.
 fn as_toml(text: &str) -> Option<Value> {
     toml::from_str::<toml::Table>(&format!("value = {text}")).ok()?.remove("value")
 }
 
+/// Everything that is wrong with one model.
+fn model_mistakes(model: &Value) -> Vec<String> {
+    let Some(model) = model.as_table() else {
+        return vec![format!("`{model}` is no table of a `name`, a `back_end` and what that needs")];
+    };
+    let kind_of = |key: &str| NAMED_MODEL.iter().find(|(known, _)| *known == key).map(|(_, kind)| *kind);
+    let mut mistakes = Vec::new();
+    for (key, value) in model {
+        match kind_of(key) {
+            Some(kind) if kind.permits(value) => {}
+            Some(kind) => mistakes.push(format!("`{key}` is `{value}`; allowed: {}", kind.allowed())),
+            None => {
+                let keys: Vec<String> = NAMED_MODEL.iter().map(|(key, _)| format!("`{key}`")).collect();
+                mistakes.push(format!("unknown key `{key}`; the keys are {}", keys.join(", ")));
+            }
+        }
+    }
+    let text = |key: &str| model.get(key).and_then(Value::as_str).unwrap_or_default();
+    for (key, example) in [("name", "big"), ("back_end", "ollama")] {
+        if !model.contains_key(key) {
+            mistakes.push(format!("there is no `{key}`; add for example `{key} = \"{example}\"`"));
+        }
+    }
+    let is_server = matches!(text("back_end"), "openai" | "ollama");
+    if is_server && text("model").is_empty() {
+        mistakes.push(format!("`{}` has no `model`; say what its server calls it", text("name")));
+    }
+    if text("back_end") == "openai" && text("url").is_empty() {
+        mistakes.push(format!("`{}` has the back end `openai`, which needs a `url`", text("name")));
+    }
+    if !is_server {
+        for key in ["url", "model", "api_key_file", "api_key_env", "embeddings"] {
+            if model.contains_key(key) && model[key].as_bool() != Some(false) {
+                mistakes.push(format!("`{key}` is nothing for the back end `script`"));
+            }
+        }
+    } else if model.contains_key("script") {
+        mistakes.push("`script` is for the back end `script` only".to_owned());
+    }
+    if !text("api_key_file").is_empty() && !text("api_key_env").is_empty() {
+        mistakes.push("`api_key_file` and `api_key_env` are both set; set one".to_owned());
+    }
+    mistakes
+}
+
 /// Everything that is wrong with one route.
-pub(super) fn route_mistakes(route: &Value) -> Vec<String> {
+fn route_mistakes(route: &Value) -> Vec<String> {
     let Some(route) = route.as_table() else {
         return vec![format!("`{route}` is no table of a `filter` and `consumers`")];
     };
@@ -352,6 +435,29 @@ mod tests {
                     "[{ filter = \"a\", consumers = [\"b\", \"b\"] }]",
                     "[{ filter = \"a\", consumers = [\"b/c\"] }]",
                     "[{ filter = \"a\", consumers = [\"b\"], more = 1 }]",
+                ],
+            ),
+            (Kind::Boolean, &["true"], &["\"true\"", "1"]),
+            (
+                Kind::Models,
+                &[
+                    "[]",
+                    "[{ name = \"a\", back_end = \"script\" }]",
+                    "[{ name = \"a\", back_end = \"ollama\", model = \"m\", embeddings = true, retries_max = 0 }]",
+                    "[{ name = \"a\", back_end = \"openai\", model = \"m\", url = \"http://h/v1\", read_timeout = \"1s\" }]",
+                ],
+                &[
+                    "{}",
+                    "[1]",
+                    "[{ name = \"a\" }]",
+                    "[{ back_end = \"script\" }]",
+                    "[{ name = \"a\", back_end = \"other\" }]",
+                    "[{ name = \"a\", back_end = \"ollama\" }]",
+                    "[{ name = \"a\", back_end = \"openai\", model = \"m\" }]",
+                    "[{ name = \"a\", back_end = \"script\", url = \"http://h/v1\" }]",
+                    "[{ name = \"a\", back_end = \"script\", tokens_max = -1 }]",
+                    "[{ name = \"a\", back_end = \"ollama\", model = \"m\", api_key_file = \"f\", api_key_env = \"E\" }]",
+                    "[{ name = \"a\", back_end = \"script\", more = 1 }]",
                 ],
             ),
         ];

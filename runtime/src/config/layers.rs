@@ -9,7 +9,6 @@ use toml::{
 };
 
 use super::{
-    kind::{self, Kind},
     problem::{Origin, Problem},
     schema::{self, PROGRAM, SETTINGS, Setting},
 };
@@ -48,8 +47,8 @@ impl Layers {
         let path = setting.path();
         if setting.kind.permits(&value) {
             self.settings.insert(path, Held { value, origin });
-        } else if let (Kind::Routes, Some(routes)) = (setting.kind, value.as_array()) {
-            for mistake in routes.iter().flat_map(kind::route_mistakes) {
+        } else if let (true, Some(blocks)) = (setting.kind.is_blocks(), value.as_array()) {
+            for mistake in blocks.iter().flat_map(|block| setting.kind.mistakes(block)) {
                 self.refuse(&origin, path.as_str(), format!("`{path}`: {mistake}"));
             }
         } else {
@@ -57,8 +56,8 @@ impl Layers {
         }
     }
 
-    /// Routes, each with the line on which it begins.
-    fn hold_routes(
+    /// Blocks, each with the line on which it begins.
+    fn hold_blocks(
         &mut self,
         setting: &Setting,
         value: &Value,
@@ -66,12 +65,12 @@ impl Layers {
         origin: &Origin,
         at: &dyn Fn(usize) -> Origin,
     ) {
-        let (Some(routes), DeValue::Array(items)) = (value.as_array(), spanned) else {
+        let (Some(blocks), DeValue::Array(items)) = (value.as_array(), spanned) else {
             return self.hold(setting, value.clone(), origin.clone());
         };
         let mut is_well = true;
-        for (route, item) in routes.iter().zip(items.iter()) {
-            for mistake in kind::route_mistakes(route) {
+        for (block, item) in blocks.iter().zip(items.iter()) {
+            for mistake in setting.kind.mistakes(block) {
                 is_well = false;
                 let text = format!("`{}`: {mistake}", setting.path());
                 self.refuse(&at(item.span().start), setting.path(), text);
@@ -128,8 +127,8 @@ impl Layers {
                         // The line of the value: errors are about it.
                         let origin = at(key.span().start.max(content.span().start.min(key.span().end)));
                         match schema::find(name, key_text) {
-                            Some(setting) if setting.kind == Kind::Routes => {
-                                self.hold_routes(setting, &value[key_text], content.get_ref(), &origin, &at);
+                            Some(setting) if setting.kind.is_blocks() => {
+                                self.hold_blocks(setting, &value[key_text], content.get_ref(), &origin, &at);
                             }
                             Some(setting) => self.hold(setting, value[key_text].clone(), origin),
                             None => self.refuse(

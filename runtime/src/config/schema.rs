@@ -55,6 +55,8 @@ const fn restarts(
     Setting { effect: Effect::Restarts(components), ..setting(section, key, kind) }
 }
 
+const BACK_ENDS: &[&str] = &["script", "openai", "ollama"];
+
 const GATEWAY: &[&str] = &["gateway"];
 const TURNS: &[&str] = &["gateway", "conversation"];
 const MODEL: &[&str] = &["model"];
@@ -77,7 +79,7 @@ pub const SETTINGS: &[Setting] = &[
     restarts(GATEWAY, "gateway", "body_timeout", Kind::Duration(ms(10), ms(600_000))),
     restarts(GATEWAY, "gateway", "write_timeout", Kind::Duration(ms(10), HOUR)),
     restarts(TURNS, "gateway", "turn_timeout", Kind::Duration(ms(10), DAY)),
-    restarts(MODEL, "model", "back_end", Kind::Choice(&["script", "openai"])),
+    restarts(MODEL, "model", "back_end", Kind::Choice(BACK_ENDS)),
     setting("model", "placement", Kind::Choice(&["process", "runtime"])),
     restarts(MODEL, "model", "script", Kind::Text),
     restarts(MODEL, "model", "url", Kind::Url),
@@ -89,6 +91,9 @@ pub const SETTINGS: &[Setting] = &[
     restarts(MODEL, "model", "tokens_max", Kind::Integer(0, 1_000_000)),
     restarts(MODEL, "model", "concurrent_max", Kind::Integer(1, 1024)),
     restarts(MODEL, "model", "waiting_max", Kind::Integer(0, 65_536)),
+    restarts(MODEL, "model", "retries_max", Kind::Integer(0, 10)),
+    restarts(MODEL, "model", "models", Kind::Models),
+    restarts(MODEL, "model", "fallback", Kind::Texts),
     restarts(MODEL, "model", "script_pause", Kind::Duration(Duration::ZERO, ms(10_000))),
     restarts(CONVERSATION, "conversation", "instructions", Kind::Text),
     restarts(CONVERSATION, "conversation", "history_messages_max", Kind::Integer(2, 10_000)),
@@ -145,6 +150,24 @@ pub const PROGRAM: &[Setting] = &[
     at_once("program", "subscribe", Kind::Filters),
     at_once("program", "serve", Kind::Filters),
     at_once("program", "request", Kind::Filters),
+];
+
+/// The keys of one `[[model.models]]`.
+pub const NAMED_MODEL: &[(&str, Kind)] = &[
+    ("name", Kind::TextRequired),
+    ("back_end", Kind::Choice(BACK_ENDS)),
+    ("url", Kind::Url),
+    ("model", Kind::Text),
+    ("api_key_file", Kind::Text),
+    ("api_key_env", Kind::Variable),
+    ("script", Kind::Text),
+    ("embeddings", Kind::Boolean),
+    ("connect_timeout", Kind::Duration(ms(10), HOUR)),
+    ("read_timeout", Kind::Duration(ms(10), HOUR)),
+    ("tokens_max", Kind::Integer(0, 1_000_000)),
+    ("concurrent_max", Kind::Integer(1, 1024)),
+    ("waiting_max", Kind::Integer(0, 65_536)),
+    ("retries_max", Kind::Integer(0, 10)),
 ];
 
 /// Keys without which a `[[program]]` cannot run.

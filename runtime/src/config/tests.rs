@@ -161,6 +161,27 @@ fn combinations_that_cannot_work_are_refused() {
         ("[shutdown]\nforced = \"60s\"", "must be longer than `shutdown.drain`"),
         ("[model]\nback_end = \"openai\"\nurl = \"\"", "needs `model.url`"),
         ("[model]\napi_key_file = \"a\"\napi_key_env = \"B\"", "both set"),
+        (
+            "[model]\nfallback = [\"x\"]",
+            "`model.fallback` has \"x\"; allowed: names of `[[model.models]]`, each once, of which there are []",
+        ),
+        (
+            "[model]\nurl = \"http://h/v1\"\n[[model.models]]\nname = \"a\"\nback_end = \"script\"",
+            "2: `model.url` is for a single model",
+        ),
+        (
+            "[[model.models]]\nname = \"a\"\nback_end = \"script\"\n[[model.models]]\nname = \"a\"\nback_end = \"script\"",
+            "`model.models` has `a` twice",
+        ),
+        (
+            "[[model.models]]\nname = \"a\"\nback_end = \"x\"",
+            "1: `model.models`: `back_end` is `\"x\"`; allowed: \"script\"",
+        ),
+        ("[[model.models]]\nname = \"a\"\nback_end = \"openai\"\nmodel = \"m\"", "which needs a `url`"),
+        (
+            "[model]\nback_end = \"ollama\"\nurl = \"\"",
+            "`model.back_end` is `ollama`, which needs `model.url`",
+        ),
         ("[[program]]\nname = \"a\"", "has no `command`"),
         ("[[program]]\nname = \"gateway\"\ncommand = \"a\"", "built-in component"),
         (

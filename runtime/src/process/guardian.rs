@@ -96,6 +96,8 @@ pub(super) enum Notice {
         proof: String,
     },
     Status(String),
+    /// It runs, and does less than it should: why.
+    Impaired(Option<String>),
     Extend(Duration),
     Alive(u64),
     Exited {
@@ -444,6 +446,9 @@ fn hear_datagrams(socket: &UnixDatagram, notify_ready: bool, notices: &SyncSende
                     Event::Notice(Notice::Ready { proof: "it sent READY=1".to_owned() })
                 }
                 Some(("STATUS", status)) => Event::Notice(Notice::Status(status.to_owned())),
+                Some(("INTERLOCK_IMPAIRED", why)) => {
+                    Event::Notice(Notice::Impaired((!why.is_empty()).then(|| why.to_owned())))
+                }
                 Some(("WATCHDOG", "1")) => Event::Heartbeat,
                 Some(("EXTEND_TIMEOUT_USEC", by)) => match by.parse() {
                     Ok(microseconds) => Event::Notice(Notice::Extend(Duration::from_micros(microseconds))),
