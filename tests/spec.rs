@@ -20,6 +20,8 @@ mod broker_restart;
 mod chaos;
 /// The chat page, in Chromium.
 mod chat_page;
+/// Every verb of both programs from their command tables: help, pages, completions.
+mod command_line;
 /// What people ask of a running tree and order: `ps`, `explain`, `plan`, `critical-path`, `start`, `stop`, `restart`.
 mod component_orders;
 /// `interlock db`: many processes at once, kills, each kind of damage, and what is made where nothing is.

@@ -20,6 +20,7 @@ pub mod fuzzing;
 pub mod keys;
 pub mod limits;
 mod local;
+pub mod manual;
 pub mod native;
 pub mod peer;
 pub mod recording;

@@ -4,13 +4,17 @@
 
 mod audit;
 mod auth;
+mod bandwidth;
 mod bench;
 mod broker;
 mod condition;
 mod decode;
+mod delay;
+mod doctor;
 mod events;
 mod failure;
 mod gates;
+mod histogram;
 mod info;
 mod keygen;
 mod locate;
@@ -31,7 +35,7 @@ mod why;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::{failure::Failure, output::Output, signals::Signals};
 use crate::{
@@ -39,6 +43,7 @@ use crate::{
     client::{Client, ConnectOptions},
     envelope::Payload,
     exit::Exit,
+    manual::{Completions, Manual, Pages},
     topic::TopicName,
 };
 
@@ -82,6 +87,10 @@ enum Verb {
     Why(why::Arguments),
     /// Shows how much flowed when: rates of the last seconds, up to an hour
     Hz(rate::Arguments),
+    /// Shows how many bytes flowed when, and how large messages are
+    Bw(bandwidth::Arguments),
+    /// Measures how long messages take from their publisher to a subscriber
+    Delay(delay::Arguments),
     /// Lists who is connected
     Peers,
     /// Lists publishers that wait for their consumers: for whom, and what they hold
@@ -92,6 +101,8 @@ enum Verb {
     Events(events::Arguments),
     /// Prints the rows of the drop ledger that do not balance; there must be none
     Audit(audit::Arguments),
+    /// Looks for what keeps the bus from working, also without a broker, and says what to do
+    Doctor(doctor::Arguments),
     /// Records messages into an MCAP file, which survives a crash
     Record(record::Arguments),
     /// Publishes what was recorded, as far apart as it was
@@ -104,6 +115,10 @@ enum Verb {
     Keygen(keygen::Arguments),
     /// Runs a broker of its own, without the rest of the runtime
     Broker(broker::Arguments),
+    /// Prints what teaches a shell to complete verbs and flags
+    Completions(Completions),
+    /// Prints the manual page of a verb, or writes those of all verbs
+    Man(Manual),
 }
 
 /// Runs the program on this process's arguments, streams and environment.
@@ -146,6 +161,17 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
     if let Verb::Keygen(verb) = &arguments.verb {
         return keygen::run(verb, arguments.data_dir.as_deref(), output);
     }
+    if let Verb::Completions(verb) = &arguments.verb {
+        let script = verb.script(Arguments::command());
+        return output.bytes(script.as_bytes()).map(|()| Exit::Done);
+    }
+    if let Verb::Man(verb) = &arguments.verb {
+        return manual(verb, output);
+    }
+    if let Verb::Doctor(verb) = &arguments.verb {
+        let (creds, data_dir) = (arguments.creds.as_deref(), arguments.data_dir.as_deref());
+        return doctor::run(verb, creds, data_dir, arguments.timeout, output);
+    }
     // Misuse is misuse whether or not an instance runs.
     let prepared = match &arguments.verb {
         Verb::Pub(verb) => Some(publish::prepare(verb)?),
@@ -164,7 +190,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         return replay::list(verb, output);
     }
     let mut signals = match &arguments.verb {
-        Verb::Record(_) | Verb::Replay(_) | Verb::Serve(_) => Signals::take()?,
+        Verb::Delay(_) | Verb::Record(_) | Verb::Replay(_) | Verb::Serve(_) => Signals::take()?,
         _ => Signals::none(),
     };
     let options = ConnectOptions::new(credentials()?).timeout(arguments.timeout);
@@ -181,6 +207,8 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Info(verb) => info::run(verb, &client, output),
         Verb::Why(verb) => why::run(verb, &client, output),
         Verb::Hz(verb) => rate::run(verb, &client, output),
+        Verb::Bw(verb) => bandwidth::run(verb, &client, output),
+        Verb::Delay(verb) => delay::run(verb, &client, &mut signals, output),
         Verb::Peers => peers::run(&client, output),
         Verb::Gates => gates::run(&client, output),
         Verb::Auth => auth::run(&client, output),
@@ -189,10 +217,34 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Record(verb) => record::run(verb, &client, &mut signals, output),
         Verb::Replay(verb) => replay::run(verb, &client, arguments.timeout, &mut signals, output),
         Verb::Ping(verb) => ping::run(verb, &client, arguments.timeout, output),
-        Verb::Bench(_) | Verb::Broker(_) | Verb::Keygen(_) => Ok(Exit::Done),
+        // These have ended above.
+        Verb::Bench(_)
+        | Verb::Broker(_)
+        | Verb::Keygen(_)
+        | Verb::Doctor(_)
+        | Verb::Completions(_)
+        | Verb::Man(_) => Ok(Exit::Done),
     };
     client.close_blocking();
     outcome
+}
+
+fn manual(verb: &Manual, output: &mut Output) -> Result<Exit, Failure> {
+    let pages = verb.pages(Arguments::command());
+    match pages.map_err(|error| Failure::new(Exit::from(&error), error))? {
+        Pages::Text(text) => output.bytes(text.as_bytes())?,
+        Pages::Written(paths) => paths.iter().try_for_each(|path| {
+            let path = path.display().to_string();
+            match output.is_json() {
+                true => output.json(&serde_json::json!({ "page": path })),
+                false => {
+                    let line = output.harmless(&path);
+                    output.line(&line)
+                }
+            }
+        })?,
+    }
+    Ok(Exit::Done)
 }
 
 /// Asks the broker about itself.

@@ -23,8 +23,9 @@ mod wipe;
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use interlock_actors::store::{DataKey, PassphraseSources, Vault};
+use interlock_bus::manual::{Completions, Manual, Pages};
 
 pub(crate) use backup::{noted as backup_noted, sweep, target as backup_target};
 pub use output::{CliError, Output, ascii};
@@ -149,6 +150,10 @@ enum Verb {
     /// Show the configuration.
     #[command(subcommand)]
     Config(config_show::Verb),
+    /// Print what teaches a shell to complete verbs and flags.
+    Completions(Completions),
+    /// Print the manual page of a verb, or write those of all verbs.
+    Man(Manual),
     /// Run one component as a process of its own; the runtime does this.
     #[command(hide = true)]
     Actor {
@@ -182,8 +187,21 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Db(verb) => db::run(&verb, global, output),
         Verb::Check => check::run(global, output),
         Verb::Config(verb) => config_show::run(&verb, global, output),
+        Verb::Completions(verb) => output.bytes(&verb.script(Arguments::command())).map(|()| Exit::Done),
+        Verb::Man(verb) => manual(&verb, output),
         Verb::Actor { component } => component::run(&component, output),
     }
+}
+
+fn manual(verb: &Manual, output: &mut Output) -> Result<Exit, CliError> {
+    let pages = verb.pages(Arguments::command());
+    match pages.map_err(|error| CliError::new(Exit::from(&error), error.to_string()))? {
+        Pages::Text(text) => output.bytes(&text)?,
+        Pages::Written(paths) => {
+            paths.iter().try_for_each(|path| output.line(&path.display().to_string()))?;
+        }
+    }
+    Ok(Exit::Done)
 }
 
 impl Global {

@@ -5,26 +5,27 @@
 //! | `flow` | messages as fast as they go, to 1 subscriber and to many |
 //! | `latency` | messages by a timetable, and how long each takes one way |
 //! | `request` | requests through the broker to a server and back |
-//! | `histogram` | percentiles in bounded memory |
+//! | `csv` | the file of a run, a line for each client and phase |
 //! | `private` | a broker for this run alone |
 //!
 //! Counted is what has been received; what was published and did not come is printed as lost.
 
+mod csv;
 mod flow;
-mod histogram;
 mod latency;
 mod private;
 mod request;
 
 use std::{
+    path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use self::{histogram::Histogram, private::PrivateBroker};
-use super::{Failure, Output, table};
+use self::{csv::Party, private::PrivateBroker};
+use super::{Failure, Output, histogram::Histogram, table};
 use crate::{
     blocking,
     client::{Client, ConnectOptions, Event, SubscribeOptions, Subscription},
@@ -39,6 +40,10 @@ use crate::{
 
 /// What `bus bench` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus bench\n  bus bench throughput fan-out --size 1024 --subscribers 32\n  \
+    bus bench latency --rate 50000 --duration 10s --private --csv run.csv"
+)]
 pub(super) struct Arguments {
     /// What to measure; everything if left out
     #[arg(value_enum)]
@@ -64,9 +69,9 @@ pub(super) struct Arguments {
     /// Start a broker for this run alone, with keys of its own, instead of using the running instance
     #[arg(long, conflicts_with = "creds")]
     private: bool,
-    /// Print comma-separated values with a heading
-    #[arg(long, conflicts_with = "json")]
-    csv: bool,
+    /// Write comma-separated values into this file as well, a line for each client and phase
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -117,7 +122,8 @@ struct Row {
     received: u64,
     /// Messages a second and subscriber, or answers a second.
     messages_per_second: f64,
-    times: Option<Histogram>,
+    /// What each client did.
+    parties: Vec<Party>,
 }
 
 impl Row {
@@ -125,9 +131,21 @@ impl Row {
         (self.published * u64::from(self.subscribers)).saturating_sub(self.received)
     }
 
+    /// How long each message or request took, if that was measured.
+    fn times(&self) -> Option<&Histogram> {
+        self.parties.iter().find_map(|party| party.times.as_ref())
+    }
+
+    /// Its name in the file.
+    fn phase(&self) -> String {
+        match self.in_flight {
+            Some(in_flight) => format!("{}-{in_flight}", self.measurement.as_str()),
+            None => self.measurement.as_str().to_owned(),
+        }
+    }
+
     fn value(&self, size: u64) -> Value {
-        let time =
-            |share: f64| self.times.as_ref().map(|times| times.percentile(share).as_nanos() as f64 / 1e3);
+        let time = |share: f64| self.times().map(|times| times.percentile(share).as_nanos() as f64 / 1e3);
         json!({
             "measurement": self.measurement.as_str(),
             "size": size,
@@ -146,24 +164,6 @@ impl Row {
         })
     }
 }
-
-/// In the order of the columns.
-const FIELDS: [&str; 14] = [
-    "measurement",
-    "size",
-    "subscribers",
-    "in_flight",
-    "published",
-    "received",
-    "lost",
-    "messages_per_second",
-    "bytes_per_second",
-    "p50_us",
-    "p90_us",
-    "p99_us",
-    "p999_us",
-    "longest_us",
-];
 
 pub(super) fn run(
     arguments: &Arguments,
@@ -187,6 +187,10 @@ pub(super) fn run(
         });
     }
     print(&rows, arguments, output)?;
+    if let Some(path) = &arguments.csv {
+        let phases: Vec<_> = rows.iter().map(|row| (row.phase(), &row.parties[..])).collect();
+        csv::write(path, arguments.size, &phases)?;
+    }
     let lost: u64 = rows.iter().map(Row::lost).sum();
     if lost > 0 {
         output.note(&format!(
@@ -199,11 +203,6 @@ pub(super) fn run(
 
 fn print(rows: &[Row], arguments: &Arguments, output: &mut Output) -> Result<(), Failure> {
     let rows: Vec<Value> = rows.iter().map(|row| row.value(arguments.size)).collect();
-    if arguments.csv {
-        output.line(&FIELDS.join(","))?;
-        let cell = |value: &Value| if value.is_null() { String::new() } else { table::text(value) };
-        return rows.iter().try_for_each(|row| output.line(&FIELDS.map(|field| cell(&row[field])).join(",")));
-    }
     table::print(
         &rows,
         &[
@@ -301,6 +300,11 @@ struct Received {
 }
 
 impl Received {
+    /// From the first message to the last.
+    fn took(&self) -> Duration {
+        self.first.zip(self.last).map_or(Duration::ZERO, |(first, (last, _))| last - first)
+    }
+
     /// Between the first message and the last.
     fn per_second(&self) -> f64 {
         let (Some(first), Some((last, messages))) = (self.first, self.last) else { return 0.0 };

@@ -26,6 +26,11 @@ impl Failure {
         Self { exit, message: Some(message.to_string()) }
     }
 
+    /// The code it ends with.
+    pub(super) fn exit(&self) -> Exit {
+        self.exit
+    }
+
     /// Prints the message and gives the exit code.
     pub(super) fn tell(self, output: &mut Output) -> Exit {
         if let Some(message) = self.message {
@@ -40,6 +45,12 @@ impl Failure {
             io::ErrorKind::BrokenPipe => Self { exit: Exit::Done, message: None },
             _ => Self::new(Exit::of_io(error), format!("cannot write the output: {error}")),
         }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.message.as_deref().unwrap_or("nobody reads the output"))
     }
 }
 

@@ -74,7 +74,7 @@ pub(super) struct Arguments {
 }
 
 /// Reads `NAME:VALUE`.
-fn header(text: &str) -> Result<(String, String), String> {
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once(':') {
         Some((name, value)) if !name.trim().is_empty() => {
             Ok((name.trim().to_owned(), value.trim().to_owned()))
@@ -83,7 +83,8 @@ fn header(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+/// Reads how often a second.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (1e-4..=1e7).contains(rate));
     rate.ok_or_else(|| format!("`{text}` is no rate; write messages a second, from 0.0001 to 10000000"))
 }

@@ -9,16 +9,26 @@ use crate::{client::Client, exit::Exit, topic::TopicFilter};
 
 /// What `bus hz` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus hz\n  bus hz 'logs/#' a/b --since 10m\n  bus hz a/b --series --json"
+)]
 pub(super) struct Arguments {
-    /// Topics: `+` is one level, `#` the rest
-    #[arg(default_value = "#")]
-    filter: TopicFilter,
-    /// How far back, up to an hour, for example 30s, 10m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
-    since: Duration,
+    #[command(flatten)]
+    span: Span,
     /// Print each second of each topic instead of one line for each
     #[arg(long)]
     series: bool,
+}
+
+/// Which topics, and how far back.
+#[derive(Debug, clap::Args)]
+pub(super) struct Span {
+    /// Topics: `+` is one level, `#` the rest
+    #[arg(default_value = "#")]
+    filters: Vec<TopicFilter>,
+    /// How far back, up to an hour, for example 30s, 10m
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
+    since: Duration,
 }
 
 const SERIES: &[table::Column] = &[
@@ -41,32 +51,64 @@ const SUMMARY: &[table::Column] = &[
 ];
 
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let seconds = arguments.since.as_secs().max(1);
-    let answer =
-        ask_broker_about(client, "history", &json!({ "topic": arguments.filter, "seconds": seconds }))?;
-    // The present second is not over, so it has no rate yet.
-    let now = answer["now"].as_u64().unwrap_or_default();
-    let is_over = |row: &&Value| row["second"].as_u64().is_some_and(|second| second < now);
-    let rows: Vec<Value> = answer["rows"].as_array().into_iter().flatten().filter(is_over).cloned().collect();
-    if let Some(left_out) = answer["left_out"].as_u64().filter(|left_out| *left_out > 0) {
-        output.note(&format!("{left_out} older rows are left out; name fewer topics or a shorter time"));
-    }
-    let complete_from = answer["complete_from"].as_u64().unwrap_or_default();
-    if complete_from > now.saturating_sub(seconds) {
-        let from = table::time(&json!(complete_from * 1000));
-        output.note(&format!(
-            "what is known begins at {from}; before that nothing was counted, or it is forgotten"
-        ));
-    }
-    if rows.is_empty() {
-        output.note(&format!("nothing flowed on `{}` within {seconds} s", arguments.filter));
-        return Ok(Exit::Failed);
-    }
+    let past = arguments.span.past(client, output)?;
     match arguments.series {
-        true => table::print(&rows, SERIES, output)?,
-        false => table::print(&summary(&rows, known(seconds, complete_from, now)), SUMMARY, output)?,
+        true => table::print(&past.rows, SERIES, output)?,
+        false => table::print(&past.summary(), SUMMARY, output)?,
     }
-    Ok(Exit::Done)
+    Ok(if past.rows.is_empty() { Exit::Failed } else { Exit::Done })
+}
+
+/// What flowed, by topic and second.
+pub(super) struct Past {
+    rows: Vec<Value>,
+    /// How many seconds are known.
+    seconds: u64,
+}
+
+impl Span {
+    /// Asks the broker, and says what it does not know, or that nothing flowed.
+    pub(super) fn past(&self, client: &Client, output: &mut Output) -> Result<Past, Failure> {
+        let seconds = self.since.as_secs().max(1);
+        let mut rows: BTreeMap<(u64, String), Value> = BTreeMap::new();
+        let (mut left_out, mut complete_from, mut now) = (0, 0, 0);
+        for filter in &self.filters {
+            let answer =
+                ask_broker_about(client, "history", &json!({ "topic": filter, "seconds": seconds }))?;
+            let number = |field: &str| answer[field].as_u64().unwrap_or_default();
+            (now, complete_from) = (number("now"), complete_from.max(number("complete_from")));
+            left_out += number("left_out");
+            for row in answer["rows"].as_array().into_iter().flatten() {
+                let second = row["second"].as_u64().unwrap_or_default();
+                // The present second is not over, so it has no rate yet. Filters may share topics.
+                if second < now {
+                    rows.insert((second, table::text(&row["topic"])), row.clone());
+                }
+            }
+        }
+        if left_out > 0 {
+            output.note(&format!("{left_out} older rows are left out; name fewer topics or a shorter time"));
+        }
+        if complete_from > now.saturating_sub(seconds) {
+            let from = table::time(&json!(complete_from * 1000));
+            output.note(&format!(
+                "what is known begins at {from}; before that nothing was counted, or it is forgotten"
+            ));
+        }
+        if rows.is_empty() {
+            let filters: Vec<String> = self.filters.iter().map(|filter| format!("`{filter}`")).collect();
+            output.note(&format!("nothing flowed on {} within {seconds} s", filters.join(", ")));
+        }
+        let rows = rows.into_values().collect();
+        Ok(Past { rows, seconds: known(seconds, complete_from, now) })
+    }
+}
+
+impl Past {
+    /// One row for each topic.
+    pub(super) fn summary(&self) -> Vec<Value> {
+        summary(&self.rows, self.seconds)
+    }
 }
 
 /// Of the last `seconds`, how many are known: those before `complete_from` are neither silent nor busy.
@@ -94,6 +136,8 @@ fn summary(rows: &[Value], seconds: u64) -> Vec<Value> {
             "bytes_per_second": bytes as f64 / seconds as f64,
             "least": least.unwrap_or_default(),
             "most": buckets.iter().map(|(messages, _)| *messages).max(),
+            "least_bytes": buckets.iter().map(|(_, bytes)| *bytes).min().filter(|_| silent == 0).unwrap_or_default(),
+            "most_bytes": buckets.iter().map(|(_, bytes)| *bytes).max(),
             "mean_size": bytes as f64 / messages.max(1) as f64,
             "silent_seconds": silent,
         })

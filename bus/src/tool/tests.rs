@@ -1,5 +1,8 @@
 //! Verbs as a user runs them, in this process, against a broker of the test.
 
+mod doctor;
+mod measuring;
+
 use std::{
     io::Write,
     sync::{Arc, Mutex},
@@ -313,10 +316,38 @@ fn bench_counts_what_came_and_loses_nothing() {
     }
     assert_eq!((&rows[2]["published"], &rows[4]["in_flight"]), (&26.into(), &4.into()));
 
-    let (exit, data, _) = fixture.bus(&[&BENCH[..], &["--csv", "--size", "70000", "fan-out"]].concat());
-    let lines: Vec<Vec<_>> = data.lines().map(|line| line.split(',').collect()).collect();
-    assert_eq!((exit, lines.len(), lines[0].len(), lines[1].len()), (Exit::Done, 2, 14, 14));
-    assert_eq!(lines[1][..4], ["fan-out", "70000", "3", ""]);
+    let file = fixture.directory.path().join("run.csv");
+    let words = ["--csv", file.to_str().unwrap(), "--size", "70000", "fan-out", "latency", "request"];
+    let (exit, data, _) = fixture.bus(&[&BENCH[..], &words].concat());
+    assert_eq!((exit, data.lines().count()), (Exit::Done, 5));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
+    assert!(
+        lines[0][..4] == ["#RunID", "Phase", "ClientID", "MsgCount"]
+            && lines.iter().all(|line| line.len() == 16),
+        "{text}"
+    );
+    let parties: Vec<String> = lines[1..].iter().map(|line| format!("{} {}", line[1], line[2])).collect();
+    let fan_out = ["publisher", "subscriber-1", "subscriber-2", "subscriber-3"]
+        .map(|client| format!("fan-out {client}"));
+    let others = [
+        "latency publisher",
+        "latency subscriber",
+        "request-1 requester",
+        "request-1 server",
+        "request-4 requester",
+        "request-4 server",
+    ];
+    assert_eq!(parties, [&fan_out[..], &others.map(str::to_owned)].concat());
+    assert!(
+        lines[1..5].iter().all(|line| line[3] == lines[1][3] && line[8].is_empty()),
+        "each got all: {text}"
+    );
+    assert!(lines[7][3] == lines[8][3] && lines[9][3] == lines[10][3], "what was asked was answered: {text}");
+    let times: Vec<f64> = [8, 11, 12, 13, 14, 10].map(|at: usize| lines[6][at].parse().unwrap()).to_vec();
+    assert!(times[0] > 0.0 && times.is_sorted(), "{text}");
+    let nowhere = fixture.bus(&[&BENCH[..], &["--csv", "/proc/nowhere/run.csv", "throughput"]].concat());
+    assert!(nowhere.0 == Exit::Io && nowhere.2.contains("`/proc/nowhere/run.csv`"), "{nowhere:?}");
 }
 
 #[test]

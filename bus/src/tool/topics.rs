@@ -99,7 +99,7 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
 
 /// The topics with their state, and behind them the filters for which nothing ever came; each side that lacks the other
 /// with the name on the other side that is most like it.
-fn judged(known: Vec<Value>, subscriptions: &[Value]) -> Vec<Value> {
+pub(super) fn judged(known: Vec<Value>, subscriptions: &[Value]) -> Vec<Value> {
     let is_published = |row: &Value| row["messages"].as_u64() > Some(0) || row["requests"].as_u64() > Some(0);
     let published: Vec<TopicName> = known
         .iter()

@@ -68,6 +68,12 @@ impl Output {
         written.map_err(unwritten)
     }
 
+    /// Prints data as it stands: what we made ourselves, for another program.
+    pub(super) fn bytes(&mut self, text: &str) -> Result<(), CliError> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(unwritten)
+    }
+
     /// Prints several lines of data.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::{thread, time::Instant};
 
 use bytes::Bytes;
 
-use super::{Measurement, Published, Received, Row, Run, receive};
+use super::{Measurement, Published, Received, Row, Run, csv::Party, receive};
 use crate::{blocking, client::PublishOptions, envelope::Payload, tool::failure::Failure};
 
 /// Messages between two looks at the clock, unless they are large.
@@ -32,7 +32,8 @@ pub(super) fn run(run: &Run<'_>, measurement: Measurement, subscribers: u32) -> 
             .iter_mut()
             .map(|subscription| scope.spawn(move || receive(subscription, published, clock_every, |_| ())))
             .collect();
-        let until = Instant::now() + run.arguments.duration;
+        let began = Instant::now();
+        let until = began + run.arguments.duration;
         let publishing = async {
             let mut sent = 1;
             while sent % clock_every != 0 || Instant::now() < until {
@@ -42,12 +43,17 @@ pub(super) fn run(run: &Run<'_>, measurement: Measurement, subscribers: u32) -> 
             Ok(sent)
         };
         let sent = run.wait("publishing", publishing);
+        let took = began.elapsed();
         published.set(*sent.as_ref().unwrap_or(&0));
         let all: Result<Vec<Received>, Failure> = receiving.into_iter().map(super::joined).collect();
-        (sent, all)
+        (sent.map(|sent| (sent, took)), all)
     });
-    let (published, all) = (sent?, all?);
+    let ((published, took), all) = (sent?, all?);
     publisher.close_blocking();
+    let receivers = all.iter().zip(1..).map(|(received, number)| {
+        Party::new(format!("subscriber-{number}"), received.messages, received.took())
+    });
+    let parties = [Party::new("publisher", published, took)].into_iter().chain(receivers).collect();
     let rates = all.iter().map(Received::per_second).sum::<f64>();
     Ok(Row {
         measurement,
@@ -56,6 +62,6 @@ pub(super) fn run(run: &Run<'_>, measurement: Measurement, subscribers: u32) -> 
         published,
         received: all.iter().map(|received| received.messages).sum(),
         messages_per_second: rates / f64::from(subscribers),
-        times: None,
+        parties,
     })
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Histogram, Measurement, Published, Row, Run, receive};
+use super::{Histogram, Measurement, Published, Row, Run, csv::Party, receive};
 use crate::{
     blocking,
     client::PublishOptions,
@@ -58,10 +58,12 @@ pub(super) fn run(run: &Run<'_>) -> Result<Row, Failure> {
         };
         let sent = run.wait("publishing", publishing);
         published.set(*sent.as_ref().unwrap_or(&0));
-        (sent, super::joined(receiving))
+        (sent.map(|sent| (sent, start.elapsed())), super::joined(receiving))
     });
-    let (published, received) = (sent?, received?);
+    let ((published, took), received) = (sent?, received?);
     publisher.close_blocking();
+    let subscriber =
+        Party { times: Some(times), ..Party::new("subscriber", received.messages, received.took()) };
     Ok(Row {
         measurement: Measurement::Latency,
         subscribers: 1,
@@ -69,7 +71,7 @@ pub(super) fn run(run: &Run<'_>) -> Result<Row, Failure> {
         published,
         received: received.messages,
         messages_per_second: received.per_second(),
-        times: Some(times),
+        parties: vec![Party::new("publisher", published, took), subscriber],
     })
 }
 

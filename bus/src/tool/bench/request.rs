@@ -1,7 +1,7 @@
 //! Requests through the broker to a server and back.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Instant,
 };
@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use super::{Histogram, LOOK_EVERY, Measurement, Row, Run};
+use super::{Histogram, LOOK_EVERY, Measurement, Row, Run, csv::Party};
 use crate::{
     blocking,
     client::{ServeOptions, Service},
@@ -23,7 +23,7 @@ pub(super) fn run(run: &Run<'_>) -> Result<Vec<Row>, Failure> {
     let topic = run.arguments.below(Measurement::Request)?;
     let (requester, server) = (run.connect()?, run.connect()?);
     let service = blocking::wait(server.serve(&topic.as_str().parse()?, ServeOptions::default()))?;
-    let is_over = AtomicBool::new(false);
+    let (is_over, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let payload = Bytes::from(vec![0; run.arguments.size as usize]);
     let ask = || async {
         let began = Instant::now();
@@ -31,8 +31,8 @@ pub(super) fn run(run: &Run<'_>) -> Result<Vec<Row>, Failure> {
         answer.map(|_| began.elapsed())
     };
     let rows = thread::scope(|scope| {
-        let is_over = &is_over;
-        let serving = scope.spawn(move || serve(service, is_over));
+        let (is_over, served) = (&is_over, &served);
+        let serving = scope.spawn(move || serve(service, is_over, served));
         let rows = [1, run.arguments.in_flight].map(|in_flight| {
             let began = Instant::now();
             let until = began + run.arguments.duration / 2;
@@ -48,15 +48,19 @@ pub(super) fn run(run: &Run<'_>) -> Result<Vec<Row>, Failure> {
                 Ok(())
             };
             run.wait("asking", asking)?;
+            let took = began.elapsed();
+            // All have been answered, so that none of the next phase is among them.
+            let server = Party::new("server", served.swap(0, Ordering::AcqRel), took);
+            let count = times.count();
             Ok(Row {
                 measurement: Measurement::Request,
                 subscribers: 1,
                 in_flight: Some(in_flight),
                 // One that was not answered has ended the run.
-                published: times.count(),
-                received: times.count(),
-                messages_per_second: times.count() as f64 / began.elapsed().as_secs_f64(),
-                times: Some(times),
+                published: count,
+                received: count,
+                messages_per_second: count as f64 / took.as_secs_f64(),
+                parties: vec![Party { times: Some(times), ..Party::new("requester", count, took) }, server],
             })
         });
         is_over.store(true, Ordering::Release);
@@ -67,10 +71,12 @@ pub(super) fn run(run: &Run<'_>) -> Result<Vec<Row>, Failure> {
     rows
 }
 
-fn serve(mut service: Service, is_over: &AtomicBool) -> Result<(), Failure> {
+fn serve(mut service: Service, is_over: &AtomicBool, served: &AtomicU64) -> Result<(), Failure> {
     while !is_over.load(Ordering::Acquire) {
         let serving = async {
             while let Some(request) = service.next().await {
+                // Counted before its answer can be there.
+                served.fetch_add(1, Ordering::AcqRel);
                 let payload = Payload::bytes(request.message.payload.clone());
                 // The requester may have given up meanwhile, and says so itself.
                 let _ = request.end(payload).await;

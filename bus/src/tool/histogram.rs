@@ -11,12 +11,17 @@ const BUCKETS: usize = bucket(u64::MAX) + 1;
 pub(super) struct Histogram {
     counts: Vec<u64>,
     count: u64,
+    shortest: Duration,
     longest: Duration,
+    /// Of all, in nanoseconds, and of their squares.
+    sum: f64,
+    squares: f64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: vec![0; BUCKETS], count: 0, longest: Duration::ZERO }
+        let (shortest, longest) = (Duration::MAX, Duration::ZERO);
+        Self { counts: vec![0; BUCKETS], count: 0, shortest, longest, sum: 0.0, squares: 0.0 }
     }
 }
 
@@ -25,7 +30,27 @@ impl Histogram {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(nanoseconds)] += 1;
         self.count += 1;
+        self.shortest = self.shortest.min(time);
         self.longest = self.longest.max(time);
+        self.sum += nanoseconds as f64;
+        self.squares += (nanoseconds as f64).powi(2);
+    }
+
+    /// The shortest of all; zero of none.
+    pub(super) fn shortest(&self) -> Duration {
+        if self.count == 0 { Duration::ZERO } else { self.shortest }
+    }
+
+    /// The mean of all; zero of none.
+    pub(super) fn mean(&self) -> Duration {
+        Duration::from_nanos((self.sum / self.count.max(1) as f64) as u64)
+    }
+
+    /// The standard deviation of all, not of a sample; zero of none.
+    pub(super) fn deviation(&self) -> Duration {
+        let count = self.count.max(1) as f64;
+        let variance = self.squares / count - (self.sum / count).powi(2);
+        Duration::from_nanos(variance.max(0.0).sqrt() as u64)
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -88,5 +113,17 @@ mod tests {
         assert_eq!(histogram.percentile(0.9), Duration::from_nanos(91));
         assert_eq!(histogram.percentile(1.0), Duration::from_secs(7));
         assert_eq!(histogram.count(), 101);
+    }
+
+    #[test]
+    fn mean_and_deviation_are_exact() {
+        let mut histogram = Histogram::default();
+        assert_eq!(
+            (histogram.shortest(), histogram.mean(), histogram.deviation()),
+            (Duration::ZERO, Duration::ZERO, Duration::ZERO)
+        );
+        [2, 4, 4, 4, 5, 5, 7, 9].into_iter().for_each(|time| histogram.add(Duration::from_micros(time)));
+        let found = (histogram.shortest(), histogram.mean(), histogram.deviation());
+        assert_eq!(found, (Duration::from_micros(2), Duration::from_micros(5), Duration::from_micros(2)));
     }
 }
