@@ -30,6 +30,8 @@ mod database;
 mod examples;
 /// What both programs end with, and that help and README say so.
 mod exit_codes;
+/// Who may come in through the gateway: tokens, what each opens, until when, and how it is taken away.
+mod gateway_tokens;
 /// Groups of actors: restarted together, given up together, ended together.
 mod groups;
 /// README and guide: their transcripts, in real terminals.

@@ -16,13 +16,18 @@
 mod access;
 mod admit;
 mod body;
+mod doorkeeper;
 mod error;
+mod guarded;
 mod health;
 mod history;
 mod page;
 mod port;
+mod refusals;
 mod server;
 mod token;
+mod token_routes;
+pub mod tokens;
 mod turn;
 
 #[cfg(test)]
@@ -45,7 +50,12 @@ pub use access::{Attach, Scope};
 pub use port::{Port, PortError};
 pub use token::Token;
 
-use self::{access::Doorkeeper, error::ApiError};
+use self::{
+    doorkeeper::{Doorkeeper, LOOK_EVERY},
+    error::ApiError,
+    refusals::Refusals,
+    tokens::{Rights, TokenStore},
+};
 use crate::{
     actor::{Actor, Failure, Input},
     context::Context,
@@ -76,6 +86,10 @@ pub struct Options {
     pub token: Token,
     /// The peer that whoever has it is on the bus.
     pub operator: PeerName,
+    /// The tokens that were issued.
+    pub tokens: TokenStore,
+    /// What the peers of issued tokens may do.
+    pub rights: Arc<Rights>,
     /// Gives the bearers of tokens their sessions on the bus.
     pub attach: Arc<Attach>,
     /// While it is open new turns are taken.
@@ -97,7 +111,8 @@ impl fmt::Debug for Options {
 struct Shared {
     options: Options,
     client: Client,
-    doorkeeper: Doorkeeper,
+    doorkeeper: Arc<Doorkeeper>,
+    refusals: Arc<Refusals>,
     streams: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
 }
@@ -124,6 +139,8 @@ pub struct Gateway {
 #[derive(Debug)]
 struct Running {
     server: ServerHandle,
+    doorkeeper: Arc<Doorkeeper>,
+    refusals: Arc<Refusals>,
     streams: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
 }
@@ -140,17 +157,19 @@ impl Actor for Gateway {
         let listener = self.options.port.open()?;
         let streams = Arc::new(Semaphore::new(self.options.streams_max));
         let stopping = Arc::new(AtomicBool::new(false));
-        let Options { token, operator, attach, .. } = &self.options;
-        let doorkeeper = Doorkeeper::new(token.clone(), operator.clone(), Arc::clone(attach));
+        let Options { token, operator, tokens, attach, .. } = self.options.clone();
+        let refusals = Arc::new(Refusals::new(tokens.audit()));
+        let doorkeeper = Arc::new(Doorkeeper::new(token, operator, tokens, attach));
         let shared = Shared {
             options: self.options.clone(),
-            doorkeeper,
+            doorkeeper: Arc::clone(&doorkeeper),
+            refusals: Arc::clone(&refusals),
             client: context.client().clone(),
             streams: Arc::clone(&streams),
             stopping: Arc::clone(&stopping),
         };
         let server = server::build(listener, web::Data::new(shared))?;
-        self.running = Some(Running { server: server.handle(), streams, stopping });
+        self.running = Some(Running { server: server.handle(), streams, stopping, doorkeeper, refusals });
         context.spawn_background(async move {
             server.await.map_err(|error| Failure::from(error).context("the HTTP server ended"))
         });
@@ -169,9 +188,24 @@ impl Actor for Gateway {
         Ok(())
     }
 
+    fn tick_every(&self) -> Option<Duration> {
+        Some(LOOK_EVERY)
+    }
+
+    /// Looks after the tokens.
+    async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
+        let Some(Running { doorkeeper, refusals, .. }) = &self.running else { return Ok(()) };
+        doorkeeper.look_after();
+        context.impaired(doorkeeper.problem());
+        write_down(doorkeeper, refusals, false).await;
+        Ok(())
+    }
+
     /// Refuses new turns, lets running ones end, then closes what is left.
     async fn stopping(&mut self, context: &Context) -> Result<(), Failure> {
-        let Some(Running { server, streams, stopping }) = self.running.take() else { return Ok(()) };
+        let Some(Running { server, streams, stopping, doorkeeper, refusals }) = self.running.take() else {
+            return Ok(());
+        };
         stopping.store(true, Ordering::Relaxed);
         let left = self.options.streams_max - streams.available_permits();
         if left > 0 {
@@ -182,6 +216,17 @@ impl Actor for Gateway {
         let _ = streams.acquire_many(all).await;
         server.stop(false).await;
         self.options.port.close();
+        write_down(&doorkeeper, &refusals, true).await;
         Ok(())
+    }
+}
+
+/// Writes down which tokens were used and who was refused. Nothing depends on it.
+async fn write_down(doorkeeper: &Arc<Doorkeeper>, refusals: &Arc<Refusals>, last: bool) {
+    let (doorkeeper, refusals) = (Arc::clone(doorkeeper), Arc::clone(refusals));
+    let written =
+        tokio::task::spawn_blocking(move || doorkeeper.write_use(last).and(refusals.write(last))).await;
+    if let Ok(Err(error)) = written {
+        tracing::warn!(%error, "what was done with tokens is not written down");
     }
 }

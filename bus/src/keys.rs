@@ -5,6 +5,7 @@
 //! `last-use.json`, which holds no secret (when each key was last used), and `audit.jsonl` (who has changed what).
 
 pub mod archive;
+mod attached;
 pub mod audit;
 pub mod broker_keys;
 pub mod credentials;
@@ -170,7 +171,7 @@ pub enum KeyError {
 }
 
 /// A time in Unix milliseconds as it stands in files and messages: RFC 3339, UTC.
-pub(crate) fn time_text(ms: u64) -> String {
+pub fn time_text(ms: u64) -> String {
     let time = jiff::Timestamp::from_millisecond(i64::try_from(ms).unwrap_or(i64::MAX));
     time.unwrap_or(jiff::Timestamp::MAX).to_string()
 }

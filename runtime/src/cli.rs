@@ -18,6 +18,7 @@ pub(crate) mod remote;
 mod status;
 mod stop;
 mod terminal;
+mod tokens;
 mod wait;
 mod wipe;
 
@@ -131,6 +132,9 @@ enum Verb {
     /// Enrol peers and revoke their keys.
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Issue and revoke the tokens with which programs and people come in through the gateway.
+    #[command(subcommand)]
+    Tokens(tokens::Verb),
     /// Seal databases, keys and configuration into one file; verify, list and restore such files.
     #[command(subcommand)]
     Backup(backup::Verb),
@@ -180,6 +184,7 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Restart(arguments) => order::run(ComponentOrder::Restart, &arguments, global, output),
         Verb::Logs(arguments) => logs::run(&arguments, global, output),
         Verb::Keys(verb) => keys::run(verb, global, output),
+        Verb::Tokens(verb) => tokens::run(verb, global, output),
         Verb::Backup(verb) => backup::run(&verb, global, output),
         Verb::Wipe(arguments) => wipe::run(&arguments, global, output),
         Verb::Outbox(verb) => outbox::run(&verb, global, output),

@@ -1,8 +1,12 @@
 //! The peers that the runtime enrols, and what each may do on the bus.
 
-use interlock_actors::{host::dead_letter, topics};
+use interlock_actors::{
+    gateway::{Scope, tokens::Grants},
+    host::dead_letter,
+    topics,
+};
 use interlock_bus::{
-    KeyStore, PeerName, Permissions,
+    KeyStore, PeerName, Permissions, Rules, TopicName,
     durable::words,
     keys::{KeyError, Registry},
 };
@@ -117,6 +121,33 @@ pub(crate) fn with_implied(name: &PeerName, permissions: &Permissions) -> Permis
         permissions.request.allow.push(words::filter(words::CONSUME));
     }
     permissions
+}
+
+/// What the peer of a token may do: what it was given, and what the other scopes need on the bus.
+pub(crate) fn of_bearer(name: &PeerName, grants: &Grants) -> Permissions {
+    let mut permissions = Permissions {
+        publish: Rules::allowing(grants.publish.clone()),
+        subscribe: Rules::allowing(grants.subscribe.clone()),
+        request: Rules::allowing(grants.request.clone()),
+        ..Permissions::default()
+    };
+    let mut allow = |subscribe: &[&str], request: &[&str]| {
+        permissions.subscribe.allow.extend(subscribe.iter().map(|text| words::filter(text)));
+        permissions.request.allow.extend(request.iter().map(|text| words::filter(text)));
+    };
+    if grants.scopes.contains(&Scope::Inspect) {
+        allow(&["$sys/#", "$peers/#"], &["$sys/broker/#"]);
+        allow(
+            &[],
+            &[admin::status_topic(), admin::ps_topic(), admin::plan_topic()]
+                .each_ref()
+                .map(TopicName::as_str),
+        );
+    }
+    if grants.scopes.contains(&Scope::Admin) {
+        allow(&[], &[admin::ALL, "outbox/#"]);
+    }
+    with_implied(name, &permissions)
 }
 
 /// A name of the list above.

@@ -9,7 +9,7 @@ use std::{
 
 use interlock_actors::{
     actor::Failure,
-    gateway::{Port, Token},
+    gateway::{Port, Token, tokens::is_bearer},
     host::Mailroom,
     intake::Intake,
     outbox::OutboxSeat,
@@ -310,7 +310,7 @@ fn move_credentials(site: &Site, endpoints: &[Endpoint]) {
                 tracing::warn!("credentials do not name the present endpoints: {problem}");
             }
             if !site.endpoints_before.is_empty() && site.endpoints_before != endpoints {
-                for peer in &moved.elsewhere {
+                for peer in moved.elsewhere.iter().filter(|peer| !is_bearer(peer)) {
                     tracing::warn!(%peer, "the broker listens elsewhere than at the last start, and the credentials of this peer are \
                                            not in the key store; `interlock keys renew FILE` brings them up to date");
                 }

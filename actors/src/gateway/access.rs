@@ -2,21 +2,30 @@
 
 use std::{
     fmt,
-    future::{Ready, ready},
-    sync::{Arc, Mutex, PoisonError},
+    future::{Future, Ready, ready},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload};
-use interlock_bus::{Client, PeerName, client::LinkState};
+use interlock_bus::{BrokerError, Client, PeerName, client::LinkState};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::{
     error::ApiError,
-    token::{self, Token},
+    tokens::{TokenRecord, now_ms},
 };
-use crate::actor::Failure;
+
+/// How long a session on the bus is kept for the next request of its bearer.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(300);
 
 /// What a token is good for. Each is given by itself: none holds another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// Conversations, the OpenAI routes, models.
     Chat,
@@ -52,56 +61,140 @@ impl fmt::Display for Scope {
     }
 }
 
+impl std::str::FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|scope| scope.as_str() == text);
+        found.ok_or_else(|| format!("`{text}` is no scope; there are chat, bus, inspect, admin and metrics"))
+    }
+}
+
 /// Gives a session on the bus, in this process, to the peer of that name.
-pub type Attach = dyn Fn(&PeerName) -> Result<Client, Failure> + Send + Sync;
+pub type Attach = dyn Fn(&PeerName) -> Result<Client, BrokerError> + Send + Sync;
 
-/// Knows the tokens.
-pub(super) struct Doorkeeper {
-    token: Token,
-    operator: Arc<Bearer>,
-}
-
-impl fmt::Debug for Doorkeeper {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Doorkeeper")
-    }
-}
-
-impl Doorkeeper {
-    /// For the operator's token, whose bearer is this peer on the bus.
-    pub(super) fn new(token: Token, operator: PeerName, attach: Arc<Attach>) -> Self {
-        let operator = Bearer {
-            name: operator.to_string(),
-            peer: operator,
-            scopes: Scope::ALL.to_vec(),
-            attach,
-            session: Mutex::default(),
-        };
-        Self { token, operator: Arc::new(operator) }
-    }
-
-    /// Whoever has the token of this header.
-    pub(super) fn admit(&self, authorization: Option<&[u8]>) -> Result<Access, ApiError> {
-        self.admit_token(authorization.and_then(token::bearer).ok_or(ApiError::Unauthorized)?)
-    }
-
-    /// Whoever has this token, for those who cannot send the header.
-    pub(super) fn admit_token(&self, token: &[u8]) -> Result<Access, ApiError> {
-        if !self.token.is(token) {
-            return Err(ApiError::Unauthorized);
-        }
-        Ok(Access(Arc::clone(&self.operator)))
-    }
+/// Why a token has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Somebody has revoked it.
+    Revoked,
+    /// Its time was over then, Unix milliseconds.
+    Expired(u64),
+    /// Its entry was changed by hand: whoever has it comes in again by the new one.
+    Changed,
 }
 
 /// One token's bearer.
-struct Bearer {
-    name: String,
+pub(super) struct Bearer {
+    name: PeerName,
     peer: PeerName,
     scopes: Vec<Scope>,
+    /// The entry it comes from; `None` for the operator.
+    record: Option<TokenRecord>,
     attach: Arc<Attach>,
-    /// Its session, from its first use on.
-    session: Mutex<Option<Client>>,
+    session: Mutex<Session>,
+    /// When it was last let in, Unix milliseconds.
+    used_ms: AtomicU64,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+/// A bearer's session on the bus, from its first use on.
+#[derive(Default)]
+struct Session {
+    client: Option<Client>,
+    used: Option<Instant>,
+}
+
+impl Bearer {
+    /// Whoever has the operator's own token.
+    pub(super) fn operator(peer: PeerName, attach: Arc<Attach>) -> Self {
+        Self::new(peer.clone(), peer, Scope::ALL.to_vec(), None, attach)
+    }
+
+    /// Whoever has this token.
+    pub(super) fn of(record: TokenRecord, attach: Arc<Attach>) -> Self {
+        let (name, peer, scopes) = (record.name.clone(), record.peer(), record.scopes.clone());
+        let bearer = Self::new(name, peer, scopes, Some(record), attach);
+        bearer.check_end(now_ms());
+        bearer
+    }
+
+    fn new(
+        name: PeerName,
+        peer: PeerName,
+        scopes: Vec<Scope>,
+        record: Option<TokenRecord>,
+        attach: Arc<Attach>,
+    ) -> Self {
+        let (session, used_ms, ended) = (Mutex::default(), AtomicU64::new(0), watch::Sender::new(None));
+        Self { name, peer, scopes, record, attach, session, used_ms, ended }
+    }
+
+    /// The entry it comes from.
+    pub(super) fn record(&self) -> Option<&TokenRecord> {
+        self.record.as_ref()
+    }
+
+    /// When it was last let in, if ever.
+    pub(super) fn used_ms(&self) -> Option<u64> {
+        Some(self.used_ms.load(Ordering::Relaxed)).filter(|at_ms| *at_ms > 0)
+    }
+
+    /// Ends it for everybody who has come in by it; what ended it first stays the reason.
+    pub(super) fn end(&self, why: Ended) {
+        self.ended.send_if_modified(|ended| {
+            let is_new = ended.is_none();
+            *ended = Some(ended.unwrap_or(why));
+            is_new
+        });
+        *self.session() = Session::default();
+    }
+
+    /// Ends it if its entry says so.
+    pub(super) fn check_end(&self, now_ms: u64) {
+        match &self.record {
+            Some(TokenRecord { revoked_ms: Some(_), .. }) => self.end(Ended::Revoked),
+            Some(TokenRecord { expires_ms: Some(end_ms), .. }) if *end_ms <= now_ms => {
+                self.end(Ended::Expired(*end_ms));
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives up a session that nobody has asked for in a while. It ends when the last stream over it has.
+    pub(super) fn drop_idle_session(&self, now: Instant) {
+        let mut session = self.session();
+        if session.used.is_some_and(|used| now.duration_since(used) > SESSION_IDLE_MAX) {
+            *session = Session::default();
+        }
+    }
+
+    /// Lets it in.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Access, ApiError> {
+        let now_ms = now_ms();
+        self.check_end(now_ms);
+        if let Some(ended) = *self.ended.borrow() {
+            return Err(self.refusal(ended));
+        }
+        self.used_ms.store(now_ms, Ordering::Relaxed);
+        Ok(Access(Arc::clone(self)))
+    }
+
+    fn refusal(&self, ended: Ended) -> ApiError {
+        let bearer = self.name.to_string();
+        match ended {
+            Ended::Revoked => ApiError::TokenRevoked { bearer },
+            Ended::Expired(end_ms) => {
+                ApiError::TokenExpired { bearer, at: interlock_bus::keys::time_text(end_ms) }
+            }
+            Ended::Changed => ApiError::TokenChanged { bearer },
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        // No code that can panic runs under this lock.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The bearer of a valid token: what a handler asks before it does anything.
@@ -120,21 +213,42 @@ impl Access {
         if self.0.scopes.contains(&scope) {
             return Ok(());
         }
-        Err(ApiError::Forbidden { bearer: self.0.name.clone(), scope })
+        Err(ApiError::Forbidden { bearer: self.0.name.to_string(), scope })
     }
 
     /// A session on the bus with the rights of the token's peer. Requests of one token share it.
     pub(super) fn client(&self) -> Result<Client, ApiError> {
-        let Bearer { peer, attach, session, .. } = &*self.0;
-        // No code that can panic runs under this lock.
-        let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.0.session();
+        if let Some(ended) = self.0.ended.borrow().as_ref() {
+            return Err(self.0.refusal(*ended));
+        }
+        session.used = Some(Instant::now());
         let lives = |client: &&Client| *client.watch().borrow() != LinkState::Closed;
-        if let Some(client) = session.as_ref().filter(lives) {
+        if let Some(client) = session.client.as_ref().filter(lives) {
             return Ok(client.clone());
         }
-        let client = attach(peer).map_err(|failure| ApiError::NoSession(failure.to_string()))?;
-        *session = Some(client.clone());
+        let client = (self.0.attach)(&self.0.peer).map_err(|error| match error {
+            BrokerError::NotAuthorised { .. } => ApiError::NotOnBus(error.to_string()),
+            error => ApiError::NoSession(error.to_string()),
+        })?;
+        session.client = Some(client.clone());
         Ok(client)
+    }
+
+    /// Ends when the token has, with what is to be said of it. The bodies of streamed answers are cut off then without
+    /// their doing (`guarded.rs`).
+    pub(super) fn over(&self) -> impl Future<Output = ApiError> + 'static {
+        let (mut ended, bearer) = (self.0.ended.subscribe(), Arc::clone(&self.0));
+        async move {
+            // An error means that nobody is left to end it, and it has not ended: the bearer is ours, too.
+            let why = ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended);
+            bearer.refusal(why.unwrap_or(Ended::Revoked))
+        }
+    }
+
+    /// Whether the token has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.ended.borrow().is_some()
     }
 }
 

@@ -1,16 +1,19 @@
 //! The way into every handler: who is let in, and the trace under which it is done.
 
 use actix_web::{
-    HttpMessage, ResponseError,
+    HttpMessage, HttpRequest, HttpResponse, ResponseError,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{self, HeaderName, HeaderValue},
+    http::{
+        StatusCode,
+        header::{self, HeaderName, HeaderValue},
+    },
     middleware::Next,
 };
 use interlock_bus::trace::Trace;
 use tracing::Instrument;
 
-use super::{error::ApiError, page, server::Data};
+use super::{access::Access, error::ApiError, guarded::guard, page, server::Data};
 
 /// The trace of a request and of its answer (W3C Trace Context).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -41,19 +44,48 @@ pub(super) async fn admit(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     if let Err(error) = identify(&request) {
-        return Ok(request.into_response(error.error_response()));
+        note_refusal(request.request(), &error);
+        return Ok(request.into_response(HttpResponse::from_error(error)));
     }
+    let response = serve(request, next).await?;
+    let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
+    if let Some(error) = error {
+        note_refusal(response.request(), error);
+    }
+    Ok(response)
+}
+
+/// Has the request answered.
+async fn serve(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     // The trace of whoever asks, or else a new one; what comes of the request has its id.
     let theirs = request.headers().get(TRACEPARENT).and_then(|value| Trace::parse(value.to_str().ok()?));
     let trace = theirs.unwrap_or_else(Trace::new);
     // The threads of the server are none of the actor's, which would be in its span.
     let within = tracing::error_span!("http", component = "gateway");
     let called = Trace::scope(Some(trace), next.call(request)).instrument(within);
-    let mut response = called.await?.map_into_boxed_body();
+    let (request, mut response) = called.await?.map_into_boxed_body().into_parts();
+    let access = request.extensions().get::<Access>().cloned();
+    if let Some(access) = access {
+        response = guard(response, &access);
+    }
     if let Ok(value) = HeaderValue::from_str(&trace.to_string()) {
         response.headers_mut().insert(TRACEPARENT, value);
     }
-    Ok(response)
+    Ok(ServiceResponse::new(request, response))
+}
+
+/// Writes down that somebody was refused, if that is what the error says.
+fn note_refusal(request: &HttpRequest, error: &ApiError) {
+    if !matches!(error.status_code(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        return;
+    }
+    if let Some(shared) = request.app_data::<Data>() {
+        let address = request.peer_addr().map(|address| address.ip());
+        shared.refusals.note(error.code(), error.bearer(), address);
+    }
 }
 
 fn identify(request: &ServiceRequest) -> Result<(), ApiError> {

@@ -24,6 +24,14 @@ pub(super) enum ApiError {
         "the token of `{bearer}` is not good for this, which needs the scope `{scope}`; `interlock tokens issue NAME --scope {scope}` makes one that is"
     )]
     Forbidden { bearer: String, scope: Scope },
+    #[error("the token of `{bearer}` was revoked; `interlock tokens issue NAME` makes another")]
+    TokenRevoked { bearer: String },
+    #[error("the token of `{bearer}` expired at {at}; `interlock tokens issue NAME` makes another")]
+    TokenExpired { bearer: String, at: String },
+    #[error("what the token of `{bearer}` is good for was changed; ask again")]
+    TokenChanged { bearer: String },
+    #[error("the bus refuses the peer of this token: {0}")]
+    NotOnBus(String),
     #[error("the bus has no session for this token: {0}; try again soon")]
     NoSession(String),
     #[error("no such path `{0}`; see `/v1/chat`, `/v1/conversations`, `/v1/models`, `/v1/status`, `/health`")]
@@ -64,6 +72,10 @@ impl ApiError {
         match self {
             Self::Unauthorized => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
+            Self::TokenRevoked { .. } => "token_revoked",
+            Self::TokenExpired { .. } => "token_expired",
+            Self::TokenChanged { .. } => "token_changed",
+            Self::NotOnBus(_) => "denied",
             Self::NoSession(_) => code::BUS,
             Self::UnknownPath(_) => "unknown_path",
             Self::Method { .. } => "method_not_allowed",
@@ -74,6 +86,17 @@ impl ApiError {
             Self::Busy { .. } => code::BUSY,
             Self::Stopping => code::STOPPING,
             Self::Turn { code, .. } => code,
+        }
+    }
+
+    /// Whose token it is about, if that is known.
+    pub(super) fn bearer(&self) -> Option<&str> {
+        match self {
+            Self::Forbidden { bearer, .. }
+            | Self::TokenRevoked { bearer }
+            | Self::TokenExpired { bearer, .. }
+            | Self::TokenChanged { bearer } => Some(bearer),
+            _ => None,
         }
     }
 
@@ -117,8 +140,11 @@ impl ApiError {
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::Unauthorized
+            | Self::TokenRevoked { .. }
+            | Self::TokenExpired { .. }
+            | Self::TokenChanged { .. } => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } | Self::NotOnBus(_) => StatusCode::FORBIDDEN,
             Self::UnknownPath(_) | Self::UnknownConversation(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -134,6 +160,10 @@ impl ResponseError for ApiError {
         match self {
             Self::Unauthorized => {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"interlock\""));
+            }
+            Self::TokenRevoked { .. } | Self::TokenExpired { .. } | Self::TokenChanged { .. } => {
+                let challenge = "Bearer realm=\"interlock\", error=\"invalid_token\"";
+                response.insert_header((header::WWW_AUTHENTICATE, challenge));
             }
             Self::Method { allowed, .. } => {
                 response.insert_header((header::ALLOW, *allowed));

@@ -14,7 +14,7 @@ use super::{
     admit::admit,
     body,
     error::ApiError,
-    health, history, page,
+    health, history, page, token_routes,
     turn::{self, Form},
 };
 use crate::topics::ConversationId;
@@ -63,6 +63,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .configure(health::routes)
         .configure(history::routes)
         .configure(turn_routes)
+        .configure(token_routes::routes)
         .default_service(web::to(|request: HttpRequest| async move {
             HttpResponse::from_error(ApiError::UnknownPath(request.path().to_owned()))
         }));

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interlock_bus::{Client, Payload, Request, client::ServeOptions};
+use interlock_bus::{Client, Payload, Permissions, Request, Rules, client::ServeOptions};
 use serde_json::{Value, json};
 
-use super::{Gateway, Options, Port, Token};
+use super::{Gateway, Options, Port, Token, tokens::TokenStore};
 use crate::{
     intake::Intake,
     test_stage::{DEADLINE, Stage, Stand, soon},
@@ -41,6 +41,13 @@ impl Door {
             turn_timeout: Duration::from_secs(10),
             token: Token::load_or_create(&path).unwrap(),
             operator: "operator".parse().unwrap(),
+            tokens: TokenStore::new(stage.keys.clone()),
+            rights: Arc::new(|_, grants| Permissions {
+                publish: Rules::allowing(grants.publish.clone()),
+                subscribe: Rules::allowing(grants.subscribe.clone()),
+                request: Rules::allowing(grants.request.clone()),
+                ..Permissions::default()
+            }),
             attach: stage.attach(),
             intake: Intake::default(),
             status_topic: "interlock/runtime/status/v1".parse().unwrap(),

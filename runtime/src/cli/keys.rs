@@ -13,6 +13,7 @@ use clap::Subcommand;
 use interlock_bus::{Endpoint, KeyStore, PeerName, keys::moved::moved_here};
 use serde_json::json;
 
+pub(super) use self::list::{in_short, now_ms, time};
 use super::{CliError, Global, Output, output};
 use crate::{
     config::duration,
@@ -174,7 +175,7 @@ fn lasting(text: &str) -> Result<Duration, String> {
 }
 
 /// The same for something that must last at all.
-fn time_to_live(text: &str) -> Result<Duration, String> {
+pub(super) fn time_to_live(text: &str) -> Result<Duration, String> {
     match lasting(text)? {
         Duration::ZERO => {
             Err("a key that expires at once is of no use; write for example `12h` or `30d`".to_owned())
@@ -184,6 +185,6 @@ fn time_to_live(text: &str) -> Result<Duration, String> {
 }
 
 /// The end of something that lasts so long from now, Unix milliseconds.
-fn end_ms(lasting: Duration) -> u64 {
+pub(super) fn end_ms(lasting: Duration) -> u64 {
     list::now_ms().saturating_add(u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX))
 }

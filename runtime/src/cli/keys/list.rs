@@ -224,7 +224,7 @@ fn state(peer: &Peer, now_ms: u64) -> &'static str {
 }
 
 /// A moment in local time, as tables show one.
-pub(super) fn time(ms: Option<u64>) -> String {
+pub(in super::super) fn time(ms: Option<u64>) -> String {
     let moment = ms.and_then(|ms| Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok());
     moment.map_or_else(
         || "-".to_owned(),
@@ -232,12 +232,12 @@ pub(super) fn time(ms: Option<u64>) -> String {
     )
 }
 
-pub(super) fn now_ms() -> u64 {
+pub(in super::super) fn now_ms() -> u64 {
     u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
 /// All rights in one cell: `publish a/#,!a/b; subscribe #`.
-fn in_short(permissions: &Permissions) -> String {
+pub(in super::super) fn in_short(permissions: &Permissions) -> String {
     let rights = RIGHTS.iter().filter_map(|right| {
         let rules = rules(permissions.rules(*right));
         (!rules.is_empty()).then(|| format!("{} {rules}", right.as_str()))

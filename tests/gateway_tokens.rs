@@ -1,0 +1,241 @@
+use std::{
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, blocking::Response};
+use serde_json::{Value, json};
+
+use crate::harness::{
+    DEADLINE, eventually,
+    runtime::{TestRuntime, events},
+};
+
+/// A model that takes its time: an answer lasts longer than any test.
+fn slow() -> (tempfile::NamedTempFile, String) {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let answer = vec!["word"; 4000].join(" ");
+    let text = format!("name = \"slow\"\notherwise = [\"{answer}\"]\nsilence = [\"-\"]\nkeywords = []\n");
+    std::fs::write(&script, text).unwrap();
+    let settings = format!("[model]\nscript = \"{}\"\nscript_pause = \"50ms\"\n", script.path().display());
+    (script, settings)
+}
+
+/// Issues a token on the command line; itself, and where it is.
+fn issue(runtime: &TestRuntime, name: &str, more: &[&str]) -> (String, PathBuf) {
+    let path = runtime.directory.path().join(format!("{name}.token"));
+    let mut arguments = vec!["tokens", "issue", name, "--out", path.to_str().unwrap()];
+    arguments.extend(more);
+    let output = runtime.interlock(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    (std::fs::read_to_string(&path).unwrap().trim().to_owned(), path)
+}
+
+fn ask(runtime: &TestRuntime, token: &str, method: Method, path: &str, body: Option<Value>) -> Response {
+    let mut request = runtime.http().request(method, runtime.url(path).unwrap()).bearer_auth(token);
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    request.send().unwrap()
+}
+
+/// Status and code of an error.
+fn refused(response: Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    let body: Value = response.json().unwrap();
+    (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
+}
+
+fn get(runtime: &TestRuntime, token: &str, path: &str) -> Response {
+    ask(runtime, token, Method::GET, path, None)
+}
+
+/// Begins a turn that lasts.
+fn long_turn(runtime: &TestRuntime, token: &str, conversation: &str) -> Response {
+    let path = format!("/v1/conversations/{conversation}/messages");
+    let mut response = ask(runtime, token, Method::POST, &path, Some(json!({ "text": "go on" })));
+    assert_eq!(response.status(), 200);
+    // It has begun when something of it is there.
+    let mut first = [0; 1];
+    response.read_exact(&mut first).unwrap();
+    response
+}
+
+fn audit_text(runtime: &TestRuntime) -> String {
+    std::fs::read_to_string(runtime.data().join("keys/audit.jsonl")).unwrap()
+}
+
+#[test]
+fn a_token_opens_what_its_scopes_say_and_is_kept_nowhere_and_each_refusal_is_in_the_audit_file() {
+    let runtime = TestRuntime::start();
+    let (token, path) = issue(&runtime, "ada", &["--scope", "chat"]);
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(get(&runtime, &token, "/v1/conversations").status(), 200);
+    let response = get(&runtime, &token, "/v1/status");
+    assert_eq!(refused(response), (403, "forbidden".to_owned()));
+    let message = get(&runtime, &token, "/v1/admin/tokens").text().unwrap();
+    assert!(message.contains("scope `inspect`") && message.contains("interlock tokens issue"), "{message}");
+    assert_eq!(refused(get(&runtime, "interlock_00", "/v1/conversations")), (401, "unauthorized".to_owned()));
+
+    let audit = eventually("both refusals in the audit file", || {
+        let text = audit_text(&runtime);
+        (text.contains("\"forbidden\"") && text.contains("\"unauthorized\"")).then_some(text)
+    });
+    assert!(audit.contains("token-issue") && audit.contains("from 127.0.0.1, token `ada`"), "{audit}");
+    eventually("its use", || {
+        let row = runtime.interlock(&["tokens", "list", "--json"]).stdout;
+        let row: Value = serde_json::from_slice(&row).unwrap();
+        assert_eq!((row["name"].as_str(), row["state"].as_str()), (Some("ada"), Some("active")));
+        (!row["last_used"].is_null()).then_some(())
+    });
+    for entry in std::fs::read_dir(runtime.data().join("keys")).unwrap().flatten() {
+        let content = std::fs::read(entry.path()).unwrap();
+        let digits = token.strip_prefix("interlock_").unwrap().as_bytes();
+        assert!(!content.windows(digits.len()).any(|part| part == digits), "{:?}", entry.path());
+    }
+    // Nobody reads it from here, so it is not made.
+    let output = runtime.interlock(&["tokens", "issue", "bob", "--scope", "chat"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(!String::from_utf8_lossy(&runtime.interlock(&["tokens", "list"]).stdout).contains("bob"));
+}
+
+#[test]
+fn a_revoked_token_is_refused_at_once_and_its_open_streams_say_why_they_end() {
+    let (_script, settings) = slow();
+    let runtime = TestRuntime::start_with(&settings);
+    let (token, _) = issue(&runtime, "ada", &["--scope", "chat"]);
+    let (other, _) = issue(&runtime, "bob", &["--scope", "chat", "--scope", "admin"]);
+    let stream = long_turn(&runtime, &token, "kitchen");
+    let unhurt = long_turn(&runtime, &other, "cellar");
+    let reader = std::thread::spawn(move || events(stream));
+    assert!(runtime.interlock(&["tokens", "revoke", "ada"]).status.success());
+    let begun = Instant::now();
+    assert_eq!(refused(get(&runtime, &token, "/v1/conversations")), (401, "token_revoked".to_owned()));
+    let events = reader.join().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let ends: Vec<_> = events.iter().filter(|(name, _)| name != "started" && name != "delta").collect();
+    assert_eq!(ends.len(), 1, "{ends:?}");
+    assert_eq!((ends[0].0.as_str(), ends[0].1["code"].as_str()), ("error", Some("token_revoked")));
+    // The turn behind it is over, too, and can be asked for anew.
+    drop(unhurt);
+    assert_eq!(get(&runtime, &other, "/v1/conversations").status(), 200);
+
+    // The same over HTTP, by somebody who revokes itself.
+    let stream = long_turn(&runtime, &other, "attic");
+    let reader = std::thread::spawn(move || self::events(stream));
+    assert_eq!(ask(&runtime, &other, Method::DELETE, "/v1/admin/tokens/bob", None).status(), 204);
+    let last = reader.join().unwrap().pop().unwrap();
+    assert_eq!((last.0.as_str(), last.1["code"].as_str()), ("error", Some("token_revoked")));
+    assert_eq!(refused(get(&runtime, &other, "/v1/conversations")), (401, "token_revoked".to_owned()));
+    assert!(audit_text(&runtime).contains("token-revoke"));
+}
+
+#[test]
+fn a_token_ends_at_its_time_with_its_streams() {
+    let (_script, settings) = slow();
+    let runtime = TestRuntime::start_with(&settings);
+    let (token, _) = issue(&runtime, "guest", &["--scope", "chat", "--expires", "4s"]);
+    let events = events(long_turn(&runtime, &token, "hall"));
+    let last = events.last().unwrap();
+    assert_eq!((last.0.as_str(), last.1["code"].as_str()), ("error", Some("token_expired")));
+    assert_eq!(refused(get(&runtime, &token, "/v1/conversations")), (401, "token_expired".to_owned()));
+    // Its name is free again.
+    let (again, _) = {
+        std::fs::remove_file(runtime.directory.path().join("guest.token")).unwrap();
+        issue(&runtime, "guest", &["--scope", "chat"])
+    };
+    assert_eq!(get(&runtime, &again, "/v1/conversations").status(), 200);
+}
+
+#[test]
+fn tokens_are_issued_and_revoked_over_http_and_while_nothing_runs() {
+    let mut runtime = TestRuntime::start();
+    let operator = runtime.token().unwrap();
+    let wanted = json!({ "name": "board", "scopes": ["inspect"], "expires_in_s": 3600 });
+    let response = ask(&runtime, &operator, Method::POST, "/v1/admin/tokens", Some(wanted.clone()));
+    assert_eq!(response.status(), 201);
+    let made: Value = response.json().unwrap();
+    let token = made["token"].as_str().unwrap().to_owned();
+    assert_eq!(get(&runtime, &token, "/v1/status").status(), 200);
+    let again = ask(&runtime, &operator, Method::POST, "/v1/admin/tokens", Some(wanted));
+    assert_eq!(refused(again), (409, "token_exists".to_owned()));
+    for (bad, part) in [
+        (json!({ "name": "x", "scopes": [] }), "scope"),
+        (json!({ "name": "x", "scopes": ["chat"], "publish": ["a"] }), "scope `bus`"),
+        (json!({ "name": "x", "scopes": ["everything"] }), "everything"),
+        (json!({ "name": "x" }), "scopes"),
+        (json!({ "name": "x y", "scopes": ["chat"] }), "x y"),
+        (json!({ "name": "x".repeat(61), "scopes": ["chat"] }), "too long"),
+        (json!({ "name": "x", "scopes": ["chat"], "expires_in_s": 0 }), "expires_in_s"),
+    ] {
+        let response = ask(&runtime, &operator, Method::POST, "/v1/admin/tokens", Some(bad.clone()));
+        assert_eq!(response.status(), 400, "{bad}");
+        let text = response.text().unwrap();
+        assert!(text.contains(part), "{text}");
+    }
+    // Reading is for `inspect`, orders are for `admin`.
+    let list: Value = get(&runtime, &token, "/v1/admin/tokens").json().unwrap();
+    assert_eq!(list["tokens"][0]["name"], "board");
+    let order = ask(&runtime, &token, Method::DELETE, "/v1/admin/tokens/board", None);
+    assert_eq!(refused(order), (403, "forbidden".to_owned()));
+    let unknown = ask(&runtime, &operator, Method::DELETE, "/v1/admin/tokens/nobody", None);
+    assert_eq!(refused(unknown), (404, "unknown_token".to_owned()));
+
+    runtime.process.kill();
+    assert!(runtime.interlock(&["tokens", "revoke", "board"]).status.success());
+    let (night, _) = issue(&runtime, "night", &["--scope", "inspect"]);
+    runtime.restart();
+    assert_eq!(get(&runtime, &night, "/v1/status").status(), 200);
+    assert_eq!(refused(get(&runtime, &token, "/v1/status")), (401, "token_revoked".to_owned()));
+}
+
+#[test]
+fn the_rights_of_a_token_are_those_of_its_peer_in_the_registry() {
+    let runtime = TestRuntime::start();
+    issue(&runtime, "ada", &["--scope", "bus", "--publish", "garden/#", "--subscribe", "weather"]);
+    // 3: it may, and nobody receives it; 4: it may not.
+    let why = |topic: &str| runtime.bus(&["why", "web-ada", "publish", topic]).status.code();
+    eventually("the registry to be read", || (why("garden/gate") == Some(3)).then_some(()));
+    assert_eq!(why("kitchen"), Some(4));
+    let shown = runtime.interlock(&["keys", "show", "web-ada"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("weather"), "{shown:?}");
+    assert!(!runtime.data().join("keys/web-ada.toml").exists(), "nobody needs its key");
+    // Taken away there, it is gone here.
+    assert!(runtime.interlock(&["tokens", "revoke", "ada"]).status.success());
+    eventually("the registry to be read", || (why("garden/gate") == Some(4)).then_some(()));
+}
+
+#[test]
+fn a_file_of_tokens_with_a_mistake_changes_nothing_and_is_said_until_it_is_mended() {
+    let runtime = TestRuntime::start();
+    let (token, _) = issue(&runtime, "ada", &["--scope", "chat"]);
+    assert_eq!(get(&runtime, &token, "/v1/conversations").status(), 200);
+    let path = runtime.data().join("keys/tokens.json");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, whole.replace("\"chat\"", "\"chat\", \"everything\"")).unwrap();
+    let gateway = || {
+        let status = runtime.status();
+        let children = status["tree"]["children"].as_array().unwrap().clone();
+        children.into_iter().find(|child| child["name"] == "gateway").unwrap()
+    };
+    eventually("the gateway to say so", || {
+        let text = gateway().to_string();
+        (text.contains("tokens.json") && text.contains("everything")).then_some(())
+    });
+    assert_eq!(get(&runtime, &token, "/v1/conversations").status(), 200);
+    assert_eq!(runtime.interlock(&["tokens", "list"]).status.code(), Some(8));
+    std::fs::write(&path, &whole).unwrap();
+    eventually("the gateway to be well", || runtime.is_ready());
+    // What is taken out by hand is revoked; what is left is not.
+    std::fs::write(&path, whole.replace("\"chat\"", "\"inspect\"")).unwrap();
+    eventually("the edit to be in force", || {
+        (get(&runtime, &token, "/v1/conversations").status() == 403).then_some(())
+    });
+    std::fs::write(&path, "{\"tokens\":[]}").unwrap();
+    let begun = Instant::now();
+    while get(&runtime, &token, "/v1/conversations").status() != 401 {
+        assert!(begun.elapsed() < DEADLINE);
+    }
+}
