@@ -92,10 +92,13 @@ enum Verb {
     /// Measures how long messages take from their publisher to a subscriber
     Delay(delay::Arguments),
     /// Lists who is connected
+    #[command(after_help = "Examples:\n  bus peers\n  bus peers --json | jq .peer")]
     Peers,
     /// Lists publishers that wait for their consumers: for whom, and what they hold
+    #[command(after_help = "Examples:\n  bus gates\n  bus gates --json")]
     Gates,
     /// Lists connections and operations that were refused, and why
+    #[command(after_help = "Examples:\n  bus auth\n  bus auth --json | jq 'select(.peer)'")]
     Auth,
     /// Prints what the broker noticed: who came and went, refusals, slow subscribers, held topics
     Events(events::Arguments),
@@ -116,8 +119,12 @@ enum Verb {
     /// Runs a broker of its own, without the rest of the runtime
     Broker(broker::Arguments),
     /// Prints what teaches a shell to complete verbs and flags
+    #[command(
+        after_help = "Examples:\n  bus completions bash > ~/.local/share/bash-completion/completions/bus\n  bus completions fish > ~/.config/fish/completions/bus.fish"
+    )]
     Completions(Completions),
     /// Prints the manual page of a verb, or writes those of all verbs
+    #[command(after_help = "Examples:\n  bus man sub | man -l -\n  bus man --to ~/.local/share/man/man1")]
     Man(Manual),
 }
 

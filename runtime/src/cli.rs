@@ -150,14 +150,21 @@ enum Verb {
     #[command(subcommand)]
     Db(db::Verb),
     /// Check the configuration without starting anything.
-    Check,
+    Check(check::Arguments),
     /// Show the configuration.
     #[command(subcommand)]
     Config(config_show::Verb),
     /// Print what teaches a shell to complete verbs and flags.
     Completions(Completions),
     /// Print the manual page of a verb, or write those of all verbs.
-    Man(Manual),
+    Man {
+        /// Which.
+        #[command(flatten)]
+        manual: Manual,
+        /// One JSON object for each file that is written.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run one component as a process of its own; the runtime does this.
     #[command(hide = true)]
     Actor {
@@ -190,20 +197,23 @@ fn dispatch(mut arguments: Arguments, extras: Extras, output: &mut Output) -> Re
         Verb::Outbox(verb) => outbox::run(&verb, global, output),
         Verb::Dlq(verb) => outbox::run_dead(&verb, global, output),
         Verb::Db(verb) => db::run(&verb, global, output),
-        Verb::Check => check::run(global, output),
+        Verb::Check(arguments) => check::run(&arguments, global, output),
         Verb::Config(verb) => config_show::run(&verb, global, output),
         Verb::Completions(verb) => output.bytes(&verb.script(Arguments::command())).map(|()| Exit::Done),
-        Verb::Man(verb) => manual(&verb, output),
+        Verb::Man { manual, json } => write_manual(&manual, json, output),
         Verb::Actor { component } => component::run(&component, output),
     }
 }
 
-fn manual(verb: &Manual, output: &mut Output) -> Result<Exit, CliError> {
+fn write_manual(verb: &Manual, json: bool, output: &mut Output) -> Result<Exit, CliError> {
     let pages = verb.pages(Arguments::command());
     match pages.map_err(|error| CliError::new(Exit::from(&error), error.to_string()))? {
         Pages::Text(text) => output.bytes(&text)?,
         Pages::Written(paths) => {
-            paths.iter().try_for_each(|path| output.line(&path.display().to_string()))?;
+            paths.iter().try_for_each(|path| match json {
+                true => output.line(&output::json(&serde_json::json!({ "page": path }))?),
+                false => output.line(&path.display().to_string()),
+            })?;
         }
     }
     Ok(Exit::Done)

@@ -7,6 +7,7 @@ use crate::{client::Client, exit::Exit};
 
 /// What `bus audit` takes.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bus audit\n  bus audit --all --json | jq 'select(.dropped != {})'")]
 pub(super) struct Arguments {
     /// Print every row, not only those that do not balance
     #[arg(long)]

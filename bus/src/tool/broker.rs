@@ -19,6 +19,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// What `bus broker` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus broker --data-dir ./bus-data\n  bus broker --listen tcp://0.0.0.0:5555 --sessions-max 1000"
+)]
 pub(super) struct Arguments {
     /// Where to listen; by default tcp://127.0.0.1:5555 and the socket in the data directory
     #[arg(long, value_name = "ENDPOINT")]

@@ -39,8 +39,8 @@ pub(super) struct Arguments {
     #[arg(required = true)]
     filters: Vec<TopicFilter>,
     /// How long to measure, for example 10s, 5m
-    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = super::duration)]
-    span: Duration,
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
+    duration: Duration,
     /// End after this many messages
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -85,7 +85,7 @@ pub(super) fn run(
     for filter in &arguments.filters {
         subscriptions.push(blocking::wait(client.subscribe(filter, options.clone()))?);
     }
-    let until = Instant::now() + arguments.span;
+    let until = Instant::now() + arguments.duration;
     let mut topics: BTreeMap<String, Delays> = BTreeMap::new();
     let (mut seen, mut lost) = (0, 0);
     while arguments.count.is_none_or(|count| seen < count) {
@@ -117,7 +117,7 @@ pub(super) fn run(
         ));
     }
     if topics.is_empty() {
-        output.note(&format!("nothing came within {:?}", arguments.span));
+        output.note(&format!("nothing came within {:?}", arguments.duration));
         return Ok(Exit::Failed);
     }
     let ahead: u64 = topics.values().map(|delays| delays.ahead).sum();

@@ -14,6 +14,9 @@ use crate::{
 
 /// What `bus events` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus events\n  bus events '$sys/slow' --follow\n  bus events '$peers/#' --last 5 --json"
+)]
 pub(super) struct Arguments {
     /// Go on with those that come
     #[arg(long, short)]

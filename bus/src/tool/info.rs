@@ -7,6 +7,7 @@ use crate::{client::Client, exit::Exit, topic::TopicName};
 
 /// What `bus info` takes.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bus info conversation/turn/delta\n  bus info a/b --json")]
 pub(super) struct Arguments {
     /// The topic
     topic: TopicName,

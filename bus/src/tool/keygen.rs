@@ -17,6 +17,9 @@ use crate::{
 
 /// What `bus keygen` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus keygen\n  bus keygen thermometer --publish 'sensors/#'\n  bus keygen reader --subscribe '#' --output reader.toml"
+)]
 pub(super) struct Arguments {
     /// The peer to enrol in the key store of the data directory; without a name a pair of keys is printed and belongs to nobody
     name: Option<PeerName>,

@@ -9,6 +9,7 @@ use crate::{blocking, client::Client, exit::Exit};
 
 /// What `bus ping` takes.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bus ping\n  bus ping --count 100 --json")]
 pub(super) struct Arguments {
     /// How often
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]

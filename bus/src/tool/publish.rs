@@ -26,6 +26,9 @@ pub(super) use source::payload;
 
 /// What `bus pub` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus pub greetings/hello 'hi'\n  bus pub sensors/1 '{\"n\":{{count}}}' --json-payload --template --count 100 --rate 10\n  tail -f app.log | bus pub app/log --lines"
+)]
 pub(super) struct Arguments {
     /// Topic to publish on
     topic: String,

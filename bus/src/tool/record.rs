@@ -29,6 +29,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// What `bus record` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus record '#' --output day.mcap\n  bus record 'sensors/#' --duration 5m"
+)]
 pub(super) struct Arguments {
     /// Topic filters: `+` is one level, `#` the rest
     #[arg(required = true)]

@@ -23,6 +23,7 @@ use crate::{
 
 /// What `bus replay` takes.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  bus replay day.mcap --list\n  bus replay day.mcap")]
 pub(super) struct Arguments {
     /// A recording of `bus record`, or any other MCAP file
     file: PathBuf,

@@ -32,6 +32,9 @@ const COMMAND_FAILED: &str = "command_failed";
 
 /// What `bus serve` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus serve ask/date --command date\n  bus serve 'echo/#' --echo\n  bus serve ask/lines --command 'seq 10' --lines --parallel 8"
+)]
 #[command(group = clap::ArgGroup::new("answer").required(true))]
 pub(super) struct Arguments {
     /// Topics to answer on: `+` is one level, `#` the rest

@@ -26,6 +26,9 @@ use crate::{
 
 /// What `bus sub` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus sub 'conversation/#'\n  bus sub 'sensors/+' --field celsius --where 'celsius>30'\n  bus sub '#' --count 1 --wait 5s --json"
+)]
 pub(super) struct Arguments {
     /// Topic filters: `+` is one level, `#` the rest
     #[arg(required = true)]

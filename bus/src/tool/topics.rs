@@ -16,6 +16,9 @@ const ALIKE: f64 = 0.75;
 
 /// What `bus topics` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus topics\n  bus topics 'sensors/#' --only published\n  bus topics --json"
+)]
 pub(super) struct Arguments {
     /// Only topics that match: `+` is one level, `#` the rest
     filter: Option<TopicFilter>,

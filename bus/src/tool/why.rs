@@ -7,6 +7,9 @@ use crate::{client::Client, exit::Exit, keys::Right, peer::PeerName, topic::Topi
 
 /// What `bus why` takes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  bus why operator publish a/b\n  bus why reader subscribe 'sensors/1' --json"
+)]
 pub(super) struct Arguments {
     /// Who
     peer: PeerName,

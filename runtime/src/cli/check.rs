@@ -2,28 +2,43 @@
 
 use interlock_bus::KeyStore;
 
-use super::{CliError, Global, Output};
+use super::{CliError, Global, Output, output};
 use crate::{config::show, exit::Exit, peers};
 
-pub(super) fn run(global: &Global, output: &mut Output) -> Result<Exit, CliError> {
+/// What `interlock check` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
     let loaded = global.load()?;
     let data_dir = super::data_dir(&loaded.config)?;
     loaded.config.bus_endpoints(&data_dir.run())?;
     crate::component::model_config(&loaded.config.model)?;
+    // Without keys nobody was ever enrolled here, and what will be is not known.
+    let registry = KeyStore::open(&data_dir.keys()).and_then(|keys| keys.registry());
+    let warnings =
+        registry.map(|registry| peers::unknown_consumers(&loaded.config, &registry)).unwrap_or_default();
+    let (changed, programs) = (show::changed(&loaded), loaded.config.programs.len());
+    if arguments.json {
+        let row = serde_json::json!({
+            "valid": true, "file": loaded.file, "changed": changed, "programs": programs, "warnings": warnings,
+        });
+        output.line(&output::json(&row)?)?;
+        return Ok(Exit::Done);
+    }
     let file = match &loaded.file {
         Some(path) => format!("`{}`", path.display()),
         None => "no file".to_owned(),
     };
-    // Without keys nobody was ever enrolled here, and what will be is not known.
-    if let Ok(registry) = KeyStore::open(&data_dir.keys()).and_then(|keys| keys.registry()) {
-        for text in peers::unknown_consumers(&loaded.config, &registry) {
-            output.say(&format!("warning: {text}"));
-        }
+    for text in warnings {
+        output.say(&format!("warning: {text}"));
     }
     output.line(&format!(
-        "configuration is valid: {file}, {} settings differ from their defaults, {} programs",
-        show::changed(&loaded),
-        loaded.config.programs.len()
+        "configuration is valid: {file}, {changed} settings differ from their defaults, {programs} programs"
     ))?;
     Ok(Exit::Done)
 }

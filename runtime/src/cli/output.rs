@@ -124,13 +124,20 @@ pub(super) fn unwritten(error: io::Error) -> CliError {
     }
 }
 
-/// What clap has to say: help and version on standard output, mistakes on standard error.
+/// What clap has to say: help and version on standard output, mistakes on standard error. Without colours, which clap would
+/// write into a pipe, too, if some variable asks for them.
 pub(super) fn usage(error: &clap::Error) -> Exit {
-    let printed = error.print().and_then(|()| io::stdout().flush());
-    match printed {
-        _ if error.use_stderr() => Exit::Misuse,
+    let text = error.render().to_string();
+    let text = text.trim_end();
+    if error.use_stderr() {
+        // Nobody to tell if standard error is gone.
+        let _ = writeln!(io::stderr().lock(), "interlock: {}", text.trim_start_matches("error: "));
+        return Exit::Misuse;
+    }
+    let mut output = Output::new();
+    match output.bytes(&format!("{text}\n")) {
         Ok(()) => Exit::Done,
-        Err(error) => Output::new().fail(&unwritten(error)),
+        Err(error) => output.fail(&error),
     }
 }
 

@@ -124,7 +124,8 @@ fn delay_measures_from_the_header_of_each_message_and_says_how() {
                 .unwrap();
         }
     });
-    let (exit, data, messages) = fixture.bus(&["delay", "a/#", "--count", "3", "--for", "20s", "--json"]);
+    let (exit, data, messages) =
+        fixture.bus(&["delay", "a/#", "--count", "3", "--duration", "20s", "--json"]);
     publishing.join().unwrap();
     assert_eq!(exit, Exit::Done, "{messages}");
     let row = &rows(&data)[0];
@@ -133,6 +134,6 @@ fn delay_measures_from_the_header_of_each_message_and_says_how() {
     let mean = row["mean_ms"].as_f64().unwrap();
     assert!((3000.0..23_000.0).contains(&mean), "{row}");
     assert!(messages.contains("1 messages were published later than they came"), "{messages}");
-    let (exit, _, messages) = fixture.bus(&["delay", "nothing", "--for", "1ms"]);
+    let (exit, _, messages) = fixture.bus(&["delay", "nothing", "--duration", "1ms"]);
     assert_eq!((exit, messages.as_str()), (Exit::Failed, "bus: nothing came within 1ms\n"));
 }
