@@ -16,6 +16,8 @@ mod authentication;
 mod backup;
 /// A broker that is killed under load and started again.
 mod broker_restart;
+/// `bus top` on a terminal: what people see and type, and how the terminal is left.
+mod bus_top;
 /// What breaks from outside: random kills and suspensions while people talk, no room, a taken port, a jumping clock.
 mod chaos;
 /// The chat page, in Chromium.

@@ -34,6 +34,7 @@ pub mod ledger;
 mod listener;
 #[cfg(test)]
 mod model;
+mod overview;
 mod reactor;
 mod read_buffer;
 mod readiness;

@@ -30,7 +30,9 @@ mod serve;
 mod signals;
 mod subscribe;
 mod table;
+mod top;
 mod topics;
+mod trace;
 mod why;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
@@ -81,8 +83,12 @@ enum Verb {
     Serve(serve::Arguments),
     /// Lists topics: how much flows, who publishes, who subscribes, who serves
     Topics(topics::Arguments),
+    /// Shows the bus live on a terminal: topics, peers, actors, messages, and what was lost or refused
+    Top(top::Arguments),
     /// Shows a topic from all sides: who may and does publish, get and serve it, and what waits or was lost
     Info(info::Arguments),
+    /// Follows one message from its publisher by way of the broker to each subscriber, or a request and its replies
+    Trace(trace::Arguments),
     /// Says why a peer can or cannot publish, subscribe, serve or request a topic
     Why(why::Arguments),
     /// Shows how much flowed when: rates of the last seconds, up to an hour
@@ -185,6 +191,8 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Sub(verb) => verb.check().map(|()| None)?,
         Verb::Request(verb) => verb.check().map(|()| None)?,
         Verb::Bench(verb) => verb.check().map(|()| None)?,
+        Verb::Top(verb) => verb.check(output).map(|()| None)?,
+        Verb::Trace(verb) => verb.check().map(|()| None)?,
         _ => None,
     };
     let credentials = || locate::credentials(arguments.creds.as_deref(), arguments.data_dir.as_deref());
@@ -198,6 +206,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
     }
     let mut signals = match &arguments.verb {
         Verb::Delay(_) | Verb::Record(_) | Verb::Replay(_) | Verb::Serve(_) => Signals::take()?,
+        Verb::Top(verb) => verb.signals()?,
         _ => Signals::none(),
     };
     let options = ConnectOptions::new(credentials()?).timeout(arguments.timeout);
@@ -211,6 +220,8 @@ fn dispatch(arguments: &Arguments, output: &mut Output) -> Result<Exit, Failure>
         Verb::Request(verb) => request::run(verb, &client, output),
         Verb::Serve(verb) => serve::run(verb, &client, &mut signals, output),
         Verb::Topics(verb) => topics::run(verb, &client, output),
+        Verb::Top(verb) => top::run(verb, &client, signals, output),
+        Verb::Trace(verb) => trace::run(verb, &client, output),
         Verb::Info(verb) => info::run(verb, &client, output),
         Verb::Why(verb) => why::run(verb, &client, output),
         Verb::Hz(verb) => rate::run(verb, &client, output),

@@ -9,6 +9,7 @@ use super::{
     explain,
     hub::{Hub, Matcher},
     ledger::{DROP_REASONS, RowKey},
+    overview,
     statistics::{RATE_SECONDS, Rates, TopicStatistics},
 };
 use crate::{
@@ -34,6 +35,8 @@ pub(super) fn answer(
         "history" => Question::read(question).and_then(|question| history(hub, &question)),
         "topic" => Question::read(question).and_then(|question| explain::topic(hub, &question.topic()?)),
         "why" => Question::read(question).and_then(|question| explain::why(hub, &question)),
+        "trace" => Question::read(question).and_then(|question| explain::path(hub, &question)),
+        "overview" => Question::read(question).and_then(|question| overview::overview(hub, &question)),
         "peers" => Ok(peers(hub)),
         "subscriptions" => Ok(subscriptions(hub)),
         "ledger" => Ok(ledger(hub)),
@@ -59,7 +62,7 @@ pub(super) fn answer(
 pub(super) struct Question(Value);
 
 impl Question {
-    fn read(payload: &[u8]) -> Result<Self, String> {
+    pub(super) fn read(payload: &[u8]) -> Result<Self, String> {
         if payload.is_empty() {
             return Ok(Self(Value::Null));
         }
@@ -71,11 +74,26 @@ impl Question {
         value.map(Self).map_err(|error| format!("the question is not JSON: {error}"))
     }
 
-    fn text(&self, name: &str) -> Result<&str, String> {
-        self.0[name].as_str().ok_or_else(|| format!("the question names no `{name}`"))
+    /// One from a value.
+    #[cfg(test)]
+    pub(super) fn of(value: Value) -> Self {
+        Self(value)
     }
 
-    fn number(&self, name: &str) -> Option<u64> {
+    fn text(&self, name: &str) -> Result<&str, String> {
+        self.optional_text(name).ok_or_else(|| format!("the question names no `{name}`"))
+    }
+
+    pub(super) fn optional_text(&self, name: &str) -> Option<&str> {
+        self.0[name].as_str()
+    }
+
+    /// Whether it says no to `name`.
+    pub(super) fn is_false(&self, name: &str) -> bool {
+        self.0[name] == false
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.0[name].as_u64()
     }
 
@@ -127,7 +145,7 @@ fn info(hub: &Hub) -> Value {
 }
 
 /// The name of a row of statistics.
-fn name_of(row: &TopicStatistics) -> &str {
+pub(super) fn name_of(row: &TopicStatistics) -> &str {
     row.topic.as_ref().map_or("(other)", TopicName::as_str)
 }
 
@@ -136,7 +154,7 @@ fn is_wanted(filter: Option<&TopicFilter>, row: &TopicStatistics) -> bool {
 }
 
 /// Who gets what: each matcher once, with the names of those who have it.
-fn receivers(hub: &Hub, serve: bool) -> Vec<(&Matcher, BTreeSet<&PeerName>)> {
+pub(super) fn receivers(hub: &Hub, serve: bool) -> Vec<(&Matcher, BTreeSet<&PeerName>)> {
     let mut matchers: HashMap<String, (&Matcher, BTreeSet<&PeerName>)> = HashMap::new();
     for (_, session) in hub.each_session() {
         for lane in session.lanes.iter().filter(|lane| lane.serve == serve) {
@@ -270,13 +288,6 @@ fn subscriptions(hub: &Hub) -> Value {
 
 fn ledger(hub: &Hub) -> Value {
     let rows = hub.ledger.rows().map(|(RowKey { publisher, topic, subscriber }, counts)| {
-        let reasons = DROP_REASONS.into_iter().filter(|reason| counts.dropped[*reason as usize] > 0);
-        let dropped: serde_json::Map<String, Value> = reasons
-            .filter_map(|reason| match serde_json::to_value(reason) {
-                Ok(Value::String(name)) => Some((name, counts.dropped[reason as usize].into())),
-                _ => None,
-            })
-            .collect();
         json!({
             "publisher": publisher,
             "topic": topic,
@@ -286,11 +297,21 @@ fn ledger(hub: &Hub) -> Value {
             "written": counts.written,
             "queued": counts.queued,
             "denied": counts.denied,
-            "dropped": dropped,
+            "dropped": by_reason(&counts.dropped),
             "balances": counts.balances(),
         })
     });
     Value::Array(rows.collect())
+}
+
+/// Reasons with their counts, if there are any.
+pub(super) fn by_reason(counts: &[u64; DROP_REASONS.len()]) -> Value {
+    let lost = DROP_REASONS.into_iter().filter(|reason| counts[*reason as usize] > 0);
+    let named = lost.filter_map(|reason| match serde_json::to_value(reason) {
+        Ok(Value::String(name)) => Some((name, counts[reason as usize].into())),
+        _ => None,
+    });
+    Value::Object(named.collect())
 }
 
 fn schemas(hub: &Hub) -> Value {

@@ -3,6 +3,8 @@
 //! Everything is asked of what the data path itself asks: [`Rules::decide`], [`may_publish`], [`Hub::receiver`],
 //! [`Hub::serving`]. There is no second opinion here.
 
+mod path;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -22,6 +24,8 @@ use crate::{
     peer::PeerName,
     topic::TopicName,
 };
+
+pub(super) use path::path;
 
 /// What decides about a peer's right on a topic, and where that stands.
 fn rule(hub: &Hub, peer: &PeerName, right: Right, rules: &Rules, topic: &TopicName) -> Value {

@@ -514,6 +514,11 @@ impl SendQueue {
         (self.messages_max, self.bytes_max)
     }
 
+    /// Messages and bytes that wait and were not sent yet: what the bounds are for.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.messages, self.bytes)
+    }
+
     /// Messages waiting, and sent but not credited.
     pub fn depth(&self) -> u64 {
         self.messages as u64 + self.in_flight.messages()

@@ -35,7 +35,7 @@ const COLUMNS: &[table::Column] = &[
 ];
 
 /// What decided, and where it stands.
-fn rule(rule: &Value) -> String {
+pub(super) fn rule(rule: &Value) -> String {
     let file = rule["file"].as_str().and_then(|file| std::path::Path::new(file).file_name());
     let place = file.map(|file| match rule["line"].as_u64() {
         Some(line) => format!(" ({}:{line})", file.to_string_lossy()),

@@ -17,9 +17,15 @@ pub struct Output {
     data: Box<dyn Write + Send>,
     messages: Box<dyn Write + Send>,
     is_json: bool,
-    ascii_only: bool,
+    harmless: Harmless,
     /// Whether somebody reads the messages as they come.
     is_watched: bool,
+}
+
+/// What may be shown of texts that come from others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Harmless {
+    ascii_only: bool,
 }
 
 impl fmt::Debug for Output {
@@ -39,14 +45,14 @@ impl Output {
             .to_ascii_lowercase();
         let is_utf8 = locale.contains("utf-8") || locale.contains("utf8");
         let mut output = Self::new(Box::new(io::stdout()), Box::new(io::stderr()));
-        output.ascii_only = !is_utf8;
+        output.harmless.ascii_only = !is_utf8;
         output.is_watched = io::stderr().is_terminal();
         output
     }
 
     /// Any two writers; ASCII only.
     pub fn new(data: Box<dyn Write + Send>, messages: Box<dyn Write + Send>) -> Self {
-        Self { data, messages, is_json: false, ascii_only: true, is_watched: false }
+        Self { data, messages, is_json: false, harmless: Harmless { ascii_only: true }, is_watched: false }
     }
 
     pub(super) fn set_json(&mut self, is_json: bool) {
@@ -89,6 +95,34 @@ impl Output {
 
     /// `text` on one line, without what could control a terminal.
     pub(super) fn harmless(&self, text: &str) -> String {
+        self.harmless.show(text)
+    }
+
+    /// How [`Output::harmless`] does it, for whoever draws instead of printing.
+    pub(super) fn harmless_texts(&self) -> Harmless {
+        self.harmless
+    }
+
+    /// Standard output, for whoever draws on a terminal.
+    pub(super) fn screen(&mut self) -> &mut (dyn Write + Send) {
+        &mut *self.data
+    }
+}
+
+impl Harmless {
+    /// ASCII only.
+    #[cfg(test)]
+    pub(super) fn ascii() -> Self {
+        Self { ascii_only: true }
+    }
+
+    /// Whether other characters than ASCII cannot be shown.
+    pub(super) fn is_ascii(self) -> bool {
+        self.ascii_only
+    }
+
+    /// `text` on one line, without what could control a terminal.
+    pub(super) fn show(self, text: &str) -> String {
         let is_fine = |character: char| match character {
             ' '..='~' => true,
             _ => !self.ascii_only && !character.is_control() && !is_invisible(character),
@@ -134,7 +168,7 @@ mod tests {
     fn nothing_from_others_controls_the_terminal() {
         let mut output = Output::new(Box::new(io::sink()), Box::new(io::sink()));
         assert_eq!(output.harmless("a\x1b[31mb\u{e4}\n"), "a\\u{1b}[31mb\\u{e4}\\n");
-        output.ascii_only = false;
+        output.harmless.ascii_only = false;
         assert_eq!(output.harmless("a\x1b[31mb\u{e4}\u{202e}"), "a\\u{1b}[31mb\u{e4}\\u{202e}");
     }
 

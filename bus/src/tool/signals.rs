@@ -21,6 +21,15 @@ impl Signals {
     /// Takes both signals from here on. By handlers, not by a mask: programs that are started do not inherit them. If one
     /// more comes than wait to be heard, the verb hangs, and the process ends.
     pub(super) fn take() -> Result<Self, Failure> {
+        Self::take_with(false, || ())
+    }
+
+    /// The same, and SIGHUP: the terminal has gone. `restore` is called before too many of them end the process.
+    pub(super) fn take_for_terminal(restore: fn()) -> Result<Self, Failure> {
+        Self::take_with(true, restore)
+    }
+
+    fn take_with(hangup: bool, restore: fn()) -> Result<Self, Failure> {
         let failed =
             |error: std::io::Error| Failure::new(Exit::Io, format!("cannot wait for signals: {error}"));
         let (tell, told) = mpsc::channel(UNHEARD_MAX);
@@ -31,21 +40,29 @@ impl Signals {
                 Err(error) => return started.send(Err(error)).unwrap_or_default(),
             };
             runtime.block_on(async move {
-                let (mut interrupt, mut terminate) =
-                    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-                        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-                        (Err(error), _) | (_, Err(error)) => {
-                            return started.send(Err(error)).unwrap_or_default();
-                        }
-                    };
+                let hangup = hangup.then(|| signal(SignalKind::hangup())).transpose();
+                let (interrupt, terminate) =
+                    (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+                let (mut interrupt, mut terminate, mut hangup) = match (interrupt, terminate, hangup) {
+                    (Ok(interrupt), Ok(terminate), Ok(hangup)) => (interrupt, terminate, hangup),
+                    (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
+                        return started.send(Err(error)).unwrap_or_default();
+                    }
+                };
+                let mut hung_up = async || match &mut hangup {
+                    Some(hangup) => hangup.recv().await,
+                    None => std::future::pending().await,
+                };
                 started.send(Ok(())).unwrap_or_default();
                 loop {
                     tokio::select! {
                         _ = interrupt.recv() => {}
                         _ = terminate.recv() => {}
+                        _ = hung_up() => {}
                         () = tell.closed() => return,
                     }
                     if let Err(mpsc::error::TrySendError::Full(())) = tell.try_send(()) {
+                        restore();
                         std::process::exit(Exit::Forced.code().into());
                     }
                 }

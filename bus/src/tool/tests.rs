@@ -38,17 +38,17 @@ impl Captured {
     }
 }
 
-struct Fixture {
+pub(super) struct Fixture {
     directory: tempfile::TempDir,
-    broker: BrokerHandle,
-    client: Client,
+    pub(super) broker: BrokerHandle,
+    pub(super) client: Client,
 }
 
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     fixture_with(Bounds::default())
 }
 
-fn fixture_with(bounds: Bounds) -> Fixture {
+pub(super) fn fixture_with(bounds: Bounds) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let (store, _) = KeyStore::open_or_create(&directory.path().join("keys")).unwrap();
     let all = || Rules::allowing(["#", "$sys/#"].map(|filter| filter.parse().unwrap()));
@@ -68,7 +68,7 @@ fn fixture_with(bounds: Bounds) -> Fixture {
 
 impl Fixture {
     /// Exit, standard output, standard error.
-    fn bus(&self, arguments: &[&str]) -> (Exit, String, String) {
+    pub(super) fn bus(&self, arguments: &[&str]) -> (Exit, String, String) {
         bus_in(self.directory.path(), arguments)
     }
 }
@@ -81,7 +81,7 @@ fn bus_in(data_dir: &std::path::Path, arguments: &[&str]) -> (Exit, String, Stri
     (exit, data.text(), messages.text())
 }
 
-fn topic(text: &str) -> TopicName {
+pub(super) fn topic(text: &str) -> TopicName {
     text.parse().unwrap()
 }
 

@@ -172,7 +172,7 @@ fn waiting(subscriptions: &[Value], published: &[TopicName]) -> BTreeMap<String,
 }
 
 /// The name that is most like this one, if any is.
-fn most_like<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn most_like<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let alike = names.map(|other| (strsim::normalized_damerau_levenshtein(name, other), other));
     let best = alike.filter(|(alike, _)| *alike >= ALIKE).max_by(|one, other| one.0.total_cmp(&other.0));
     best.map(|(_, name)| name)

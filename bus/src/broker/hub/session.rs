@@ -66,7 +66,7 @@ pub(in crate::broker) struct Lane {
     pub(in crate::broker) group: Option<String>,
     pub(in crate::broker) queue: SendQueue,
     /// Set while it loses messages.
-    pub(super) slow: Option<Slow>,
+    pub(in crate::broker) slow: Option<Slow>,
 }
 
 impl Lane {
@@ -159,7 +159,7 @@ pub(in crate::broker) struct Session {
     pub(super) last_route: Option<Rc<Route>>,
     pub(super) requests_in_flight: usize,
     /// Topics this publisher is held on.
-    pub(super) held: HashSet<TopicName>,
+    pub(in crate::broker) held: HashSet<TopicName>,
     /// What is published if it dies.
     pub(super) will: Option<Block>,
     pub(super) is_dirty: bool,
