@@ -84,10 +84,16 @@ enum Verb {
     /// Lists topics: how much flows, who publishes, who subscribes, who serves
     Topics(topics::Arguments),
     /// Shows the bus live on a terminal: topics, peers, actors, messages, and what was lost or refused
+    #[command(
+        after_help = "Examples:\n  bus top\n  bus top --interval 5s --all\n  bus top --once --json | jq 'select(.kind == \"peer\")'"
+    )]
     Top(top::Arguments),
     /// Shows a topic from all sides: who may and does publish, get and serve it, and what waits or was lost
     Info(info::Arguments),
     /// Follows one message from its publisher by way of the broker to each subscriber, or a request and its replies
+    #[command(
+        after_help = "Examples:\n  bus trace sensors/heat 21\n  bus trace sensors/heat --dry\n  bus trace 'sensors/#' --next\n  bus trace modelservice/models/v1 --request --json"
+    )]
     Trace(trace::Arguments),
     /// Says why a peer can or cannot publish, subscribe, serve or request a topic
     Why(why::Arguments),
