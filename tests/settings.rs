@@ -21,6 +21,13 @@ const OBSERVED: &[(&str, fn())] = &[
     ("bus.sessions_max", runtime::the_bus_keeps_to_its_bounds),
     ("bus.retained_bytes_max", runtime::the_bus_keeps_to_its_bounds),
     ("gateway.listen", runtime::it_lives_and_listens_where_it_is_told),
+    ("gateway.token_rate", crate::gateway_limits::who_asks_too_often_is_told_when_to_come_back_and_nobody_else_pays_for_it),
+    ("gateway.address_rate", crate::gateway_limits::an_address_has_one_allowance_for_all_its_tokens_and_liveness_answers_beside_a_flood),
+    ("gateway.failure_rate", crate::gateway_limits::wrong_tokens_are_limited_harder_and_the_right_one_goes_on),
+    ("gateway.host_names", crate::gateway_boundary::a_request_by_a_name_that_is_not_ours_is_refused_whatever_it_asks_for),
+    ("gateway.allowed_origins", crate::gateway_boundary::only_pages_that_were_allowed_may_ask_from_elsewhere),
+    ("gateway.tls_certificate", crate::gateway_tls::with_a_certificate_the_gateway_speaks_tls_and_everything_that_names_it_says_so),
+    ("gateway.tls_key", crate::gateway_tls::a_certificate_or_key_that_cannot_be_used_is_refused_at_the_start_and_by_check_with_the_reason),
     ("gateway.workers", gateway::so_many_threads_answer_as_there_are_workers),
     (
         "gateway.body_bytes_max",

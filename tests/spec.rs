@@ -32,6 +32,14 @@ mod database;
 mod examples;
 /// What both programs end with, and that help and README say so.
 mod exit_codes;
+/// Names, origins and headers: what a browser of somebody who may come in cannot be made to do.
+mod gateway_boundary;
+/// How often somebody may ask the gateway, and how large and slow a request may be.
+mod gateway_limits;
+/// The numbers for Prometheus, read by its own parser and compared with what the tools say.
+mod gateway_metrics;
+/// TLS at the gateway, seen by another TLS client, and files that it refuses.
+mod gateway_tls;
 /// Who may come in through the gateway: tokens, what each opens, until when, and how it is taken away.
 mod gateway_tokens;
 /// Groups of actors: restarted together, given up together, ended together.

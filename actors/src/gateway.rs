@@ -16,18 +16,24 @@
 mod access;
 mod admit;
 mod body;
+mod boundary;
 mod doorkeeper;
 mod error;
+mod exposition;
 mod guarded;
 mod health;
 mod history;
+mod limits;
+mod metrics;
 mod page;
 mod port;
 mod refusals;
 mod server;
+mod tls;
 mod token;
 mod token_routes;
 pub mod tokens;
+mod traffic;
 mod turn;
 
 #[cfg(test)]
@@ -47,14 +53,21 @@ use interlock_bus::{Client, PeerName, TopicName, client::LinkState};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use access::{Attach, Scope};
+pub use boundary::Boundary;
+pub use limits::Rates;
+pub use metrics::Numbers;
 pub use port::{Port, PortError};
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use token::Token;
 
 use self::{
     doorkeeper::{Doorkeeper, LOOK_EVERY},
     error::ApiError,
+    limits::Addresses,
+    metrics::NamedTopics,
     refusals::Refusals,
     tokens::{Rights, TokenStore},
+    traffic::Traffic,
 };
 use crate::{
     actor::{Actor, Failure, Input},
@@ -92,6 +105,16 @@ pub struct Options {
     pub rights: Arc<Rights>,
     /// Gives the bearers of tokens their sessions on the bus.
     pub attach: Arc<Attach>,
+    /// How often somebody may ask.
+    pub rates: Rates,
+    /// What we answer to, and whom.
+    pub boundary: Boundary,
+    /// With what; `None` is plain HTTP.
+    pub tls: Option<Arc<Tls>>,
+    /// Where the runtime says what weighs on each component; `None` if nobody does.
+    pub load_topic: Option<TopicName>,
+    /// Numbers that are in this process and not on the bus.
+    pub numbers: Arc<dyn Fn() -> Numbers + Send + Sync>,
     /// While it is open new turns are taken.
     pub intake: Intake,
     /// Answers with the runtime's status.
@@ -99,6 +122,25 @@ pub struct Options {
     /// The store, where past conversations are read; `None` while it is not open.
     pub store: Arc<dyn Fn() -> Option<Store> + Send + Sync>,
 }
+
+/// Looks at the tokens between two at the certificate.
+const TLS_LOOK_TICKS: u32 = (tls::LOOK_EVERY.as_millis() / LOOK_EVERY.as_millis()) as u32;
+
+impl Options {
+    /// Where it listens, and what there is to say of that.
+    fn describe(&self) -> String {
+        let address = self.port.address();
+        match &self.tls {
+            Some(_) => format!("listening on https://{address}"),
+            None if address.ip().is_loopback() => format!("listening on http://{address}"),
+            None => format!("listening on http://{address} WITHOUT TLS: {UNPROTECTED}"),
+        }
+    }
+}
+
+/// What is to be said of a gateway without TLS that others reach.
+pub const UNPROTECTED: &str =
+    "tokens and conversations can be read on the way; set `gateway.tls_certificate` and `gateway.tls_key`";
 
 impl fmt::Debug for Options {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,6 +155,9 @@ struct Shared {
     client: Client,
     doorkeeper: Arc<Doorkeeper>,
     refusals: Arc<Refusals>,
+    addresses: Addresses,
+    traffic: Traffic,
+    named_topics: NamedTopics,
     streams: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
 }
@@ -133,6 +178,10 @@ impl Shared {
 pub struct Gateway {
     options: Options,
     running: Option<Running>,
+    /// Looks so far.
+    looks: u32,
+    /// What is wrong with the certificate.
+    tls_problem: Option<String>,
 }
 
 /// A server that answers.
@@ -148,7 +197,7 @@ struct Running {
 impl Gateway {
     /// A gateway that listens once it is started.
     pub fn new(options: Options) -> Self {
-        Self { options, running: None }
+        Self { options, running: None, looks: 0, tls_problem: None }
     }
 }
 
@@ -159,11 +208,14 @@ impl Actor for Gateway {
         let stopping = Arc::new(AtomicBool::new(false));
         let Options { token, operator, tokens, attach, .. } = self.options.clone();
         let refusals = Arc::new(Refusals::new(tokens.audit()));
-        let doorkeeper = Arc::new(Doorkeeper::new(token, operator, tokens, attach));
+        let doorkeeper = Arc::new(Doorkeeper::new(token, operator, tokens, attach, self.options.rates.token));
         let shared = Shared {
             options: self.options.clone(),
             doorkeeper: Arc::clone(&doorkeeper),
             refusals: Arc::clone(&refusals),
+            addresses: Addresses::new(self.options.rates),
+            traffic: Traffic::default(),
+            named_topics: NamedTopics::default(),
             client: context.client().clone(),
             streams: Arc::clone(&streams),
             stopping: Arc::clone(&stopping),
@@ -179,7 +231,7 @@ impl Actor for Gateway {
             let _ = link.wait_for(|state| *state == LinkState::Closed).await;
             Err(Failure::new("the gateway's session on the bus has ended"))
         });
-        context.status(format!("listening on http://{}", self.options.port.address()));
+        context.status(self.options.describe());
         Ok(())
     }
 
@@ -196,7 +248,18 @@ impl Actor for Gateway {
     async fn tick(&mut self, context: &Context) -> Result<(), Failure> {
         let Some(Running { doorkeeper, refusals, .. }) = &self.running else { return Ok(()) };
         doorkeeper.look_after();
-        context.impaired(doorkeeper.problem());
+        let tls = self.options.tls.clone().filter(|_| self.looks.is_multiple_of(TLS_LOOK_TICKS));
+        self.looks = self.looks.wrapping_add(1);
+        if let Some(tls) = tls {
+            let problem = tokio::task::spawn_blocking(move || tls.look()).await?;
+            if problem != self.tls_problem
+                && let Some(problem) = &problem
+            {
+                tracing::error!("{problem}");
+            }
+            self.tls_problem = problem;
+        }
+        context.impaired(doorkeeper.problem().or_else(|| self.tls_problem.clone()));
         write_down(doorkeeper, refusals, false).await;
         Ok(())
     }

@@ -53,6 +53,7 @@ pub struct OutboxSettings {
 pub struct OutboxSeat {
     settings: Arc<watch::Sender<OutboxSettings>>,
     left: Arc<Mutex<Option<Left>>>,
+    stands: Arc<Mutex<Option<(Standing, OutboxReport)>>>,
 }
 
 impl OutboxSeat {
@@ -64,6 +65,15 @@ impl OutboxSeat {
     /// What the last stop has left, if it ran and was not lost.
     pub fn left(&self) -> Option<Left> {
         self.place_of_left().clone()
+    }
+
+    /// How it stood when it looked last; `None` while it is not running.
+    pub fn stands(&self) -> Option<(Standing, OutboxReport)> {
+        self.stands.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_stands(&self, stands: Option<(Standing, OutboxReport)>) {
+        *self.stands.lock().unwrap_or_else(PoisonError::into_inner) = stands;
     }
 
     fn place_of_left(&self) -> MutexGuard<'_, Option<Left>> {
@@ -128,6 +138,7 @@ impl Life {
         }
         let store = self.open().await?;
         let outcome = self.deliver(&store).await;
+        self.seat.note_stands(None);
         // After a failure, too: what is queued is written, and the next incarnation opens the file anew.
         tokio::task::spawn_blocking(move || store.close()).await?;
         let left = outcome?;
@@ -234,6 +245,8 @@ impl Life {
                         ended = &mut running => return Ok(ended?),
                         standing = store.standing() => standing,
                     };
+                    let stands = standing.as_ref().ok().map(|standing| (standing.clone(), handle.report()));
+                    self.seat.note_stands(stands);
                     told.tell(&self.context, &handle.report(), standing.map_err(|error| error.text), store);
                 }
             }

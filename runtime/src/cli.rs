@@ -311,6 +311,12 @@ impl From<ConfigError> for CliError {
     }
 }
 
+impl From<interlock_actors::gateway::TlsError> for CliError {
+    fn from(error: interlock_actors::gateway::TlsError) -> Self {
+        Self::new(Exit::Misuse, error.to_string())
+    }
+}
+
 impl From<LifecycleError> for CliError {
     fn from(error: LifecycleError) -> Self {
         Self::new(error.exit(), error.to_string())

@@ -17,6 +17,7 @@ pub mod show;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -119,6 +120,20 @@ pub struct GatewaySection {
     pub body_bytes_max: usize,
     /// Streamed answers at a time.
     pub streams_max: usize,
+    /// Requests a minute with one token.
+    pub token_rate: NonZeroU32,
+    /// Requests a minute from one address.
+    pub address_rate: NonZeroU32,
+    /// Wrong tokens a minute from one address.
+    pub failure_rate: NonZeroU32,
+    /// Names by which it is called, beside those of the loopback and addresses.
+    pub host_names: Vec<String>,
+    /// Origins of pages, beside its own, that may ask.
+    pub allowed_origins: Vec<String>,
+    /// File with the certificate; empty is none.
+    pub tls_certificate: PathBuf,
+    /// File with its key; empty is none.
+    pub tls_key: PathBuf,
     /// For a request's head.
     #[serde(with = "duration")]
     pub head_timeout: Duration,
@@ -706,6 +721,16 @@ fn check_combinations(layers: &mut Layers) {
             cap.value, base.value
         );
         refuse(later, "outbox.retry_cap", text);
+    }
+    for (one, other) in
+        [("gateway.tls_certificate", "gateway.tls_key"), ("gateway.tls_key", "gateway.tls_certificate")]
+    {
+        if let Some(held) = get(one)
+            && !text(one).is_empty()
+            && text(other).is_empty()
+        {
+            refuse(held, one, format!("`{one}` is set and `{other}` is not; TLS needs both"));
+        }
     }
     let number = |path: &str| get(path).and_then(|held| held.value.as_integer()).unwrap_or_default();
     if let (Some(item), Some(all)) = (get("outbox.item_bytes_max"), get("outbox.bytes_max"))

@@ -70,6 +70,8 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
                     topics::MODEL_STATISTICS,
                     topics::EMBEDDINGS,
                     admin::status_topic().as_str(),
+                    admin::ps_topic().as_str(),
+                    "$sys/broker/#",
                 ],
             ),
         ),

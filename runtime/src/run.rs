@@ -64,6 +64,7 @@ pub(crate) fn run(
     let data_dir = cli::data_dir(&loaded.config)?;
     let endpoints = loaded.config.bus_endpoints(&data_dir.run())?;
     crate::component::model_config(&loaded.config.model)?;
+    let tls = loaded.config.gateway.tls()?.map(Arc::new);
 
     interlock_bus::broker::raise_open_files_limit();
 
@@ -104,7 +105,11 @@ pub(crate) fn run(
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("logging cannot start: {error}")))?;
     let mailroom = Mailroom::open()
         .map_err(|error| CliError::new(Exit::of_io(&error), format!("the mailroom cannot start: {error}")))?;
-    instance.gateway = Some(format!("http://{}", port.address()));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    instance.gateway = Some(format!("{scheme}://{}", port.address()));
+    if let Some(warning) = loaded.config.gateway.warning() {
+        tracing::warn!("{warning}");
+    }
     if stale.is_some() {
         tracing::warn!("a shutdown file of an earlier run was ignored and removed");
     }
@@ -116,6 +121,7 @@ pub(crate) fn run(
         endpoints,
         port: Arc::new(port),
         token,
+        tls,
         intake: Intake::default(),
         mailroom,
         log_buffer: logs.buffer,

@@ -9,7 +9,9 @@ use std::{
 use interlock_actors::{
     actor::{Actor, Failure},
     conversation::{ConversationConfig, ConversationEngine},
-    gateway::{self, Gateway, Port, Token, tokens::TokenStore},
+    gateway::{
+        self, Boundary, Gateway, Numbers, Port, Rates, Tls, TlsError, TlsFiles, Token, tokens::TokenStore,
+    },
     host::{ActorHost, Bus, Host, Mailroom},
     intake::Intake,
     log_consumer::LogConsumer,
@@ -93,6 +95,8 @@ pub(crate) struct Site {
     pub(crate) endpoints_before: Vec<Endpoint>,
     pub(crate) port: Arc<Port>,
     pub(crate) token: Token,
+    /// Certificate and key, if the gateway speaks TLS.
+    pub(crate) tls: Option<Arc<Tls>>,
     /// Closed from the moment at which a stop is asked for.
     pub(crate) intake: Intake,
     pub(crate) mailroom: Arc<Mailroom>,
@@ -390,6 +394,7 @@ impl Site {
     fn gateway(&self) -> gateway::Options {
         let section = self.config().gateway;
         let (store, seat) = (self.store.clone(), self.seat.clone());
+        let (log, outbox) = (self.log_buffer.clone(), self.outbox.clone());
         gateway::Options {
             port: Arc::clone(&self.port),
             workers: section.workers,
@@ -404,10 +409,46 @@ impl Site {
             tokens: TokenStore::new(self.keys.clone()),
             rights: Arc::new(peers::of_bearer),
             attach: Arc::new(move |peer| seat.broker().map_err(|_| BrokerError::Ended)?.attach(peer)),
+            rates: Rates {
+                token: section.token_rate,
+                address: section.address_rate,
+                failures: section.failure_rate,
+            },
+            boundary: Boundary {
+                host_names: section.host_names,
+                allowed_origins: section.allowed_origins,
+                tls: self.tls.is_some(),
+            },
+            tls: self.tls.clone(),
+            load_topic: Some(admin::ps_topic()),
+            numbers: Arc::new(move || Numbers {
+                log: log.report(),
+                journal: log.journal_report(),
+                outbox: outbox.stands(),
+            }),
             intake: self.intake.clone(),
             status_topic: admin::status_topic(),
             store: Arc::new(move || store.store().ok()),
         }
+    }
+}
+
+impl config::GatewaySection {
+    /// Certificate and key, read and judged; `None` if none are named.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, TlsError> {
+        if self.tls_certificate.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        let files = TlsFiles { certificate: self.tls_certificate.clone(), key: self.tls_key.clone() };
+        Tls::load(files).map(Some)
+    }
+
+    /// What there is to say of where it listens.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let is_open = self.tls_certificate.as_os_str().is_empty() && !self.listen.ip().is_loopback();
+        is_open.then(|| {
+            format!("the gateway listens on `{}` without TLS: {}", self.listen, gateway::UNPROTECTED)
+        })
     }
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn a_client_that_stalls_is_let_go_at_the_limit_of_its_step_and_others
     ));
     let post = |path: &str, length: usize| {
         format!(
-            "POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer TOKEN\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer TOKEN\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
         )
     };
     let too_large = rest(stalled(&runtime, &post("/v1/chat", 1001)), Instant::now()).0;

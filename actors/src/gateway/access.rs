@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, Ready, ready},
+    num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     error::ApiError,
+    limits::{Allowance, Limit},
     tokens::{TokenRecord, now_ms},
 };
 
@@ -92,6 +94,9 @@ pub(super) struct Bearer {
     /// The entry it comes from; `None` for the operator.
     record: Option<TokenRecord>,
     attach: Arc<Attach>,
+    requests: Allowance,
+    /// Questions after health, which a flood of others must not starve.
+    health: Allowance,
     session: Mutex<Session>,
     /// When it was last let in, Unix milliseconds.
     used_ms: AtomicU64,
@@ -107,14 +112,14 @@ struct Session {
 
 impl Bearer {
     /// Whoever has the operator's own token.
-    pub(super) fn operator(peer: PeerName, attach: Arc<Attach>) -> Self {
-        Self::new(peer.clone(), peer, Scope::ALL.to_vec(), None, attach)
+    pub(super) fn operator(peer: PeerName, attach: Arc<Attach>, rate: NonZeroU32) -> Self {
+        Self::new(peer.clone(), peer, Scope::ALL.to_vec(), None, attach, rate)
     }
 
     /// Whoever has this token.
-    pub(super) fn of(record: TokenRecord, attach: Arc<Attach>) -> Self {
+    pub(super) fn of(record: TokenRecord, attach: Arc<Attach>, rate: NonZeroU32) -> Self {
         let (name, peer, scopes) = (record.name.clone(), record.peer(), record.scopes.clone());
-        let bearer = Self::new(name, peer, scopes, Some(record), attach);
+        let bearer = Self::new(name, peer, scopes, Some(record), attach, rate);
         bearer.check_end(now_ms());
         bearer
     }
@@ -125,9 +130,11 @@ impl Bearer {
         scopes: Vec<Scope>,
         record: Option<TokenRecord>,
         attach: Arc<Attach>,
+        rate: NonZeroU32,
     ) -> Self {
         let (session, used_ms, ended) = (Mutex::default(), AtomicU64::new(0), watch::Sender::new(None));
-        Self { name, peer, scopes, record, attach, session, used_ms, ended }
+        let (requests, health) = (Allowance::per_minute(rate), Allowance::per_minute(rate));
+        Self { name, peer, scopes, record, attach, requests, health, session, used_ms, ended }
     }
 
     /// The entry it comes from.
@@ -214,6 +221,12 @@ impl Access {
             return Ok(());
         }
         Err(ApiError::Forbidden { bearer: self.0.name.to_string(), scope })
+    }
+
+    /// Takes one of the requests that the token has in a minute.
+    pub(super) fn take(&self, is_health: bool) -> Result<(), ApiError> {
+        let allowance = if is_health { &self.0.health } else { &self.0.requests };
+        allowance.take(Limit::Token)
     }
 
     /// A session on the bus with the rights of the token's peer. Requests of one token share it.

@@ -1,4 +1,6 @@
-//! The way into every handler: who is let in, and the trace under which it is done.
+//! The way into every handler: who is let in, and the trace under which it is done. What is refused here never reaches one.
+
+use std::time::Instant;
 
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse, ResponseError,
@@ -13,7 +15,15 @@ use actix_web::{
 use interlock_bus::trace::Trace;
 use tracing::Instrument;
 
-use super::{access::Access, error::ApiError, guarded::guard, page, server::Data};
+use super::{
+    Shared,
+    access::Access,
+    boundary::{Checked, preflight},
+    error::ApiError,
+    guarded::guard,
+    page,
+    server::Data,
+};
 
 /// The trace of a request and of its answer (W3C Trace Context).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -38,21 +48,44 @@ fn way(path: &str) -> Way {
     }
 }
 
-/// Lets in who has a token, and remembers whose it is.
+/// Lets in who may come in, has the request answered, and counts.
 pub(super) async fn admit(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
-    if let Err(error) = identify(&request) {
-        note_refusal(request.request(), &error);
-        return Ok(request.into_response(HttpResponse::from_error(error)));
-    }
-    let response = serve(request, next).await?;
-    let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
-    if let Some(error) = error {
-        note_refusal(response.request(), error);
-    }
+    let begun = Instant::now();
+    let Some(shared) = request.app_data::<Data>().cloned() else {
+        return Ok(request.into_response(HttpResponse::from_error(ApiError::Unauthorized)));
+    };
+    let _in_flight = shared.traffic.begin();
+    let path = request.path().to_owned();
+    let (mut response, checked) = match shared.options.boundary.check(&request) {
+        Err(error) => (refuse(request, &shared, error), Checked::default()),
+        Ok(checked) => {
+            let response = if let Some(preflight) = preflight(&request, &checked) {
+                request.into_response(preflight)
+            } else if let Err(error) = identify(&request, &shared) {
+                refuse(request, &shared, error)
+            } else {
+                let response = serve(request, next).await?;
+                if let Some(error) = response.response().error().and_then(|error| error.as_error()) {
+                    note(response.request(), &shared, error);
+                }
+                response
+            };
+            (response, checked)
+        }
+    };
+    let request = response.request();
+    let (route, method) = (request.match_pattern(), request.method().to_string());
+    shared.traffic.answered(route, &method, response.status().as_u16(), begun.elapsed());
+    shared.options.boundary.dress(response.headers_mut(), &path, &checked);
     Ok(response)
+}
+
+fn refuse(request: ServiceRequest, shared: &Shared, error: ApiError) -> ServiceResponse<BoxBody> {
+    note(request.request(), shared, &error);
+    request.into_response(HttpResponse::from_error(error))
 }
 
 /// Has the request answered.
@@ -77,25 +110,55 @@ async fn serve(
     Ok(ServiceResponse::new(request, response))
 }
 
-/// Writes down that somebody was refused, if that is what the error says.
-fn note_refusal(request: &HttpRequest, error: &ApiError) {
-    if !matches!(error.status_code(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-        return;
+/// Counts a refusal, and writes down who was refused.
+fn note(request: &HttpRequest, shared: &Shared, error: &ApiError) {
+    let status = error.status_code();
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {}
+        StatusCode::MISDIRECTED_REQUEST | StatusCode::TOO_MANY_REQUESTS => {}
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => {
+            return shared.traffic.rejected(error.code());
+        }
+        _ => return,
     }
-    if let Some(shared) = request.app_data::<Data>() {
-        let address = request.peer_addr().map(|address| address.ip());
-        shared.refusals.note(error.code(), error.bearer(), address);
+    shared.traffic.rejected(error.code());
+    if let ApiError::RateLimited { limit, .. } = error {
+        shared.traffic.limited(limit.as_str());
     }
+    let address = request.peer_addr().map(|address| address.ip());
+    shared.refusals.note(error.code(), error.bearer(), address);
 }
 
-fn identify(request: &ServiceRequest) -> Result<(), ApiError> {
-    let way = way(request.path());
+/// Finds out whose token it is, and whether there is something left of its allowance and of the address's.
+fn identify(request: &ServiceRequest, shared: &Shared) -> Result<(), ApiError> {
+    let path = request.path();
+    if path == "/health/live" {
+        // Whoever watches over us is never turned away.
+        return Ok(());
+    }
+    let is_health = path.starts_with("/health");
+    let address = request.peer_addr().map(|address| address.ip());
+    if !is_health {
+        shared.addresses.request(address)?;
+    }
+    let limit = shared.options.body_bytes_max;
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.is_some_and(|bytes| bytes.parse::<u64>().is_ok_and(|bytes| bytes > limit as u64)) {
+        return Err(ApiError::TooLarge { limit });
+    }
+    let way = way(path);
     let header = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     if way == Way::Open || (way == Way::Later && header.is_none()) {
         return Ok(());
     }
-    let shared = request.app_data::<Data>().ok_or(ApiError::Unauthorized)?;
-    let access = shared.doorkeeper.admit(header)?;
+    let access = shared.doorkeeper.admit(header).or_else(|error| {
+        // Who has none at all is only asked for one.
+        if header.is_some() {
+            shared.addresses.failure(address)?;
+        }
+        Err(error)
+    })?;
+    access.take(is_health)?;
     request.extensions_mut().insert(access);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    num::NonZeroU32,
     os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,6 +31,7 @@ pub(super) struct Doorkeeper {
     operator: Arc<Bearer>,
     store: TokenStore,
     attach: Arc<Attach>,
+    rate: NonZeroU32,
     issued: Mutex<Issued>,
 }
 
@@ -66,11 +68,17 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 impl Doorkeeper {
     /// For the operator's token, whose bearer is this peer on the bus, and those in `store`.
-    pub(super) fn new(token: Token, operator: PeerName, store: TokenStore, attach: Arc<Attach>) -> Self {
+    pub(super) fn new(
+        token: Token,
+        operator: PeerName,
+        store: TokenStore,
+        attach: Arc<Attach>,
+        rate: NonZeroU32,
+    ) -> Self {
         let written = store.last_use();
         let issued = Mutex::new(Issued { written, ..Issued::default() });
-        let operator = Arc::new(Bearer::operator(operator, Arc::clone(&attach)));
-        Self { token, operator, store, attach, issued }
+        let operator = Arc::new(Bearer::operator(operator, Arc::clone(&attach), rate));
+        Self { token, operator, store, attach, rate, issued }
     }
 
     /// Where tokens are issued and revoked.
@@ -143,7 +151,7 @@ impl Doorkeeper {
             issued.seen = Some(now);
             match self.store.load() {
                 Ok(records) => {
-                    issued.bearers = replaced(&issued.bearers, records, &self.attach);
+                    issued.bearers = replaced(&issued.bearers, records, &self.attach, self.rate);
                     issued.problem = None;
                 }
                 Err(error) => {
@@ -162,12 +170,17 @@ impl Doorkeeper {
 }
 
 /// Bearers of these records. Who is among those there are goes on; the others have ended.
-fn replaced(before: &[Arc<Bearer>], records: Vec<TokenRecord>, attach: &Arc<Attach>) -> Arc<[Arc<Bearer>]> {
+fn replaced(
+    before: &[Arc<Bearer>],
+    records: Vec<TokenRecord>,
+    attach: &Arc<Attach>,
+    rate: NonZeroU32,
+) -> Arc<[Arc<Bearer>]> {
     let bearers: Arc<[Arc<Bearer>]> = records
         .into_iter()
         .map(|record| {
             let same = before.iter().find(|bearer| bearer.record() == Some(&record));
-            same.cloned().unwrap_or_else(|| Arc::new(Bearer::of(record, Arc::clone(attach))))
+            same.cloned().unwrap_or_else(|| Arc::new(Bearer::of(record, Arc::clone(attach), rate)))
         })
         .collect();
     for gone in before.iter().filter(|bearer| !bearers.iter().any(|other| Arc::ptr_eq(bearer, other))) {

@@ -9,7 +9,7 @@ use actix_web::{
 use interlock_bus::RequestError;
 use serde::Serialize;
 
-use super::access::Scope;
+use super::{access::Scope, limits::Limit};
 use crate::{store::StoreError, topics::code};
 
 /// Why a request was not answered. Each variant is one thing the client can do about it.
@@ -30,6 +30,14 @@ pub(super) enum ApiError {
     TokenExpired { bearer: String, at: String },
     #[error("what the token of `{bearer}` is good for was changed; ask again")]
     TokenChanged { bearer: String },
+    #[error(
+        "too many requests: the allowance of this {} is used up (`{}`); try again in {retry_after} s", limit.of(), limit.setting()
+    )]
+    RateLimited { limit: Limit, retry_after: u64 },
+    #[error("nobody here is called `{0}`; add the name to `gateway.host_names` if it is ours")]
+    UnknownHost(String),
+    #[error("pages of `{0}` may not ask here; add it to `gateway.allowed_origins` if they may")]
+    ForeignOrigin(String),
     #[error("the bus refuses the peer of this token: {0}")]
     NotOnBus(String),
     #[error("the bus has no session for this token: {0}; try again soon")]
@@ -75,6 +83,9 @@ impl ApiError {
             Self::TokenRevoked { .. } => "token_revoked",
             Self::TokenExpired { .. } => "token_expired",
             Self::TokenChanged { .. } => "token_changed",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::UnknownHost(_) => "unknown_host",
+            Self::ForeignOrigin(_) => "foreign_origin",
             Self::NotOnBus(_) => "denied",
             Self::NoSession(_) => code::BUS,
             Self::UnknownPath(_) => "unknown_path",
@@ -144,7 +155,9 @@ impl ResponseError for ApiError {
             | Self::TokenRevoked { .. }
             | Self::TokenExpired { .. }
             | Self::TokenChanged { .. } => StatusCode::UNAUTHORIZED,
-            Self::Forbidden { .. } | Self::NotOnBus(_) => StatusCode::FORBIDDEN,
+            Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::UnknownHost(_) => StatusCode::MISDIRECTED_REQUEST,
+            Self::Forbidden { .. } | Self::ForeignOrigin(_) | Self::NotOnBus(_) => StatusCode::FORBIDDEN,
             Self::UnknownPath(_) | Self::UnknownConversation(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -164,6 +177,9 @@ impl ResponseError for ApiError {
             Self::TokenRevoked { .. } | Self::TokenExpired { .. } | Self::TokenChanged { .. } => {
                 let challenge = "Bearer realm=\"interlock\", error=\"invalid_token\"";
                 response.insert_header((header::WWW_AUTHENTICATE, challenge));
+            }
+            Self::RateLimited { retry_after, .. } => {
+                response.insert_header((header::RETRY_AFTER, retry_after.to_string()));
             }
             Self::Method { allowed, .. } => {
                 response.insert_header((header::ALLOW, *allowed));

@@ -2,6 +2,7 @@
 
 use std::{any::Any, net::TcpListener, time::Duration};
 
+use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer, dev::Server, http::header, middleware::from_fn,
     rt::net::TcpStream, web,
@@ -14,7 +15,7 @@ use super::{
     admit::admit,
     body,
     error::ApiError,
-    health, history, page, token_routes,
+    health, history, metrics, page, token_routes,
     turn::{self, Form},
 };
 use crate::topics::ConversationId;
@@ -37,6 +38,8 @@ pub(super) type Data = web::Data<Shared>;
 pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io::Result<Server> {
     let options = shared.options.clone();
     let write_timeout = options.write_timeout;
+    let tls =
+        options.tls.as_ref().map(|tls| tls.server_config()).transpose().map_err(std::io::Error::other)?;
     let server =
         HttpServer::new(move || App::new().wrap(from_fn(admit)).app_data(shared.clone()).configure(routes))
             .workers(options.workers)
@@ -48,13 +51,17 @@ pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io
             .disable_signals()
             .on_connect(move |connection: &dyn Any, _| {
                 // The kernel closes a connection whose client takes nothing for so long; actix has no such limit.
-                if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+                let secured =
+                    connection.downcast_ref::<TlsStream<TcpStream>>().map(|stream| stream.get_ref().0);
+                if let Some(stream) = connection.downcast_ref::<TcpStream>().or(secured) {
                     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(write_timeout));
                 }
             })
-            .listen(listener)?
-            .run();
-    Ok(server)
+            .tls_handshake_timeout(options.head_timeout);
+    Ok(match tls {
+        Some(tls) => server.listen_rustls_0_23(listener, tls)?.run(),
+        None => server.listen(listener)?.run(),
+    })
 }
 
 fn routes(config: &mut web::ServiceConfig) {
@@ -64,6 +71,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .configure(history::routes)
         .configure(turn_routes)
         .configure(token_routes::routes)
+        .configure(metrics::routes)
         .default_service(web::to(|request: HttpRequest| async move {
             HttpResponse::from_error(ApiError::UnknownPath(request.path().to_owned()))
         }));

@@ -8,12 +8,15 @@ use std::{
 use interlock_bus::{Client, Payload, Permissions, Request, Rules, client::ServeOptions};
 use serde_json::{Value, json};
 
-use super::{Gateway, Options, Port, Token, tokens::TokenStore};
+use super::{Boundary, Gateway, Numbers, Options, Port, Rates, Token, tokens::TokenStore};
 use crate::{
     intake::Intake,
     test_stage::{DEADLINE, Stage, Stand, soon},
     topics::{self, CompletionFinal, TurnDelta, TurnFinal, TurnPart, TurnStarted, UserInput},
 };
+
+/// More than any test asks.
+const MANY: std::num::NonZeroU32 = std::num::NonZeroU32::new(1_000_000).unwrap();
 
 /// A gateway on a stage, and how to talk to it.
 struct Door {
@@ -49,6 +52,11 @@ impl Door {
                 ..Permissions::default()
             }),
             attach: stage.attach(),
+            rates: Rates { token: MANY, address: MANY, failures: MANY },
+            boundary: Boundary::default(),
+            tls: None,
+            load_topic: None,
+            numbers: Arc::new(Numbers::default),
             intake: Intake::default(),
             status_topic: "interlock/runtime/status/v1".parse().unwrap(),
             store: Arc::new(move || Some(store.clone())),
@@ -70,7 +78,7 @@ impl Door {
         let mut stream = self.connect();
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
             self.token
         );
         stream.write_all(head.as_bytes()).unwrap();
@@ -297,7 +305,7 @@ fn everything_but_liveness_and_the_page_needs_the_token() {
     let door = Door::open(|_| {});
     let without = |path: &str| {
         let mut stream = door.connect();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         answer(stream)
     };
     for path in ["/", "/chat.js", "/chat.css", "/health/live"] {
@@ -316,7 +324,8 @@ fn the_description_of_the_interface_needs_no_token_and_the_socket_asks_for_it_it
     let door = Door::open(|_| {});
     let status = |path: &str, header: &str| {
         let mut stream = door.connect();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n{header}Connection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}Connection: close\r\n\r\n")
+            .unwrap();
         answer(stream).0
     };
     for path in ["/openapi.json", "/docs/index.html", "/v1/socket"] {
@@ -367,7 +376,7 @@ fn a_body_or_a_head_that_does_not_come_is_not_waited_for() {
     let mut stream = door.connect();
     write!(
         stream,
-        "POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nContent-Length: 10\r\n\r\nhel",
+        "POST /v1/chat HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 10\r\n\r\nhel",
         door.token
     )
     .unwrap();
@@ -383,7 +392,7 @@ fn a_body_may_take_longer_than_a_head() {
     let mut stream = door.connect();
     // In one piece, so that a busy machine cannot make it late.
     let head = format!(
-        "POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
+        "POST /v1/chat HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
         door.token
     );
     stream.write_all(head.as_bytes()).unwrap();
@@ -432,7 +441,9 @@ fn a_stop_lets_running_turns_end_and_begins_no_new_ones() {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+            .write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let (status, text) = answer(stream);
         if status == 200 || refused(&text) {
             break;

@@ -18,10 +18,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     let data_dir = super::data_dir(&loaded.config)?;
     loaded.config.bus_endpoints(&data_dir.run())?;
     crate::component::model_config(&loaded.config.model)?;
+    loaded.config.gateway.tls()?;
     // Without keys nobody was ever enrolled here, and what will be is not known.
     let registry = KeyStore::open(&data_dir.keys()).and_then(|keys| keys.registry());
-    let warnings =
-        registry.map(|registry| peers::unknown_consumers(&loaded.config, &registry)).unwrap_or_default();
+    let unknown = registry.map(|registry| peers::unknown_consumers(&loaded.config, &registry));
+    let warnings: Vec<String> =
+        loaded.config.gateway.warning().into_iter().chain(unknown.unwrap_or_default()).collect();
     let (changed, programs) = (show::changed(&loaded), loaded.config.programs.len());
     if arguments.json {
         let row = serde_json::json!({

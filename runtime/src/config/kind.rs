@@ -41,6 +41,10 @@ pub enum Kind {
     Probe,
     /// A list of texts.
     Texts,
+    /// A list of names of hosts.
+    HostNames,
+    /// A list of origins of pages.
+    Origins,
     /// A list of topic filters.
     Filters,
     /// A table of texts.
@@ -79,6 +83,8 @@ impl Kind {
                 value.as_str().is_some_and(|text| text.is_empty() || text.parse::<Probe>().is_ok())
             }
             Self::Texts => each(value, printable),
+            Self::HostNames => each(value, is_host_name),
+            Self::Origins => each(value, is_origin),
             Self::Filters => each(value, |text| text.parse::<TopicFilter>().is_ok()),
             Self::TextTable => value.as_table().is_some_and(|table| {
                 table.iter().all(|(name, value)| !name.is_empty() && is_variable(name) && value.is_str())
@@ -124,6 +130,8 @@ impl Kind {
             Self::Needs => "a list of names of other children, for example [\"model\"], each with \":started\", \":ready\", \":healthy\", \":completed\" or \":log:\" and a regular expression behind it, or nothing for ready".to_owned(),
             Self::Probe => "a URL that begins with http:// and names no user, or \"\"".to_owned(),
             Self::Texts => "a list of texts".to_owned(),
+            Self::HostNames => "a list of names of hosts without ports, for example [\"bus.example\"]".to_owned(),
+            Self::Origins => "a list of origins, each http:// or https:// and a host, and a port if it is not the usual one, for example [\"https://app.example\"]".to_owned(),
             Self::Filters => "a list of topic filters, for example [\"greetings/#\"]".to_owned(),
             Self::LevelTable => "a table of components or modules and \"off\", \"trace\", \"debug\", \"info\", \"warn\" or \"error\", for example { gateway = \"debug\" }".to_owned(),
             Self::Routes => {
@@ -153,7 +161,7 @@ impl Kind {
                 json!({ "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 2 })
             }
             Self::PeerName => json!({ "type": "string", "pattern": "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$" }),
-            Self::Needs | Self::Texts | Self::Filters => texts(),
+            Self::Needs | Self::Texts | Self::HostNames | Self::Origins | Self::Filters => texts(),
             Self::LevelTable => json!({
                 "type": "object",
                 "additionalProperties": { "enum": ["off", "trace", "debug", "info", "warn", "error"] }
@@ -194,7 +202,7 @@ impl Kind {
         match self {
             Self::Integer(..) => text.parse().map_or_else(|_| plain(), Value::Integer),
             Self::Routes | Self::Models | Self::Boolean => as_toml(text).unwrap_or_else(plain),
-            Self::Endpoints | Self::Needs | Self::Texts | Self::Filters => {
+            Self::Endpoints | Self::Needs | Self::Texts | Self::HostNames | Self::Origins | Self::Filters => {
                 if text.starts_with('[') {
                     return as_toml(text).unwrap_or_else(plain);
                 }
@@ -340,6 +348,27 @@ fn is_plain_url(text: &str) -> bool {
     !host.is_empty() && !host.contains('@') && rest.chars().all(|character| character.is_ascii_graphic())
 }
 
+fn is_host_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+fn is_origin(text: &str) -> bool {
+    let place = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    place.is_some_and(|place| {
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (place, None),
+        };
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_address = address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
+        (is_address || is_host_name(host)) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    })
+}
+
 fn is_variable(text: &str) -> bool {
     !text.starts_with(|character: char| character.is_ascii_digit())
         && text.chars().all(|character| character.is_ascii_alphanumeric() || character == '_')
@@ -403,6 +432,23 @@ mod tests {
                     "[\"udp://a:1\"]",
                     "\"ipc\"",
                     "[1]",
+                ],
+            ),
+            (
+                Kind::HostNames,
+                &["[]", "[\"bus.example\", \"box\"]"],
+                &["\"box\"", "[\"\"]", "[\"a:1\"]", "[\"*.example\"]", "[\"http://a\"]"],
+            ),
+            (
+                Kind::Origins,
+                &["[]", "[\"https://app.example\", \"http://localhost:3000\", \"http://[::1]:80\"]"],
+                &[
+                    "[\"*\"]",
+                    "[\"app.example\"]",
+                    "[\"https://a/\"]",
+                    "[\"https://me@a\"]",
+                    "[\"http://a:b\"]",
+                    "[\"null\"]",
                 ],
             ),
             (Kind::PeerName, &["\"greeter-1\""], &["\"\"", "\"a/b\"", "\"-a\""]),
