@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`topic`] and [`peer`] (names), [`envelope`] (what travels), [`native`] (how it
 //! stands on the wire), [`crypto`] and [`zmtp`] (the encrypted connection under it), [`broker`] and
-//! [`client`] (the two ends). [`limits`] holds
+//! [`client`] (the two ends), [`inspect`] (what the broker says of itself). [`limits`] holds
 //! every bound.
 
 pub mod blocking;
@@ -17,6 +17,7 @@ pub mod error;
 pub mod exit;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod inspect;
 pub mod keys;
 pub mod limits;
 mod local;

@@ -43,10 +43,9 @@ use self::{failure::Failure, output::Output, signals::Signals};
 use crate::{
     blocking,
     client::{Client, ConnectOptions},
-    envelope::Payload,
     exit::Exit,
+    inspect,
     manual::{Completions, Manual, Pages},
-    topic::TopicName,
 };
 
 /// Looks into the message bus of Interlock, and sends on it.
@@ -273,7 +272,7 @@ fn manual(verb: &Manual, output: &mut Output) -> Result<Exit, Failure> {
 
 /// Asks the broker about itself.
 fn ask_broker(client: &Client, what: &str) -> Result<serde_json::Value, Failure> {
-    ask(client, what, Payload::default())
+    Ok(blocking::wait(inspect::ask(client, what, &serde_json::Value::Null))?)
 }
 
 /// Asks the broker about something in particular.
@@ -282,15 +281,7 @@ fn ask_broker_about(
     what: &str,
     question: &serde_json::Value,
 ) -> Result<serde_json::Value, Failure> {
-    let payload = Payload::json(question).map_err(|error| Failure::new(Exit::Failed, error))?;
-    ask(client, what, payload)
-}
-
-fn ask(client: &Client, what: &str, question: Payload) -> Result<serde_json::Value, Failure> {
-    const DEADLINE: Duration = Duration::from_secs(10);
-    let topic: TopicName = format!("$sys/broker/{what}").parse()?;
-    let message = blocking::wait(client.request(&topic, question, DEADLINE))?;
-    message.decode().map_err(|error| Failure::new(Exit::Version, format!("the broker's answer: {error}")))
+    Ok(blocking::wait(inspect::ask(client, what, question))?)
 }
 
 /// Reads `500ms`, `10s`, `2m`, `1h`; a bare number is seconds.

@@ -41,6 +41,23 @@ impl Right {
     }
 }
 
+/// A word that names no right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is none of publish, subscribe, serve, request", word.escape_debug())]
+pub struct RightError {
+    word: String,
+}
+
+impl std::str::FromStr for Right {
+    type Err = RightError;
+
+    fn from_str(text: &str) -> Result<Self, RightError> {
+        let all = [Self::Publish, Self::Subscribe, Self::Serve, Self::Request];
+        let named = all.into_iter().find(|right| right.as_str() == text);
+        named.ok_or_else(|| RightError { word: text.chars().take(32).collect() })
+    }
+}
+
 /// Filters for one right.
 ///
 /// | matched by `deny` | matched by `allow` | permitted |

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Failure, Output, ask_broker, table};
-use crate::{client::Client, exit::Exit};
+use super::{Failure, Output, table};
+use crate::{blocking, client::Client, exit::Exit, inspect};
 
 /// What `bus audit` takes.
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ fn known_by(row: &Value) -> String {
 }
 
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let rows = table::sorted_by(ask_broker(client, "ledger")?, "topic");
+    let rows = blocking::wait(inspect::ledger(client))?;
     let total = rows.len();
     let is_unbalanced = |row: &Value| row["balances"] != Value::Bool(true);
     let unbalanced = rows.iter().filter(|row| is_unbalanced(row)).count();

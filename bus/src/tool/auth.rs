@@ -1,9 +1,7 @@
 //! `bus auth`
 
-use serde_json::Value;
-
 use super::{Failure, Output, ask_broker, table};
-use crate::{client::Client, exit::Exit};
+use crate::{blocking, client::Client, exit::Exit, inspect};
 
 const COLUMNS: &[table::Column] = &[
     ("TIME", |row| table::time(&row["at_ms"])),
@@ -34,27 +32,18 @@ pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure>
         let (key, until) = (table::text(&old["key"]), table::time(&old["until_ms"]));
         output.note(&format!("the broker's old key `{key}` is accepted until {until}"));
     }
-    let mut answer = ask_broker(client, "refusals")?;
-    let refusals = rows_of(answer["last"].take());
-    if refusals.is_empty() {
+    let refused = blocking::wait(inspect::refused(client))?;
+    if refused.connections.is_empty() {
         output.note("no connection was refused since the broker started");
     } else {
-        table::print(&refusals, COLUMNS, output)?;
+        table::print(&refused.connections, COLUMNS, output)?;
     }
-    if let Some(counts) = answer["counts"].as_object().filter(|counts| !counts.is_empty()) {
+    if let Some(counts) = refused.counts.as_object().filter(|counts| !counts.is_empty()) {
         let counts: Vec<String> = counts.iter().map(|(code, count)| format!("{code} {count}")).collect();
         output.note(&format!("since the broker started: {}", counts.join(", ")));
     }
-    let denials = rows_of(ask_broker(client, "denials")?);
-    if !denials.is_empty() {
-        table::print(&denials, DENIED_COLUMNS, output)?;
+    if !refused.operations.is_empty() {
+        table::print(&refused.operations, DENIED_COLUMNS, output)?;
     }
     Ok(Exit::Done)
-}
-
-fn rows_of(answer: Value) -> Vec<Value> {
-    match answer {
-        Value::Array(rows) => rows,
-        _ => Vec::new(),
-    }
 }

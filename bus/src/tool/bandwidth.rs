@@ -35,7 +35,7 @@ const COLUMNS: &[table::Column] = &[
 ];
 
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let mut rows = arguments.span.past(client, output)?.summary();
+    let mut rows = arguments.span.flow(client, output)?.summary();
     let known = ask_broker(client, "topics")?;
     let known: HashMap<&str, &Value> = known
         .as_array()

@@ -1,22 +1,16 @@
 //! Payloads as people can read them: JSON and text as such, bincode through registered schemas,
 //! anything else as hexadecimal digits.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
-
 use serde_json::Value;
 
-use super::{ask_broker, output::Output};
+use super::output::Output;
 use crate::{
+    blocking,
     client::Client,
-    envelope::{ContentType, Message},
+    envelope::Message,
+    inspect::{Decoded, Schemas},
     schema::{Schema, hex},
 };
-
-/// How long an unknown fingerprint stays unknown before the broker is asked again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A payload that was looked into.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,60 +23,26 @@ pub(super) enum Shown {
 /// Knows the schemas of one broker.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
-    schemas: HashMap<u64, Schema>,
-    asked_at: Option<Instant>,
+    schemas: Schemas,
 }
 
 impl Decoder {
     /// Looks into a payload. `client` is asked for schemas that are not known yet.
     pub(super) fn show(&mut self, client: &Client, message: &Message) -> Shown {
-        let payload = &message.payload;
-        if let Some(fingerprint) = message.header.schema
-            && let Some(value) =
-                self.schema(client, fingerprint).and_then(|schema| schema.decode(payload).ok())
-        {
-            return Shown::Json(value);
+        if let Some(fingerprint) = message.header.schema {
+            self.schema(client, fingerprint);
         }
-        let parsed = || serde_json::from_slice(payload).map(Shown::Json).ok();
-        let text = || message.text().map(|text| Shown::Text(text.to_owned()));
-        let shown = match &message.header.content_type {
-            ContentType::Json => parsed().or_else(text),
-            ContentType::Text => text(),
-            // Stock clients cannot say what they send.
-            ContentType::Bytes => text().filter(is_readable),
-            ContentType::Other(media_type) if media_type.starts_with("text/") => text(),
-            ContentType::Other(media_type) if media_type.ends_with("json") => parsed().or_else(text),
-            _ => None,
-        };
-        shown.unwrap_or_else(|| Shown::Hex(hex(payload)))
+        match self.schemas.decode_known(message) {
+            Decoded::Json(value) => Shown::Json(value),
+            Decoded::Text(text) => Shown::Text(text),
+            Decoded::Bytes => Shown::Hex(hex(&message.payload)),
+        }
     }
 
     /// A schema, if the broker knows it and tells.
     pub(super) fn schema(&mut self, client: &Client, fingerprint: u64) -> Option<&Schema> {
-        let may_ask = self.asked_at.is_none_or(|at| at.elapsed() >= ASK_AGAIN_AFTER);
-        if !self.schemas.contains_key(&fingerprint) && may_ask {
-            self.asked_at = Some(Instant::now());
-            // Whoever may not ask sees hexadecimal digits.
-            if let Ok(answer) = ask_broker(client, "schemas") {
-                self.learn(&answer);
-            }
-        }
-        self.schemas.get(&fingerprint)
+        blocking::wait(self.schemas.look_for(client, fingerprint))
     }
-
-    fn learn(&mut self, answer: &Value) {
-        for row in answer.as_array().into_iter().flatten().filter(|row| row["format"] == "fields") {
-            if let (Some(fingerprint), Some(name)) = (row["fingerprint"].as_u64(), row["name"].as_str())
-                && let Ok(schema) = Schema::from_value(name, &row["body"])
-            {
-                self.schemas.insert(fingerprint, schema);
-            }
-        }
-    }
-}
-
-fn is_readable(shown: &Shown) -> bool {
-    matches!(shown, Shown::Text(text) if !text.chars().any(|character| character.is_control() && !character.is_whitespace()))
 }
 
 impl Shown {

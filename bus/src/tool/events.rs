@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{Failure, Output, ask_broker, table};
+use super::{Failure, Output, table};
 use crate::{
     blocking,
     client::{Client, Event, SubscribeOptions},
     exit::Exit,
+    inspect,
     topic::TopicFilter,
 };
 
@@ -46,15 +47,12 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
     for filter in TOPICS.into_iter().filter(|_| arguments.follow) {
         subscriptions.push(blocking::wait(client.subscribe(&filter.parse()?, SubscribeOptions::default()))?);
     }
-    let answer = ask_broker(client, "events")?;
-    let past: Vec<&Value> = answer["last"].as_array().into_iter().flatten().collect();
+    let inspect::Noticed { events: past, forgotten, lost } = blocking::wait(inspect::events(client))?;
     let wanted: Vec<&Value> =
-        past.iter().filter(|row| is_wanted(row["topic"].as_str().unwrap_or_default())).copied().collect();
-    let forgotten = answer["count"].as_u64().unwrap_or_default().saturating_sub(past.len() as u64);
+        past.iter().filter(|row| is_wanted(row["topic"].as_str().unwrap_or_default())).collect();
     if forgotten > 0 {
         output.note(&format!("{forgotten} older events are forgotten"));
     }
-    let lost = answer["lost"].as_u64().unwrap_or_default();
     if lost > 0 {
         output.note(&format!(
             "{lost} copies were lost by subscribers that were slow; `bus peers` shows who drops"

@@ -9,6 +9,7 @@ use crate::{
     durable::DurableError,
     error::{ConnectError, PublishError, RequestError, SubscribeError},
     exit::Exit,
+    inspect::InspectError,
     keys::KeyError,
     topic::TopicError,
 };
@@ -74,6 +75,16 @@ impl From<KeyError> for Failure {
 impl From<TopicError> for Failure {
     fn from(error: TopicError) -> Self {
         Self::new(Exit::Misuse, error)
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Self {
+        match error {
+            InspectError::Topic(error) => error.into(),
+            InspectError::Request(error) => error.into(),
+            InspectError::Answer(_) => Self::new(Exit::Version, error),
+        }
     }
 }
 

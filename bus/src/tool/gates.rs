@@ -1,7 +1,7 @@
 //! `bus gates`
 
-use super::{Failure, Output, ask_broker, table};
-use crate::{client::Client, exit::Exit};
+use super::{Failure, Output, table};
+use crate::{blocking, client::Client, exit::Exit, inspect};
 
 const COLUMNS: &[table::Column] = &[
     ("PEER", |row| table::text(&row["peer"])),
@@ -26,7 +26,7 @@ const COLUMNS: &[table::Column] = &[
 ];
 
 pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let rows = table::sorted_by(ask_broker(client, "gates")?, "topic");
+    let rows = blocking::wait(inspect::gates(client))?;
     if rows.is_empty() {
         output.note("no gated publisher is connected");
         return Ok(Exit::Done);

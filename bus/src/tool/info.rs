@@ -1,9 +1,9 @@
 //! `bus info`
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Failure, Output, ask_broker_about, table};
-use crate::{client::Client, exit::Exit, topic::TopicName};
+use super::{Failure, Output, table};
+use crate::{blocking, client::Client, exit::Exit, inspect, topic::TopicName};
 
 /// What `bus info` takes.
 #[derive(Debug, clap::Args)]
@@ -49,32 +49,18 @@ pub(super) fn rule(rule: &Value) -> String {
 }
 
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let mut answer = ask_broker_about(client, "topic", &json!({ "topic": arguments.topic }))?;
-    let mut rows = Vec::new();
-    for (role, field) in [("publisher", "publishers"), ("subscriber", "subscribers"), ("server", "servers")] {
-        if let Value::Array(peers) = answer[field].take() {
-            rows.extend(peers.into_iter().map(|mut peer| {
-                peer["role"] = role.into();
-                peer
-            }));
-        }
-    }
-    let is_unknown = answer["statistics"].is_null() && rows.is_empty() && answer["retained"].is_null();
-    if output.is_json() {
-        let facts = json!({
-            "role": "topic", "topic": arguments.topic, "statistics": answer["statistics"],
-            "retained": answer["retained"], "held": answer["held"],
-        });
-        output.json(&facts)?;
-    } else {
-        summary(&arguments.topic, &answer, output)?;
-    }
-    if !rows.is_empty() {
-        table::print(&rows, COLUMNS, output)?;
-    }
-    if is_unknown {
+    let parts = blocking::wait(inspect::topic(client, &arguments.topic))?;
+    let Some((facts, rows)) = parts.split_first() else {
         output.note(&format!("nobody has to do with `{}` since the broker started", arguments.topic));
         return Ok(Exit::Failed);
+    };
+    if output.is_json() {
+        output.json(facts)?;
+    } else {
+        summary(&arguments.topic, facts, output)?;
+    }
+    if !rows.is_empty() {
+        table::print(rows, COLUMNS, output)?;
     }
     Ok(Exit::Done)
 }

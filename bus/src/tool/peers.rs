@@ -1,7 +1,7 @@
 //! `bus peers`
 
-use super::{Failure, Output, ask_broker, table};
-use crate::{client::Client, exit::Exit};
+use super::{Failure, Output, table};
+use crate::{blocking, client::Client, exit::Exit, inspect};
 
 const COLUMNS: &[table::Column] = &[
     ("PEER", |row| table::text(&row["peer"])),
@@ -18,7 +18,7 @@ const COLUMNS: &[table::Column] = &[
 ];
 
 pub(super) fn run(client: &Client, output: &mut Output) -> Result<Exit, Failure> {
-    let rows = table::sorted_by(ask_broker(client, "peers")?, "peer");
+    let rows = blocking::wait(inspect::peers(client))?;
     table::print(&rows, COLUMNS, output)?;
     let old = rows.iter().filter(|row| row["broker_key"] == "old").map(|row| table::text(&row["peer"]));
     let old: std::collections::BTreeSet<String> = old.collect();

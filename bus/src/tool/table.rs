@@ -87,16 +87,6 @@ pub(super) fn time(value: &Value) -> String {
     timestamp.map_or_else(|| "-".to_owned(), |timestamp| format!("{timestamp:.3}"))
 }
 
-/// The rows of an answer, sorted by a field.
-pub(super) fn sorted_by(answer: Value, field: &str) -> Vec<Value> {
-    let mut rows = match answer {
-        Value::Array(rows) => rows,
-        _ => Vec::new(),
-    };
-    rows.sort_by_key(|row| text(&row[field]));
-    rows
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -14,9 +14,10 @@ use crate::{
     broker::{Bounds, Broker, BrokerConfig, BrokerHandle},
     client::{PublishOptions, ServeOptions, SubscribeOptions},
     endpoint::Endpoint,
-    envelope::ContentType,
+    envelope::{ContentType, Payload},
     keys::{KeyStore, Permissions, Rules},
     schema::Schema,
+    topic::TopicName,
 };
 
 #[derive(Clone, Default)]

@@ -17,7 +17,6 @@ use super::{
     Failure, Output, ask_broker, ask_broker_about,
     decode::Decoder,
     publish::{header, payload},
-    topics,
 };
 use crate::{
     blocking,
@@ -25,6 +24,7 @@ use crate::{
     envelope::{Header, Message, Payload, now_ns},
     error::PublishError,
     exit::Exit,
+    inspect,
     native::Overflow,
     peer::PeerName,
     topic::{TopicFilter, TopicName},
@@ -104,7 +104,7 @@ fn did_you_mean(client: &Client, tree: &Tree) -> Result<Option<String>, Failure>
     let has_somebody = |row: &&Value| row[side].as_array().is_some_and(|names| !names.is_empty());
     let rows = known.as_array().into_iter().flatten().filter(has_somebody);
     let names = rows.filter_map(|row| row["topic"].as_str());
-    Ok(topics::most_like(tree.topic.as_str(), filters.chain(names)).map(str::to_owned))
+    Ok(inspect::most_like(tree.topic.as_str(), filters.chain(names)).map(str::to_owned))
 }
 
 fn dry(arguments: &Arguments, client: &Client) -> Result<Tree, Failure> {

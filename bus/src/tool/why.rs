@@ -1,9 +1,9 @@
 //! `bus why`
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Failure, Output, ask_broker_about};
-use crate::{client::Client, exit::Exit, keys::Right, peer::PeerName, topic::TopicName};
+use super::{Failure, Output};
+use crate::{blocking, client::Client, exit::Exit, inspect, keys::Right, peer::PeerName, topic::TopicName};
 
 /// What `bus why` takes.
 #[derive(Debug, clap::Args)]
@@ -14,21 +14,14 @@ pub(super) struct Arguments {
     /// Who
     peer: PeerName,
     /// Does what
-    #[arg(value_parser = right)]
     operation: Right,
     /// On which topic
     topic: TopicName,
 }
 
-fn right(text: &str) -> Result<Right, String> {
-    serde_json::from_value(text.into())
-        .map_err(|_| format!("`{text}` is none of publish, subscribe, serve, request"))
-}
-
 pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -> Result<Exit, Failure> {
     let Arguments { peer, operation, topic } = arguments;
-    let question = json!({ "peer": peer, "operation": operation, "topic": topic });
-    let answer = ask_broker_about(client, "why", &question)?;
+    let answer = blocking::wait(inspect::why(client, peer, *operation, topic))?;
     let verdict = answer["verdict"].as_str().unwrap_or_default();
     if output.is_json() {
         output.json(&answer)?;

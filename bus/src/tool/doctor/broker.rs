@@ -13,8 +13,8 @@ use crate::{
     client::Client,
     envelope::now_ns,
     exit::Exit,
-    native,
-    tool::{ask_broker, failure::Failure, table, topics},
+    inspect, native,
+    tool::{ask_broker, failure::Failure, table},
 };
 
 /// How far back losses and refusals count.
@@ -245,7 +245,7 @@ fn gates(answer: &Value) -> Finding {
 
 /// Topics with a publisher and nobody to hear it, and filters for which nothing comes.
 fn one_ended(known: Value, subscriptions: &Value) -> [Finding; 2] {
-    let judged = topics::judged(table::sorted_by(known, "topic"), rows(subscriptions));
+    let judged = inspect::judged(known, rows(subscriptions));
     ["published", "subscribed"].map(|state| {
         let (check, none, some) = match state {
             "published" => {
