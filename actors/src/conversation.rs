@@ -6,11 +6,14 @@
 //! | requested on [`topics::USER_INPUT`] | to the requester, part by part, and on the turn topics |
 //! | published on it | on the turn topics |
 //!
+//! [`topics::CANCEL`] ends what goes on in a conversation, [`topics::DELETE`] the conversation.
+//!
 //! Reading order: [`turn`] (one turn, pure), [`schedule`] (which turn runs, pure), [`history`]
 //! (what the model is shown, pure), `run` (a turn with its I/O), then the actor below.
 
 mod config;
 pub mod history;
+mod orders;
 mod run;
 pub mod schedule;
 #[cfg(test)]
@@ -20,10 +23,12 @@ pub mod turn;
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use interlock_bus::{Message, client::SubscribeOptions};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use self::config::*;
 use self::{
+    orders::Orders,
     run::{Job, Requester, Turns},
     schedule::{Admission, Schedule},
 };
@@ -53,6 +58,8 @@ pub struct ConversationEngine {
 struct Engine {
     turns: Turns,
     schedule: RefCell<Schedule<Job>>,
+    orders: Orders,
+    store: Store,
     intake: Intake,
 }
 
@@ -68,10 +75,14 @@ impl Actor for ConversationEngine {
         self.engine = Some(Rc::new(Engine {
             turns: Turns::new(self.config.clone(), self.store.clone(), context.client().clone()),
             schedule: RefCell::new(Schedule::new(self.config.schedule)),
+            orders: Orders::default(),
+            store: self.store.clone(),
             intake: self.intake.clone(),
         }));
         topics::register(context.client());
-        context.serve(&topics::filter(topics::USER_INPUT)).await?;
+        for topic in [topics::USER_INPUT, topics::CANCEL, topics::DELETE] {
+            context.serve(&topics::filter(topic)).await?;
+        }
         context.subscribe(&topics::filter(topics::USER_INPUT), SubscribeOptions::default()).await?;
         Ok(())
     }
@@ -79,6 +90,9 @@ impl Actor for ConversationEngine {
     async fn handle(&mut self, input: Input, context: &Context) -> Result<(), Failure> {
         let Some(engine) = &self.engine else { return Ok(()) };
         match input {
+            Input::Request(request) if request.message.topic.as_str() != topics::USER_INPUT => {
+                engine.order(request, context);
+            }
             Input::Request(request) => {
                 let said = read(&request.message);
                 engine.offer(said, Requester::of(request), context);
@@ -145,16 +159,23 @@ impl Engine {
                 });
             }
         };
+        let (off, ordered_off) = watch::channel(false);
         let job = Job {
             conversation: said.conversation.unwrap_or_default(),
             turn: said.turn.unwrap_or_else(Uuid::now_v7),
             text: said.text,
             requester,
+            ordered_off,
+            off,
         };
         if !self.intake.is_open() {
             return self.refuse(job, code::STOPPING, STOPPING.to_owned(), context);
         }
         let conversation = job.conversation.clone();
+        if self.orders.is_being_deleted(&conversation) {
+            let text = format!("conversation `{conversation}` is being deleted; try again later");
+            return self.refuse(job, code::BUSY, text, context);
+        }
         let admission = self.schedule.borrow_mut().admit(&conversation, job);
         match admission {
             Admission::Start(job) => self.start(job, context),
@@ -177,7 +198,9 @@ impl Engine {
         let (engine, spawner) = (Rc::clone(self), context.clone());
         context.spawn(async move {
             let conversation = job.conversation.clone();
+            engine.orders.begun(&conversation, job.off.clone());
             engine.turns.run(job).await;
+            engine.orders.ended(&conversation);
             let next = engine.schedule.borrow_mut().finished(&conversation);
             next.into_iter().for_each(|job| engine.start(job, &spawner));
             Ok(())

@@ -2,21 +2,27 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /` | the chat page |
-//! | `POST /v1/conversations/{id}/messages` with `{"text":"hello"}` | the turn as server-sent events |
-//! | `POST /v1/chat` with plain text, or `{"text","conversation"}` | the answer as plain text, or as events if `Accept` says so |
-//! | `GET /v1/conversations`, `GET /v1/conversations/{id}` | what was said |
+//! | `GET /` | the page |
+//! | `/v1/conversations...`, `POST /v1/chat` | talking, and what was said |
+//! | `/v1/bus/...` | topics, peers and the like; publish, request, subscribe |
+//! | `GET /v1/socket` | the bus over a WebSocket; `gateway/SOCKET.md` |
+//! | `/v1/logs...`, `/v1/admin/...` | the log; orders to the runtime |
 //! | `GET /v1/models`, `GET /v1/status` | what answers; the tree |
 //! | `GET /health/live`, `/health/ready`, `/health` | whether it lives, all is ready, it can be used |
+//! | `GET /openapi.json`, `GET /docs/` | all of this, for programs and for people |
 //!
 //! Events of a turn: `started`, any number of `delta`, then exactly one `final` or `error`. A turn that cannot begin is
 //! answered with an HTTP error instead. Errors are `{"error":{"code","message"}}`. Everything but the page,
 //! liveness and the description of the interface needs a token (`admit.rs`) with the scope for it (`access.rs`).
 
 mod access;
+mod admin;
 mod admit;
 mod body;
 mod boundary;
+mod bus;
+mod conversations;
+mod document;
 mod doorkeeper;
 mod error;
 mod exposition;
@@ -24,11 +30,16 @@ mod guarded;
 mod health;
 mod history;
 mod limits;
+mod logs;
 mod metrics;
+mod outbox;
 mod page;
+mod parameters;
 mod port;
 mod refusals;
 mod server;
+mod socket;
+mod sse;
 mod tls;
 mod token;
 mod token_routes;
@@ -39,23 +50,17 @@ mod turn;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use actix_web::{dev::ServerHandle, web};
 use interlock_bus::{Client, PeerName, TopicName, client::LinkState};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use access::{Attach, Scope};
 pub use boundary::Boundary;
 pub use limits::Rates;
 pub use metrics::Numbers;
+pub use outbox::OutboxKey;
 pub use port::{Port, PortError};
 pub use tls::{Tls, TlsError, TlsFiles};
 pub use token::Token;
@@ -119,8 +124,35 @@ pub struct Options {
     pub intake: Intake,
     /// Answers with the runtime's status.
     pub status_topic: TopicName,
+    /// Where the runtime takes orders.
+    pub orders: Orders,
     /// The store, where past conversations are read; `None` while it is not open.
     pub store: Arc<dyn Fn() -> Option<Store> + Send + Sync>,
+    /// Where the outbox is, and its key.
+    pub outbox: Arc<OutboxKey>,
+}
+
+/// Where the runtime takes orders.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    /// Tells the status with the present load of each component.
+    pub ps: TopicName,
+    /// Tells what will be done with a component that fails.
+    pub plan: TopicName,
+    /// Tells of one component in words.
+    pub explain: TopicName,
+    /// Starts a component.
+    pub start: TopicName,
+    /// Stops a component.
+    pub stop_component: TopicName,
+    /// Restarts a component.
+    pub restart: TopicName,
+    /// Reads the configuration again.
+    pub reload: TopicName,
+    /// Tells and changes which log records are kept.
+    pub log_levels: TopicName,
+    /// Stops everything.
+    pub stop: TopicName,
 }
 
 /// Looks at the tokens between two at the certificate.
@@ -159,13 +191,25 @@ struct Shared {
     traffic: Traffic,
     named_topics: NamedTopics,
     streams: Arc<Semaphore>,
-    stopping: Arc<AtomicBool>,
+    /// Sockets whose client is not known yet.
+    unknown_sockets: Arc<Semaphore>,
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Shared {
+    /// Returns when no new work is taken any more: what has no end of its own ends then.
+    async fn stopped(&self) {
+        let mut stopping = self.stopping.subscribe();
+        tokio::select! {
+            () = self.options.intake.closed() => {}
+            // The sender lives in what we are.
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => {}
+        }
+    }
+
     /// The right to stream one answer.
     fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        if self.stopping.load(Ordering::Relaxed) || !self.options.intake.is_open() {
+        if *self.stopping.borrow() || !self.options.intake.is_open() {
             return Err(ApiError::Stopping);
         }
         let busy = |_| ApiError::Busy { limit: self.options.streams_max };
@@ -191,7 +235,7 @@ struct Running {
     doorkeeper: Arc<Doorkeeper>,
     refusals: Arc<Refusals>,
     streams: Arc<Semaphore>,
-    stopping: Arc<AtomicBool>,
+    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Gateway {
@@ -205,7 +249,7 @@ impl Actor for Gateway {
     async fn started(&mut self, context: &Context) -> Result<(), Failure> {
         let listener = self.options.port.open()?;
         let streams = Arc::new(Semaphore::new(self.options.streams_max));
-        let stopping = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::new(watch::Sender::new(false));
         let Options { token, operator, tokens, attach, .. } = self.options.clone();
         let refusals = Arc::new(Refusals::new(tokens.audit()));
         let doorkeeper = Arc::new(Doorkeeper::new(token, operator, tokens, attach, self.options.rates.token));
@@ -218,6 +262,7 @@ impl Actor for Gateway {
             named_topics: NamedTopics::default(),
             client: context.client().clone(),
             streams: Arc::clone(&streams),
+            unknown_sockets: Arc::new(Semaphore::new(socket::UNKNOWN_SOCKETS_MAX)),
             stopping: Arc::clone(&stopping),
         };
         let server = server::build(listener, web::Data::new(shared))?;
@@ -269,7 +314,7 @@ impl Actor for Gateway {
         let Some(Running { server, streams, stopping, doorkeeper, refusals }) = self.running.take() else {
             return Ok(());
         };
-        stopping.store(true, Ordering::Relaxed);
+        stopping.send_replace(true);
         let left = self.options.streams_max - streams.available_permits();
         if left > 0 {
             context.progress(format!("waiting for {left} answers to end"));

@@ -228,6 +228,11 @@ impl Store {
         self.shared.jobs.trim();
     }
 
+    /// What is kept of the log records.
+    pub fn log_retention(&self) -> LogRetention {
+        *locked(&self.shared.retention)
+    }
+
     /// Creates a conversation; `false` if it was there already.
     pub async fn create_conversation(&self, id: &str, title: &str) -> Result<bool, StoreError> {
         let work = conversations::Create { id: id.to_owned(), title: title.to_owned() };
@@ -240,6 +245,12 @@ impl Store {
     pub async fn append_message(&self, message: NewMessage) -> Result<bool, Refused<NewMessage>> {
         let said = self.shared.jobs.submit(conversations::Say(message)).await;
         said.map_err(|refused| refused.map(|work| work.0))
+    }
+
+    /// Gives a conversation another title; `false` if there is none.
+    pub async fn rename_conversation(&self, id: &str, title: &str) -> Result<bool, StoreError> {
+        let work = conversations::Rename { id: id.to_owned(), title: title.to_owned() };
+        self.shared.jobs.submit(work).await.map_err(|refused| refused.error)
     }
 
     /// Deletes a conversation with all its messages; `false` if there was none.

@@ -30,6 +30,10 @@ pub const TURN_DELTA: &str = "conversation/turn/delta/v1";
 pub const TURN_FINAL: &str = "conversation/turn/final/v1";
 /// A turn ended without one.
 pub const TURN_ERROR: &str = "conversation/turn/error/v1";
+/// Ends the running turn of a conversation.
+pub const CANCEL: &str = "conversation/cancel/v1";
+/// Deletes a conversation with all its messages, after what goes on in it was ended.
+pub const DELETE: &str = "conversation/delete/v1";
 /// Asks the model to go on from a list of messages.
 pub const COMPLETIONS: &str = "modelservice/completions/v1";
 /// Asks which models there are.
@@ -38,6 +42,8 @@ pub const MODELS: &str = "modelservice/models/v1";
 pub const EMBEDDINGS: &str = "modelservice/embeddings/v1";
 /// Asks how each model fares: whether it answers, how fast, and what it has done.
 pub const MODEL_STATISTICS: &str = "modelservice/statistics/v1";
+/// Everything about turns.
+pub const TURN_ALL: &str = "conversation/turn/#";
 /// Everything about conversations.
 pub const CONVERSATION_ALL: &str = "conversation/#";
 /// Everything that is logged: `logs/<component>/<level>`.
@@ -115,6 +121,20 @@ pub const CATALOGUE: &[Entry] = &[
         to: "anyone permitted",
     },
     Entry {
+        topic: CANCEL,
+        pattern: Pattern::Request("ConversationOrder, when the turn has ended"),
+        payload: "ConversationOrder: conversation text",
+        from: "gateway, anyone permitted",
+        to: "conversation",
+    },
+    Entry {
+        topic: DELETE,
+        pattern: Pattern::Request("ConversationOrder, when it is gone"),
+        payload: "ConversationOrder: conversation text",
+        from: "gateway, anyone permitted",
+        to: "conversation",
+    },
+    Entry {
         topic: COMPLETIONS,
         pattern: Pattern::Stream("CompletionPart: delta | final"),
         payload: "CompletionRequest: turn uuid, messages [ChatMessage], options CompletionOptions",
@@ -185,6 +205,10 @@ pub mod code {
     pub const BAD_REQUEST: &str = "bad_request";
     /// A queue is full; try again later.
     pub const BUSY: &str = "busy";
+    /// Nothing goes on that could be ended.
+    pub const NOT_RUNNING: &str = "not_running";
+    /// There is no such conversation.
+    pub const UNKNOWN_CONVERSATION: &str = "unknown_conversation";
     /// Whoever asked has cancelled.
     pub const CANCELLED: &str = "cancelled";
     /// Nobody serves the model's topic.
@@ -359,6 +383,14 @@ pub struct UserInput {
     pub turn: Option<Uuid>,
     /// What the user said.
     pub text: String,
+}
+
+/// Payload of [`CANCEL`] and [`DELETE`], and of their answers, in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConversationOrder {
+    /// Which conversation.
+    pub conversation: ConversationId,
 }
 
 /// Payload of [`TURN_STARTED`].

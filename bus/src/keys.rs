@@ -25,7 +25,7 @@ pub use broker_keys::BrokerKeys;
 pub use credentials::Credentials;
 pub use last_use::LastUse;
 pub use moved::{Moved, Renewed};
-pub use permissions::{Decision, Permissions, Right, Rules};
+pub use permissions::{Decision, Permissions, Right, RightError, Rules};
 pub use registry::{KeyState, Registry};
 pub use rule_source::RuleSource;
 pub use store::KeyStore;

@@ -5,6 +5,7 @@
 //! | `interlock/runtime/status/v1` | nothing | [`Status`] as JSON, from memory |
 //! | `interlock/runtime/ps/v1` | nothing | [`Status`] with the present load and memory of each component |
 //! | `interlock/runtime/plan/v1` | [`PlanRequest`] | [`Plan`](crate::supervisor::Plan) |
+//! | `interlock/runtime/explain/v1` | a name, as text | [`Explained`] |
 //! | `interlock/runtime/start-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/stop-component/v1` | a name, as text | [`Ordered`] |
 //! | `interlock/runtime/restart-component/v1` | a name, as text | [`Ordered`] |
@@ -21,6 +22,7 @@ use std::{
 use interlock_actors::{
     actor::{Actor, Failure, Input},
     context::Context,
+    gateway::Orders,
     log_transport::Threshold,
 };
 use interlock_bus::{Client, Payload, Request, RequestError, TopicFilter, TopicName};
@@ -35,7 +37,7 @@ use crate::{
     process::memory,
     reload::{ConfigStatus, ReloadHandle},
     supervisor::{
-        OrderError, State, SupervisorHandle, TreeSnapshot,
+        ChildSnapshot, OrderError, State, SupervisorHandle, TreeSnapshot, explain,
         stall_watch::{Health, HealthSnapshot},
     },
     telemetry::{Levels, levels},
@@ -51,6 +53,7 @@ pub use crate::telemetry::levels::{LevelStatus, Override};
 const STATUS: &str = "interlock/runtime/status/v1";
 const PS: &str = "interlock/runtime/ps/v1";
 const PLAN: &str = "interlock/runtime/plan/v1";
+const EXPLAIN: &str = "interlock/runtime/explain/v1";
 const START: &str = "interlock/runtime/start-component/v1";
 const STOP_ONE: &str = "interlock/runtime/stop-component/v1";
 const RESTART: &str = "interlock/runtime/restart-component/v1";
@@ -110,6 +113,21 @@ pub fn backup_topic() -> TopicName {
 /// Where a stop of everything is asked for.
 pub fn stop_topic() -> TopicName {
     topic(STOP)
+}
+
+/// Where the gateway gives what orders.
+pub fn orders() -> Orders {
+    Orders {
+        ps: ps_topic(),
+        plan: plan_topic(),
+        explain: topic(EXPLAIN),
+        start: ComponentOrder::Start.topic(),
+        stop_component: ComponentOrder::Stop.topic(),
+        restart: ComponentOrder::Restart.topic(),
+        reload: reload_topic(),
+        log_levels: log_levels_topic(),
+        stop: stop_topic(),
+    }
 }
 
 fn topic(text: &'static str) -> TopicName {
@@ -201,6 +219,15 @@ pub struct PlanRequest {
     pub fails_after_ms: u64,
 }
 
+/// One component in words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// What it waits for, why it is down, when it is tried next: what `interlock explain` prints.
+    pub text: String,
+    /// What that is told from.
+    pub component: ChildSnapshot,
+}
+
 /// Serves the topics above.
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -278,6 +305,14 @@ impl Actor for Admin {
                 Ok(Payload::json(&self.status(tree))?)
             }
             PLAN => self.plan(&request).await?,
+            EXPLAIN => {
+                let (tree, health) = (self.tree.clone(), self.health.clone());
+                let tree = tokio::task::spawn_blocking(move || with_memory(&tree, &health)).await?;
+                match explained(&tree, &named(&request)) {
+                    Ok(explained) => Ok(Payload::json(&explained)?),
+                    Err(refusal) => Err(refusal),
+                }
+            }
             START => self.order(ComponentOrder::Start, &request).await?,
             STOP_ONE => self.order(ComponentOrder::Stop, &request).await?,
             RESTART if NEEDED_TO_GIVE_ORDERS.contains(&named(&request).as_str()) => {
@@ -422,6 +457,17 @@ impl Admin {
     }
 }
 
+/// What there is to say of one component.
+fn explained(tree: &TreeSnapshot, name: &str) -> Result<Explained, Refusal> {
+    match (explain::explain(tree, name), tree.child(name)) {
+        (Some(text), Some(component)) => Ok(Explained { text, component: component.clone() }),
+        _ => {
+            let names = || tree.children.iter().map(|child| child.name.as_str());
+            Err(OrderError::unknown(name, names).into())
+        }
+    }
+}
+
 /// The component that a request names.
 fn named(request: &Request) -> String {
     String::from_utf8_lossy(&request.message.payload).trim().to_owned()
@@ -461,7 +507,15 @@ mod tests {
     fn the_topics_are_valid_and_served() {
         let filter: TopicFilter = ALL.parse().unwrap();
         let orders = [ComponentOrder::Start, ComponentOrder::Stop, ComponentOrder::Restart];
-        let topics = [status_topic(), ps_topic(), plan_topic(), reload_topic(), backup_topic(), stop_topic()];
+        let topics = [
+            status_topic(),
+            ps_topic(),
+            super::orders().explain,
+            plan_topic(),
+            reload_topic(),
+            backup_topic(),
+            stop_topic(),
+        ];
         for topic in topics.into_iter().chain(orders.map(ComponentOrder::topic)) {
             assert!(filter.matches(&topic));
         }

@@ -54,7 +54,7 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
             rights(
                 &["conversation/turn/#"],
                 &[topics::USER_INPUT],
-                &[topics::USER_INPUT],
+                &[topics::USER_INPUT, topics::CANCEL, topics::DELETE],
                 &["modelservice/#"],
             ),
         ),
@@ -62,10 +62,12 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
             "gateway",
             rights(
                 &[],
-                &[],
+                &[topics::TURN_ALL],
                 &[],
                 &[
                     topics::USER_INPUT,
+                    topics::CANCEL,
+                    topics::DELETE,
                     topics::MODELS,
                     topics::MODEL_STATISTICS,
                     topics::EMBEDDINGS,

@@ -395,6 +395,7 @@ impl Site {
         let section = self.config().gateway;
         let (store, seat) = (self.store.clone(), self.seat.clone());
         let (log, outbox) = (self.log_buffer.clone(), self.outbox.clone());
+        let (database, vault) = (self.data_dir.outbox(), Arc::clone(&self.vault));
         gateway::Options {
             port: Arc::clone(&self.port),
             workers: section.workers,
@@ -428,7 +429,9 @@ impl Site {
             }),
             intake: self.intake.clone(),
             status_topic: admin::status_topic(),
+            orders: admin::orders(),
             store: Arc::new(move || store.store().ok()),
+            outbox: Arc::new(move || Ok((database.clone(), vault.open()?))),
         }
     }
 }

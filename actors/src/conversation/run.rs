@@ -7,6 +7,7 @@ use interlock_bus::{
     client::{CancelToken, PublishOptions, ReplyStream, Request},
     error::RequestError,
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
@@ -37,6 +38,10 @@ pub(super) struct Job {
     pub(super) turn: Uuid,
     pub(super) text: String,
     pub(super) requester: Requester,
+    /// Becomes `true` when somebody else than the requester wants it to end.
+    pub(super) ordered_off: watch::Receiver<bool>,
+    /// How that is said.
+    pub(super) off: watch::Sender<bool>,
 }
 
 /// Who waits for the answer; nobody, if the user's text was published.
@@ -147,13 +152,13 @@ impl Turns {
     /// Feeds the state machine until it ends.
     async fn drive(&self, job: &Job) -> Ending {
         let mut turn = Turn::received(self.config.timing, ANSWER_BYTES_MAX, Instant::now());
-        let mut cancelled = job.requester.cancelled();
+        let mut cancelled = Some((job.requester.cancelled(), job.ordered_off.clone()));
         let mut doing: Option<Doing<'_>> = Some(Box::pin(self.save_question(job)));
         let mut model: Option<ReplyStream> = None;
         loop {
             let done = tokio::select! {
                 biased;
-                () = wait(&cancelled) => {
+                () = wait(&mut cancelled) => {
                     // It has been heard: a turn that goes on all the same must not hear it for ever.
                     cancelled = None;
                     Done::Input(Input::Cancel)
@@ -335,11 +340,24 @@ impl Turns {
     }
 }
 
-/// Waits for a cancel; for ever if none can come.
-async fn wait(cancelled: &Option<CancelToken>) {
-    match cancelled {
-        Some(token) => token.wait().await,
-        None => std::future::pending().await,
+/// Waits for a cancel of the requester's, or an order of somebody else; for ever once it was heard.
+async fn wait(cancelled: &mut Option<(Option<CancelToken>, watch::Receiver<bool>)>) {
+    let Some((token, ordered_off)) = cancelled else { return std::future::pending().await };
+    let by_requester = async {
+        match token {
+            Some(token) => token.wait().await,
+            None => std::future::pending().await,
+        }
+    };
+    let by_order = async {
+        if ordered_off.wait_for(|is_off| *is_off).await.is_err() {
+            // Nobody is left who could order it.
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        () = by_requester => {}
+        () = by_order => {}
     }
 }
 

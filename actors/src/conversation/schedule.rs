@@ -103,6 +103,14 @@ impl<T> Schedule<T> {
         start
     }
 
+    /// Takes out the turns of one conversation that wait; none of them will start any more.
+    pub fn withdraw(&mut self, conversation: &ConversationId) -> Vec<T> {
+        let Some(queue) = self.waiting.remove(conversation) else { return Vec::new() };
+        self.waiting_count -= queue.len();
+        self.ready.retain(|ready| ready != conversation);
+        queue.into()
+    }
+
     /// Takes out all turns that wait; none of them will start any more.
     pub fn drain(&mut self) -> Vec<T> {
         self.ready.clear();
@@ -171,6 +179,22 @@ mod tests {
             schedule.admit(&id("a"), turn);
         }
         assert_eq!(schedule.drain(), [1, 2]);
+        assert_eq!(schedule.finished(&id("a")), [0; 0]);
+        assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn withdrawn_turns_do_not_start_and_those_of_others_do() {
+        let mut schedule = Schedule::new(LIMITS);
+        schedule.admit(&id("a"), 1);
+        schedule.admit(&id("a"), 2);
+        schedule.admit(&id("b"), 3);
+        schedule.admit(&id("c"), 4);
+        assert_eq!(schedule.withdraw(&id("c")), [4]);
+        assert_eq!(schedule.withdraw(&id("c")), [0; 0]);
+        assert_eq!((schedule.running(), schedule.waiting()), (2, 1));
+        assert_eq!(schedule.finished(&id("b")), [0; 0]);
+        assert_eq!(schedule.withdraw(&id("a")), [2]);
         assert_eq!(schedule.finished(&id("a")), [0; 0]);
         assert_eq!((schedule.running(), schedule.waiting()), (0, 0));
     }

@@ -405,3 +405,54 @@ async fn a_stopping_engine_ends_the_turns_that_wait() {
 fn a_conversation_without_an_id_gets_one_of_its_own() {
     assert_ne!(ConversationId::new(), ConversationId::new());
 }
+
+async fn order(client: &Client, topic: &'static str, conversation: &str) -> Result<(), RequestError> {
+    let payload = Payload::json(&serde_json::json!({ "conversation": conversation })).unwrap();
+    client.request(&topics::topic(topic), payload, DEADLINE).await.map(drop)
+}
+
+#[tokio::test]
+async fn an_order_ends_the_running_turn_at_the_model_and_the_next_one_begins() {
+    let stage = Stage::new();
+    let _engine = engine(&stage, ConversationConfig::default());
+    let mut model = played_model(&stage.client("model")).await;
+    let user = stage.client("user");
+    let mut deltas = watch(&user, topics::TURN_DELTA).await;
+    assert_eq!(failed_with(order(&user, topics::CANCEL, "kitchen").await.err()), code::NOT_RUNNING);
+    let turn = |text: &'static str| {
+        let user = stage.client("user");
+        tokio::spawn(async move { say(&user, &input("kitchen", text)).await })
+    };
+    let first = turn("one");
+    let (request, _) = soon("the question", model.recv()).await.unwrap();
+    request.reply(delta(0, "half")).await.unwrap();
+    seen(&mut deltas).await;
+    let second = turn("two");
+    order(&user, topics::CANCEL, "kitchen").await.unwrap();
+    soon("the cancel", request.cancelled().wait()).await;
+    let (_, error) = soon("the first turn", first).await.unwrap();
+    assert_eq!(failed_with(error), code::CANCELLED);
+    let (request, asked) = soon("the question", model.recv()).await.unwrap();
+    assert_eq!(asked.messages.last().unwrap().text, "two");
+    request.end(last()).await.unwrap();
+    assert!(soon("the second turn", second).await.unwrap().1.is_none());
+    let said = stage.store.history("kitchen", 10).await.unwrap();
+    let states: Vec<_> = said.iter().map(|said| (said.message.text.as_str(), said.message.state)).collect();
+    assert!(states.contains(&("half", MessageState::Cancelled)), "{states:?}");
+}
+
+#[tokio::test]
+async fn a_deleted_conversation_is_gone_with_what_went_on_in_it() {
+    let stage = Stage::new();
+    let _engine = engine(&stage, ConversationConfig::default());
+    let mut model = played_model(&stage.client("model")).await;
+    let user = stage.client("user");
+    let turn = tokio::spawn(async move { say(&user, &input("kitchen", "one")).await });
+    let (request, _) = soon("the question", model.recv()).await.unwrap();
+    request.reply(delta(0, "half")).await.unwrap();
+    let user = stage.client("user");
+    order(&user, topics::DELETE, "kitchen").await.unwrap();
+    assert_eq!(failed_with(soon("the turn", turn).await.unwrap().1), code::CANCELLED);
+    assert_eq!(failed_with(order(&user, topics::DELETE, "kitchen").await.err()), code::UNKNOWN_CONVERSATION);
+    assert!(stage.store.history("kitchen", 10).await.unwrap().is_empty());
+}

@@ -240,12 +240,25 @@ impl Access {
         if let Some(client) = session.client.as_ref().filter(lives) {
             return Ok(client.clone());
         }
-        let client = (self.0.attach)(&self.0.peer).map_err(|error| match error {
-            BrokerError::NotAuthorised { .. } => ApiError::NotOnBus(error.to_string()),
-            error => ApiError::NoSession(error.to_string()),
-        })?;
+        let client = self.attach()?;
         session.client = Some(client.clone());
         Ok(client)
+    }
+
+    /// A session of its own with the same rights, for a stream: what one reader of a session is too slow for is held back
+    /// for all readers of that session, so whoever may be slow must not share one. It lasts as long as the stream.
+    pub(super) fn own_client(&self) -> Result<Client, ApiError> {
+        if let Some(ended) = self.0.ended.borrow().as_ref() {
+            return Err(self.0.refusal(*ended));
+        }
+        self.attach()
+    }
+
+    fn attach(&self) -> Result<Client, ApiError> {
+        (self.0.attach)(&self.0.peer).map_err(|error| match error {
+            BrokerError::NotAuthorised { .. } => ApiError::NotOnBus(error.to_string()),
+            error => ApiError::NoSession(error.to_string()),
+        })
     }
 
     /// Ends when the token has, with what is to be said of it. The bodies of streamed answers are cut off then without

@@ -4,25 +4,29 @@ use actix_web::{HttpRequest, http::header, web};
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::{Options, error::ApiError};
 use crate::topics::ConversationId;
 
 /// Body of `POST /v1/conversations/{id}/messages`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewMessage {
     /// What the user says.
+    #[schema(example = "hello")]
     pub(super) text: String,
 }
 
 /// JSON body of `POST /v1/chat`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Chat {
     /// What the user says.
+    #[schema(example = "hello")]
     pub(super) text: String,
-    /// In which conversation.
+    /// In which conversation; in `chat` if it is left out.
+    #[schema(value_type = Option<String>)]
     #[serde(default)]
     pub(super) conversation: Option<ConversationId>,
 }

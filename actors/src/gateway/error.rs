@@ -42,12 +42,14 @@ pub(super) enum ApiError {
     NotOnBus(String),
     #[error("the bus has no session for this token: {0}; try again soon")]
     NoSession(String),
-    #[error("no such path `{0}`; see `/v1/chat`, `/v1/conversations`, `/v1/models`, `/v1/status`, `/health`")]
+    #[error("no such path `{0}`; `/openapi.json` has them all, `/docs/` shows them")]
     UnknownPath(String),
     #[error("method `{method}` is not allowed on `{path}`; allowed: {allowed}")]
     Method { method: String, path: String, allowed: &'static str },
     #[error("no conversation `{0}`")]
     UnknownConversation(String),
+    #[error("there is no {what} `{name}`")]
+    Unknown { what: &'static str, name: String },
     #[error("{0}")]
     BadRequest(String),
     #[error("body is larger than {limit} bytes (`gateway.body_bytes_max`)")]
@@ -90,7 +92,8 @@ impl ApiError {
             Self::NoSession(_) => code::BUS,
             Self::UnknownPath(_) => "unknown_path",
             Self::Method { .. } => "method_not_allowed",
-            Self::UnknownConversation(_) => "unknown_conversation",
+            Self::UnknownConversation(_) => code::UNKNOWN_CONVERSATION,
+            Self::Unknown { .. } => "unknown",
             Self::BadRequest(_) => code::BAD_REQUEST,
             Self::TooLarge { .. } => "body_too_large",
             Self::BodyTimeout(_) => "body_timeout",
@@ -123,6 +126,11 @@ impl ApiError {
                     code::BAD_REQUEST => StatusCode::BAD_REQUEST,
                     code::BUSY | code::STOPPING => StatusCode::SERVICE_UNAVAILABLE,
                     code::TIMED_OUT => StatusCode::GATEWAY_TIMEOUT,
+                    // What the runtime says to orders.
+                    "unknown_component" => StatusCode::NOT_FOUND,
+                    code::UNKNOWN_CONVERSATION => StatusCode::NOT_FOUND,
+                    "not_by_itself" | code::NOT_RUNNING => StatusCode::CONFLICT,
+                    "supervisor_down" | "full" => StatusCode::SERVICE_UNAVAILABLE,
                     _ => StatusCode::BAD_GATEWAY,
                 };
                 return Self::Turn { status, code: code.clone(), text: text.clone() };
@@ -134,6 +142,22 @@ impl ApiError {
             _ => (StatusCode::BAD_GATEWAY, code::BUS),
         };
         Self::Turn { status, code: code.to_owned(), text: error.to_string() }
+    }
+
+    /// What has no variant of its own: the status, a word for programs, a sentence for people.
+    pub(super) fn refused(status: u16, code: &str, text: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        Self::Turn { status, code: code.to_owned(), text: text.into() }
+    }
+
+    /// Somebody has answered what cannot be read.
+    pub(super) fn bad_answer(who: &str, problem: &impl std::fmt::Display) -> Self {
+        Self::refused(502, "bad_answer", format!("the answer of the {who} cannot be read: {problem}"))
+    }
+
+    /// There is no store at the moment.
+    pub(super) fn store_is_closed() -> Self {
+        Self::refused(503, code::STORE, "the store is not open yet; try again soon")
     }
 
     /// How reading the store failed.
@@ -158,7 +182,9 @@ impl ResponseError for ApiError {
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::UnknownHost(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Forbidden { .. } | Self::ForeignOrigin(_) | Self::NotOnBus(_) => StatusCode::FORBIDDEN,
-            Self::UnknownPath(_) | Self::UnknownConversation(_) => StatusCode::NOT_FOUND,
+            Self::UnknownPath(_) | Self::UnknownConversation(_) | Self::Unknown { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,

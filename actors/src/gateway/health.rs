@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use actix_web::{HttpResponse, http::StatusCode, web};
 use interlock_bus::{Client, Payload};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::{OpenApi, ToSchema};
 
 use super::{
     Shared,
@@ -20,43 +22,94 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the model service may take to say which models there are; a remote server may be asked.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The operations of this module.
+#[derive(OpenApi)]
+#[openapi(paths(live, ready, whole, status_answer, models))]
+pub(super) struct Api;
+
+/// A part of the runtime.
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+struct HealthPart {
+    name: String,
+    /// `running`, `starting`, `degraded`, `error`, `stopping` or `stopped`.
+    state: String,
+    restarts: u64,
+    /// What it lacks now, or why it failed last.
+    reason: Option<String>,
+    /// What it says of itself.
+    detail: Option<String>,
+}
+
+/// How it is, derived from the parts.
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+struct Health {
+    /// As of a part; `live` if nothing was looked at but this process.
+    status: String,
+    parts: Vec<HealthPart>,
+}
+
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     let get = |path| resource(path, "GET");
     config
         .service(get("/health/live").route(web::get().to(live)))
-        .service(get("/health/ready").route(web::get().to(async |data: Data| health(&data, true).await)))
-        .service(get("/health").route(web::get().to(async |data: Data| health(&data, false).await)))
+        .service(get("/health/ready").route(web::get().to(ready)))
+        .service(get("/health").route(web::get().to(whole)))
         .service(get("/v1/status").route(web::get().to(status_answer)))
         .service(get("/v1/models").route(web::get().to(models)));
 }
 
-/// `GET /health/live`: this process answers.
+/// Whether this process answers. Needs no token.
+#[utoipa::path(get, path = "/health/live", tag = "about", security(()), responses((status = 200, body = Health)))]
 async fn live() -> HttpResponse {
-    HttpResponse::Ok().json(json!({ "status": "live" }))
+    HttpResponse::Ok().json(Health { status: "live".to_owned(), parts: Vec::new() })
 }
 
-/// `GET /health`: 200 with every part's state, unless a part that all depends on is down. `GET /health/ready`: 200 only
-/// if every part is ready.
+/// Whether every part is ready.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "about",
+    responses((status = 200, body = Health), (status = 503, description = "A part is not ready", body = Health))
+)]
+async fn ready(shared: Data) -> HttpResponse {
+    health(&shared, true).await
+}
+
+/// Whether it can be used, with every part's state: unless a part that all depends on is down.
+#[utoipa::path(
+    get, path = "/health", tag = "about",
+    responses((status = 200, body = Health), (status = 503, description = "It cannot be used", body = Health))
+)]
+async fn whole(shared: Data) -> HttpResponse {
+    health(&shared, false).await
+}
+
 async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
-    let (state, parts) = match status(shared, &shared.client).await {
-        Ok(status) => parts(&status),
-        Err(error) => (
-            "error".to_owned(),
-            json!([{ "name": "runtime", "state": "error", "reason": error.to_string() }]),
-        ),
+    let health = match status(shared, &shared.client).await {
+        Ok(status) => of_tree(&status),
+        Err(error) => {
+            let part = HealthPart {
+                name: "runtime".to_owned(),
+                state: "error".to_owned(),
+                restarts: 0,
+                reason: Some(error.to_string()),
+                detail: None,
+            };
+            Health { status: "error".to_owned(), parts: vec![part] }
+        }
     };
-    let healthy = state == "running" || (!must_be_ready && state == "degraded");
+    let healthy = health.status == "running" || (!must_be_ready && health.status == "degraded");
     let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    HttpResponse::build(code).json(json!({ "status": state, "parts": parts }))
+    HttpResponse::build(code).json(health)
 }
 
-/// `GET /v1/status`: what `interlock status --json` prints.
+/// What the runtime says of itself, as `interlock status --json`: who runs, the tree, what is to be said of its configuration.
+#[utoipa::path(get, path = "/v1/status", tag = "about", responses((status = 200, body = serde_json::Value)))]
 async fn status_answer(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Inspect)?;
     Ok(HttpResponse::Ok().json(status(&shared, &access.client()?).await?))
 }
 
-/// `GET /v1/models`: which back end answers, and what people should know of it.
+/// Which models answer, and what people should know of them.
+#[utoipa::path(get, path = "/v1/models", tag = "about", responses((status = 200, body = serde_json::Value)))]
 async fn models(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Chat)?;
     let topic = topics::topic(topics::MODELS);
@@ -79,22 +132,20 @@ async fn status(shared: &Shared, client: &Client) -> Result<Value, ApiError> {
 }
 
 /// The tree's state and each child's, out of the runtime's status.
-fn parts(status: &Value) -> (String, Value) {
+fn of_tree(status: &Value) -> Health {
     let tree = &status["tree"];
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let state = |value: &Value| text(value).unwrap_or_else(|| "error".to_owned());
     let children = tree["children"].as_array().into_iter().flatten();
-    let parts = children.map(|child| {
+    let parts = children.map(|child| HealthPart {
+        name: text(&child["name"]).unwrap_or_default(),
+        state: state(&child["state"]),
+        restarts: child["restarts"].as_u64().unwrap_or(0),
         // What it lacks now says more than why it was restarted once.
-        let impaired = Some(&child["impaired"]).filter(|impaired| !impaired.is_null());
-        json!({
-            "name": child["name"],
-            "state": child["state"],
-            "restarts": child["restarts"],
-            "reason": impaired.unwrap_or(&child["last_failure"]["reason"]),
-            "detail": child["status"],
-        })
+        reason: text(&child["impaired"]).or_else(|| text(&child["last_failure"]["reason"])),
+        detail: text(&child["status"]),
     });
-    let parts: Vec<Value> = parts.collect();
-    (tree["state"].as_str().unwrap_or("error").to_owned(), Value::Array(parts))
+    Health { status: state(&tree["state"]), parts: parts.collect() }
 }
 
 fn unreadable(who: &str, problem: &str) -> ApiError {
@@ -107,6 +158,8 @@ fn unreadable(who: &str, problem: &str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -114,14 +167,14 @@ mod tests {
         let status = json!({ "tree": { "state": "degraded", "children": [
             { "name": "model", "state": "degraded", "restarts": 2, "last_failure": { "reason": "it was killed" } },
         ] } });
-        let (state, parts) = parts(&status);
-        assert_eq!(state, "degraded");
-        assert_eq!(parts[0]["reason"], "it was killed");
+        let health = of_tree(&status);
+        assert_eq!(health.status, "degraded");
+        assert_eq!(health.parts[0].reason.as_deref(), Some("it was killed"));
         let status = json!({ "tree": { "state": "degraded", "children": [
             { "name": "model", "state": "degraded", "status": "x", "impaired": "no server", "last_failure": { "reason": "old" } },
         ] } });
-        let (_, parts) = super::parts(&status);
-        assert_eq!((&parts[0]["reason"], &parts[0]["detail"]), (&json!("no server"), &json!("x")));
-        assert_eq!(super::parts(&json!({})).0, "error");
+        let part = &of_tree(&status).parts[0];
+        assert_eq!((part.reason.as_deref(), part.detail.as_deref()), (Some("no server"), Some("x")));
+        assert_eq!(of_tree(&json!({})).status, "error");
     }
 }

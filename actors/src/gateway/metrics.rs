@@ -34,7 +34,6 @@ use crate::{
 /// The interface of this file.
 #[derive(OpenApi)]
 #[openapi(paths(metrics))]
-#[allow(dead_code, reason = "what describes the interface merges it")]
 pub(super) struct Api;
 
 /// Topics and peers that have numbers of their own; the others are one.

@@ -4,19 +4,13 @@ use std::{any::Any, net::TcpListener, time::Duration};
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer, dev::Server, http::header, middleware::from_fn,
-    rt::net::TcpStream, web,
+    App, HttpRequest, HttpResponse, HttpServer, dev::Server, middleware::from_fn, rt::net::TcpStream, web,
 };
 use socket2::SockRef;
 
 use super::{
-    Shared,
-    access::{Access, Scope},
-    admit::admit,
-    body,
-    error::ApiError,
-    health, history, metrics, page, token_routes,
-    turn::{self, Form},
+    Shared, admin, admit::admit, bus, conversations, document, error::ApiError, health, logs, metrics,
+    outbox, page, socket, token_routes, turn,
 };
 use crate::topics::ConversationId;
 
@@ -28,9 +22,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long a connection that is being closed may take.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The conversation of `POST /v1/chat` when none is named.
-const CHAT_CONVERSATION: &str = "chat";
 
 pub(super) type Data = web::Data<Shared>;
 
@@ -64,12 +55,18 @@ pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io
     })
 }
 
-fn routes(config: &mut web::ServiceConfig) {
+pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
         .configure(page::routes)
         .configure(health::routes)
-        .configure(history::routes)
-        .configure(turn_routes)
+        .configure(conversations::routes)
+        .configure(turn::routes)
+        .configure(bus::routes)
+        .configure(document::routes)
+        .configure(admin::routes)
+        .configure(logs::routes)
+        .configure(outbox::routes)
+        .configure(socket::routes)
         .configure(token_routes::routes)
         .configure(metrics::routes)
         .default_service(web::to(|request: HttpRequest| async move {
@@ -77,14 +74,16 @@ fn routes(config: &mut web::ServiceConfig) {
         }));
 }
 
-fn turn_routes(config: &mut web::ServiceConfig) {
-    config
-        .service(resource("/v1/conversations/{id}/messages", "POST").route(web::post().to(message)))
-        .service(resource("/v1/chat", "POST").route(web::post().to(chat)));
+#[cfg(test)]
+thread_local! {
+    /// What [`resource`] has made on this thread, for the comparison with the document.
+    pub(super) static REGISTERED: std::cell::RefCell<Vec<(String, &'static str)>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 /// `path`, to which routes are added; every other method than those of `allowed` is refused.
 pub(super) fn resource(path: &str, allowed: &'static str) -> actix_web::Resource {
+    #[cfg(test)]
+    REGISTERED.with_borrow_mut(|registered| registered.push((path.to_owned(), allowed)));
     web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
         let (method, path) = (request.method().to_string(), request.path().to_owned());
         Err::<HttpResponse, _>(ApiError::Method { method, path, allowed })
@@ -94,42 +93,4 @@ pub(super) fn resource(path: &str, allowed: &'static str) -> actix_web::Resource
 /// The id of a conversation in a path.
 pub(super) fn id_of(text: &str) -> Result<ConversationId, ApiError> {
     text.parse::<ConversationId>().map_err(|error| ApiError::BadRequest(error.to_string()))
-}
-
-/// `POST /v1/conversations/{id}/messages`
-async fn message(
-    access: Access,
-    shared: Data,
-    id: web::Path<String>,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
-    access.require(Scope::Chat)?;
-    let id = id_of(&id)?;
-    let bytes = body::read(&request, payload, &shared.options).await?;
-    let message: body::NewMessage = body::json(&bytes, "{\"text\":\"hello\"}")?;
-    turn::run(&shared, id, body::text(message.text)?, Form::Events).await
-}
-
-/// `POST /v1/chat`: for `curl -N -d hello`. Answers with plain text, or with events if the client asks for them.
-async fn chat(
-    access: Access,
-    shared: Data,
-    request: HttpRequest,
-    payload: web::Payload,
-) -> Result<HttpResponse, ApiError> {
-    access.require(Scope::Chat)?;
-    let bytes = body::read(&request, payload, &shared.options).await?;
-    let chat = body::chat(&request, &bytes)?;
-    let conversation = match chat.conversation {
-        Some(conversation) => conversation,
-        None => id_of(CHAT_CONVERSATION)?,
-    };
-    let wants_events = request
-        .headers()
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/event-stream"));
-    let form = if wants_events { Form::Events } else { Form::Text };
-    turn::run(&shared, conversation, body::text(chat.text)?, form).await
 }

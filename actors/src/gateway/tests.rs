@@ -8,9 +8,10 @@ use std::{
 use interlock_bus::{Client, Payload, Permissions, Request, Rules, client::ServeOptions};
 use serde_json::{Value, json};
 
-use super::{Boundary, Gateway, Numbers, Options, Port, Rates, Token, tokens::TokenStore};
+use super::{Boundary, Gateway, Numbers, Options, Orders, Port, Rates, Token, tokens::TokenStore};
 use crate::{
     intake::Intake,
+    store::StoreError,
     test_stage::{DEADLINE, Stage, Stand, soon},
     topics::{self, CompletionFinal, TurnDelta, TurnFinal, TurnPart, TurnStarted, UserInput},
 };
@@ -59,7 +60,9 @@ impl Door {
             numbers: Arc::new(Numbers::default),
             intake: Intake::default(),
             status_topic: "interlock/runtime/status/v1".parse().unwrap(),
+            orders: orders(),
             store: Arc::new(move || Some(store.clone())),
+            outbox: Arc::new(|| Err(StoreError::Closed)),
         };
         change(&mut options);
         let stand = stage.start("gateway", move || Ok(Gateway::new(options.clone())));
@@ -93,6 +96,21 @@ impl Door {
 
     fn say(&self, text: &str) -> TcpStream {
         self.send("POST", "/v1/conversations/kitchen/messages", &json!({ "text": text }).to_string())
+    }
+}
+
+fn orders() -> Orders {
+    let topic = |name: &str| format!("interlock/runtime/{name}/v1").parse().unwrap();
+    Orders {
+        ps: topic("ps"),
+        plan: topic("plan"),
+        explain: topic("explain"),
+        start: topic("start-component"),
+        stop_component: topic("stop-component"),
+        restart: topic("restart-component"),
+        reload: topic("reload"),
+        log_levels: topic("log-levels"),
+        stop: topic("stop"),
     }
 }
 
@@ -291,12 +309,13 @@ fn bad_requests_are_answered_in_one_form() {
 }
 
 #[test]
-fn who_asks_for_an_unknown_path_is_told_those_there_are() {
+fn who_asks_for_an_unknown_path_is_told_where_all_are_described() {
     let door = Door::open(|_| {});
-    let (_, body) = door.ask("GET", "/v2", "");
-    for path in ["/v1/chat", "/v1/conversations", "/v1/models", "/v1/status", "/health"] {
+    let (status, body) = door.ask("GET", "/v2", "");
+    assert_eq!((status, code(&body).as_str()), (404, "unknown_path"));
+    for path in ["/openapi.json", "/docs/"] {
         assert!(body.contains(&format!("`{path}`")), "{path}: {body}");
-        assert_ne!(door.ask("GET", path, "").0, 404, "{path}");
+        assert_eq!(door.ask("GET", path, "").0, 200, "{path}");
     }
 }
 
@@ -333,6 +352,20 @@ fn the_description_of_the_interface_needs_no_token_and_the_socket_asks_for_it_it
     }
     assert_eq!(status("/v1/socket", "Authorization: Bearer wrong\r\n"), 401);
     assert_eq!(status("/docs", ""), 401);
+}
+
+#[test]
+fn the_page_that_shows_the_interface_takes_nothing_from_elsewhere() {
+    let door = Door::open(|_| {});
+    let (_, page) = door.ask("GET", "/docs/", "");
+    let files: Vec<&str> =
+        page.split('"').filter(|text| text.ends_with(".js") || text.ends_with(".css")).collect();
+    assert!(files.len() >= 3 && files.iter().all(|file| !file.contains("//")), "{files:?}");
+    for file in files {
+        let path = format!("/docs/{}", file.trim_start_matches("./"));
+        assert_eq!(door.ask("GET", &path, "").0, 200, "{path}");
+    }
+    assert_eq!(door.ask("GET", "/docs/nothing.js", "").0, 404);
 }
 
 #[test]

@@ -17,7 +17,6 @@ use super::{
 };
 
 /// The interface of this file.
-#[allow(dead_code, reason = "what describes the interface merges it")]
 #[derive(OpenApi)]
 #[openapi(paths(list, issue, revoke))]
 pub(super) struct Api;
@@ -165,7 +164,7 @@ async fn issue(
 
 /// Revokes a token: its bearer's requests are refused and its streams end at once.
 #[utoipa::path(delete, path = "/v1/admin/tokens/{name}", tag = "admin",
-    params(("name" = String, Path, description = "the token's name")), responses((status = 204)))]
+    params(("name" = String, Path, description = "The token's name", example = "dashboard")), responses((status = 204)))]
 async fn revoke(access: Access, shared: Data, name: web::Path<String>) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Admin)?;
     let unknown = |error: interlock_bus::peer::PeerNameError| ApiError::BadRequest(error.to_string());

@@ -5,7 +5,7 @@
 
 use std::{convert::Infallible, fmt::Write, future::Future, pin::pin, time::Duration};
 
-use actix_web::{HttpResponse, http::header};
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
 use futures_util::stream;
 use interlock_bus::{Payload, ReplyStream, RequestError, trace::Trace};
@@ -16,7 +16,13 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{Shared, error::ApiError};
+use super::{
+    Shared,
+    access::{Access, Scope},
+    body,
+    error::ApiError,
+    server::{Data, id_of, resource},
+};
 use crate::topics::{self, ConversationId, TurnPart, UserInput, code};
 
 /// Pieces that wait for a client; then the turn waits for it, which the model's credit window feels in the end.
@@ -24,6 +30,65 @@ const PIECES_WAITING: usize = 16;
 
 /// How often a silent stream shows that it is alive, which is also when a client that went away is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// The conversation of `POST /v1/chat` when none is named.
+const CHAT_CONVERSATION: &str = "chat";
+
+pub(super) fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource("/v1/conversations/{id}/messages", "POST").route(web::post().to(message)))
+        .service(resource("/v1/chat", "POST").route(web::post().to(chat)));
+}
+
+/// Says something in a conversation, and streams the answer: events `started`, any number of `delta`, then exactly one `final`
+/// or `error`. A turn that cannot begin is an error of its own; a client that goes away cancels its turn.
+#[utoipa::path(
+    post, path = "/v1/conversations/{id}/messages", tag = "conversations", request_body = body::NewMessage,
+    params(("id" = String, Path, description = "Which conversation; it begins now if it is not there", example = "kitchen")),
+    responses((status = 200, content((String = "text/event-stream"))))
+)]
+pub(super) async fn message(
+    access: Access,
+    shared: Data,
+    id: web::Path<String>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
+    let id = id_of(&id)?;
+    let bytes = body::read(&request, payload, &shared.options).await?;
+    let message: body::NewMessage = body::json(&bytes, "{\"text\":\"hello\"}")?;
+    run(&shared, id, body::text(message.text)?, Form::Events).await
+}
+
+/// For `curl -N -d hello`: says something, plain text or JSON, and answers with plain text, or with the events of a turn if
+/// `Accept` asks for `text/event-stream`.
+#[utoipa::path(
+    post, path = "/v1/chat", tag = "conversations",
+    request_body(content((body::Chat = "application/json"), (String = "text/plain"))),
+    responses((status = 200, content((String = "text/plain"), (String = "text/event-stream"))))
+)]
+pub(super) async fn chat(
+    access: Access,
+    shared: Data,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    access.require(Scope::Chat)?;
+    let bytes = body::read(&request, payload, &shared.options).await?;
+    let chat = body::chat(&request, &bytes)?;
+    let conversation = match chat.conversation {
+        Some(conversation) => conversation,
+        None => id_of(CHAT_CONVERSATION)?,
+    };
+    let wants_events = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/event-stream"));
+    let form = if wants_events { Form::Events } else { Form::Text };
+    run(&shared, conversation, body::text(chat.text)?, form).await
+}
 
 /// How a turn is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -200,6 +200,22 @@ impl Work for Say {
     }
 }
 
+/// Gives a conversation another title; `false` if there is none.
+pub(super) struct Rename {
+    pub(super) id: String,
+    pub(super) title: String,
+}
+
+impl Work for Rename {
+    type Output = bool;
+
+    fn apply(&self, site: &Site<'_>) -> Result<bool, StoreError> {
+        let update = "UPDATE conversations SET title = ?2 WHERE id = ?1";
+        let renamed = site.connection.execute(update, (&self.id, &self.title));
+        Ok(renamed.map_err(site.fail("renaming a conversation"))? == 1)
+    }
+}
+
 /// Deletes a conversation with all its messages; `false` if there is none.
 pub(super) struct Delete {
     pub(super) id: String,

@@ -38,6 +38,7 @@ mod lease;
 pub mod limits;
 mod put;
 mod sender;
+pub mod shown;
 #[cfg(test)]
 pub(super) mod tests;
 

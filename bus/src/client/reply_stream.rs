@@ -196,7 +196,10 @@ impl ReplyStream {
     }
 
     /// The one message of an answer that is not a stream: the last part, or an empty message.
-    pub(crate) async fn last(mut self) -> Result<Message, RequestError> {
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn last(mut self) -> Result<Message, RequestError> {
         let mut last = None;
         while let Some(part) = self.next().await {
             last = Some(part?);

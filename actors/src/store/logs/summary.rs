@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use rusqlite::Connection;
+use serde_json::{Value, json};
 
 use super::{
     filter::LogQuery,
     index::{self, Block, Counts},
-    retention::Deleted,
+    retention::{Deleted, LogRetention},
     search,
     words::TextQuery,
 };
@@ -39,6 +40,47 @@ pub struct LogSummary {
     pub database_bytes: u64,
     /// Of them, bytes that are free for what comes next.
     pub free_bytes: u64,
+}
+
+impl LogSummary {
+    /// All of it as one JSON object, with what is `kept`, whose age is written as `age`.
+    pub fn as_json(&self, kept: &LogRetention, age: &str) -> Value {
+        let levels = |counts: &[u64; 5]| -> Value {
+            let each =
+                Level::ALL.iter().zip(counts).map(|(level, count)| (level.to_string(), (*count).into()));
+            each.collect::<serde_json::Map<_, _>>().into()
+        };
+        let components: serde_json::Map<_, _> =
+            self.counts.iter().map(|(component, counts)| (component.clone(), levels(counts))).collect();
+        json!({
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "oldest_ns": self.oldest_ns,
+            "newest_ns": self.newest_ns,
+            "unindexed": self.unindexed,
+            "levels": levels(&self.sums()),
+            "components": components,
+            "dropped": self.dropped,
+            "deleted": {
+                "by_age": self.deleted.by_age,
+                "by_rows": self.deleted.by_rows,
+                "by_bytes": self.deleted.by_bytes,
+                "by_hand": self.deleted.by_hand,
+            },
+            "kept": { "age": age, "rows": kept.rows_max, "bytes": kept.bytes_max },
+            "database_bytes": self.database_bytes,
+            "free_bytes": self.free_bytes,
+        })
+    }
+
+    /// Records of all components at each level, the least important first.
+    pub fn sums(&self) -> [u64; 5] {
+        let mut sums = [0; 5];
+        for counts in self.counts.values() {
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+        sums
+    }
 }
 
 /// Looks at what is known of the blocks, and at each record that is not indexed.

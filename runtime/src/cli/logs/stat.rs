@@ -6,7 +6,6 @@ use interlock_actors::{
     store::{LogRetention, LogSummary},
 };
 use jiff::{Timestamp, tz::TimeZone};
-use serde_json::{Value, json};
 
 use super::{open, size};
 use crate::{
@@ -26,59 +25,15 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -> Result<Exit, CliError> {
-    let config = global.load()?.config;
+    let kept = global.load()?.config.logs.retention();
     let reader = open(global, &global.data_dir()?)?;
     let summary = reader.log_summary()?;
     if arguments.json {
-        output.line(&output::json(&as_json(&summary, &config.logs.retention()))?)?;
+        output.line(&output::json(&summary.as_json(&kept, &duration::text(kept.age_max)))?)?;
     } else {
-        output.lines(&as_text(&summary, &config.logs.retention()))?;
+        output.lines(&as_text(&summary, &kept))?;
     }
     Ok(Exit::Done)
-}
-
-fn as_json(summary: &LogSummary, retention: &LogRetention) -> Value {
-    let levels = |counts: &[u64; 5]| -> Value {
-        Level::ALL
-            .iter()
-            .zip(counts)
-            .map(|(level, count)| (level.to_string(), (*count).into()))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    };
-    let components: serde_json::Map<_, _> =
-        summary.counts.iter().map(|(component, counts)| (component.clone(), levels(counts))).collect();
-    json!({
-        "rows": summary.rows,
-        "bytes": summary.bytes,
-        "oldest_ns": summary.oldest_ns,
-        "newest_ns": summary.newest_ns,
-        "unindexed": summary.unindexed,
-        "levels": levels(&sums(summary)),
-        "components": components,
-        "dropped": summary.dropped,
-        "deleted": {
-            "by_age": summary.deleted.by_age,
-            "by_rows": summary.deleted.by_rows,
-            "by_bytes": summary.deleted.by_bytes,
-            "by_hand": summary.deleted.by_hand,
-        },
-        "kept": {
-            "age": duration::text(retention.age_max),
-            "rows": retention.rows_max,
-            "bytes": retention.bytes_max,
-        },
-        "database_bytes": summary.database_bytes,
-        "free_bytes": summary.free_bytes,
-    })
-}
-
-fn sums(summary: &LogSummary) -> [u64; 5] {
-    let mut sums = [0; 5];
-    for counts in summary.counts.values() {
-        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-    }
-    sums
 }
 
 fn as_text(summary: &LogSummary, retention: &LogRetention) -> String {
@@ -131,6 +86,6 @@ fn as_text(summary: &LogSummary, retention: &LogRetention) -> String {
         std::iter::once(name.to_owned()).chain(counts).collect()
     };
     rows.extend(summary.counts.iter().map(|(component, counts)| row(component, counts)));
-    rows.push(row("all", &sums(summary)));
+    rows.push(row("all", &summary.sums()));
     format!("{}\n{}", table(&facts), table(&rows))
 }

@@ -1,9 +1,10 @@
 //! `interlock outbox show` and `interlock dlq show`.
 
 use clap::Args;
-use interlock_actors::store::outbox::desk::{Message, MessageId};
-use interlock_bus::{ContentType, codec};
-use serde_json::{Value, json as object};
+use interlock_actors::store::outbox::{
+    desk::{Message, MessageId},
+    shown::{Shown, look},
+};
 
 use super::{CliError, Global, Output, age, desk, json, moment};
 use crate::exit::Exit;
@@ -32,77 +33,10 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     };
     let limit = if arguments.full { usize::MAX } else { SHOWN_BYTES };
     match arguments.json {
-        true => output.line(&json(&as_json(&message, limit))?)?,
+        true => output.line(&json(&message.as_json(limit))?)?,
         false => as_text(&message, limit, output)?,
     }
     Ok(if message.damage.is_some() { Exit::Damaged } else { Exit::Done })
-}
-
-/// A payload as people can read it.
-enum Shown {
-    Json(Value),
-    Text(String),
-    Hex(String),
-}
-
-/// Looks into a payload; the second is whether something was cut off.
-fn look(header: &[u8], payload: &[u8], limit: usize) -> (Shown, bool) {
-    let content_type = codec::header(header).map(|header| header.content_type).unwrap_or_default();
-    let cut = payload.len() > limit;
-    let text = || {
-        let mut text = std::str::from_utf8(payload).ok()?;
-        text = &text[..text.floor_char_boundary(limit)];
-        Some(Shown::Text(text.to_owned()))
-    };
-    let readable = |shown: &Shown| match shown {
-        Shown::Text(text) => {
-            !text.chars().any(|character| character.is_control() && !matches!(character, '\n' | '\t'))
-        }
-        Shown::Json(_) | Shown::Hex(_) => true,
-    };
-    let parsed = || if cut { None } else { serde_json::from_slice(payload).map(Shown::Json).ok() };
-    let shown = match &content_type {
-        ContentType::Json => parsed().or_else(text),
-        ContentType::Text => text(),
-        // Stock clients cannot say what they send.
-        ContentType::Bytes => text().filter(readable),
-        ContentType::Other(kind) if kind.starts_with("text/") => text(),
-        ContentType::Other(kind) if kind.ends_with("json") => parsed().or_else(text),
-        _ => None,
-    };
-    let hex = || {
-        let bytes = &payload[..payload.len().min(limit)];
-        Shown::Hex(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-    };
-    (shown.unwrap_or_else(hex), cut)
-}
-
-fn as_json(message: &Message, limit: usize) -> Value {
-    let first = message.deliveries.first();
-    let payload = message.body.as_ref().map(|(header, payload)| {
-        let (shown, cut) = look(header, payload, limit);
-        let mut payload = match shown {
-            Shown::Json(value) => object!({ "json": value }),
-            Shown::Text(text) => object!({ "text": text }),
-            Shown::Hex(digits) => object!({ "hex": digits }),
-        };
-        payload["cut"] = cut.into();
-        payload
-    });
-    object!({
-        "number": first.map(|delivery| delivery.number),
-        "id": first.map(|delivery| delivery.id),
-        "topic": first.map(|delivery| &delivery.topic),
-        "key": first.map(|delivery| &delivery.key),
-        "origin": first.map(|delivery| &delivery.origin),
-        "bytes": first.map(|delivery| delivery.bytes),
-        "accepted_ms": first.map(|delivery| delivery.accepted_ms),
-        "finished_ms": message.finished_ms,
-        "payload": payload,
-        "damage": message.damage,
-        "deliveries": message.deliveries,
-        "attempts": message.attempts,
-    })
 }
 
 fn as_text(message: &Message, limit: usize, output: &mut Output) -> Result<(), CliError> {
