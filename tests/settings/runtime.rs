@@ -146,12 +146,15 @@ pub(crate) fn records_are_kept_and_shown_as_told() {
     };
     let is_debug = |text: &str| text.contains("\"level\":\"debug\"");
     let (said, kept) = run("");
-    assert!(!said.contains("model service is ready") && kept.contains("model service is ready"), "{said}");
+    assert!(
+        !said.contains("model is ready to be asked") && kept.contains("model is ready to be asked"),
+        "{said}"
+    );
     assert!(!is_debug(&kept));
     let (said, kept) = run("[logs]\nlevel = \"debug\"\nconsole = \"debug\"\n");
     assert!(is_debug(&kept) && said.to_lowercase().contains("debug "), "{said}");
     let (_, kept) = run("[logs]\nlevel = \"error\"\n");
-    assert!(!kept.contains("model service is ready"), "{kept}");
+    assert!(!kept.contains("model is ready to be asked"), "{kept}");
 }
 
 #[test]
