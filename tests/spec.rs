@@ -20,12 +20,12 @@ mod broker_restart;
 mod bus_top;
 /// What breaks from outside: random kills and suspensions while people talk, no room, a taken port, a jumping clock.
 mod chaos;
-/// The chat page, in Chromium.
-mod chat_page;
 /// Every verb of both programs from their command tables: help, pages, completions.
 mod command_line;
 /// What people ask of a running tree and order: `ps`, `explain`, `plan`, `critical-path`, `start`, `stop`, `restart`.
 mod component_orders;
+/// The console in Chromium: a person logs in, talks, sees it in topics and messages, kills an actor, searches logs.
+mod console;
 /// `interlock db`: many processes at once, kills, each kind of damage, and what is made where nothing is.
 mod database;
 /// Programs in `examples/`, as a reader would run them.

@@ -1,4 +1,4 @@
-//! The chat page: three files, built in, no outside resource.
+//! The console: a page of a few files, built in, no build step, no outside resource.
 
 use std::future::ready;
 
@@ -18,15 +18,42 @@ pub(super) struct File {
     text: &'static str,
 }
 
+/// A script of the page, below `/console/`.
+macro_rules! script {
+    ($name:literal) => {
+        File {
+            path: concat!("/console/", $name),
+            content_type: "text/javascript; charset=utf-8",
+            text: include_str!(concat!("page/", $name)),
+        }
+    };
+}
+
 /// All of them.
-pub(super) static FILES: [File; 3] = [
+pub(super) static FILES: [File; 19] = [
     File { path: "/", content_type: "text/html; charset=utf-8", text: include_str!("page/index.html") },
     File {
-        path: "/chat.js",
-        content_type: "text/javascript; charset=utf-8",
-        text: include_str!("page/chat.js"),
+        path: "/console/console.css",
+        content_type: "text/css; charset=utf-8",
+        text: include_str!("page/console.css"),
     },
-    File { path: "/chat.css", content_type: "text/css; charset=utf-8", text: include_str!("page/chat.css") },
+    script!("api.js"),
+    script!("dom.js"),
+    script!("format.js"),
+    script!("problem.js"),
+    script!("poll.js"),
+    script!("badge.js"),
+    script!("spark.js"),
+    script!("table.js"),
+    script!("main.js"),
+    script!("chat.js"),
+    script!("start.js"),
+    script!("topics.js"),
+    script!("messages.js"),
+    script!("actors.js"),
+    script!("logs.js"),
+    script!("peers.js"),
+    script!("letters.js"),
 ];
 
 pub(super) fn routes(config: &mut web::ServiceConfig) {
@@ -57,8 +84,20 @@ mod tests {
             assert!(file.text.is_ascii(), "{}", file.path);
             assert!(!file.text.contains("http://") && !file.text.contains("https://"), "{}", file.path);
         }
-        for reference in ["/chat.js", "/chat.css"] {
-            assert!(FILES[0].text.contains(reference) && FILES.iter().any(|file| file.path == reference));
+    }
+
+    #[test]
+    fn every_file_that_the_page_names_is_served() {
+        let names = |text: &'static str, before: &'static str| {
+            text.split(before).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned)
+        };
+        for file in &FILES {
+            let own = names(file.text, "=\"/console/").chain(names(file.text, "from \"./"));
+            for name in own {
+                let path = format!("/console/{name}");
+                assert!(FILES.iter().any(|file| file.path == path), "{} names {path}", file.path);
+            }
         }
+        assert!(FILES[0].text.contains("=\"/console/main.js\""));
     }
 }

@@ -327,7 +327,7 @@ fn everything_but_liveness_and_the_page_needs_the_token() {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         answer(stream)
     };
-    for path in ["/", "/chat.js", "/chat.css", "/health/live"] {
+    for path in ["/", "/console/main.js", "/console/console.css", "/health/live"] {
         assert_eq!(without(path).0, 200, "{path}");
     }
     for path in
