@@ -17,7 +17,7 @@ fn a_person_talks_watches_kills_and_searches_in_the_browser() {
     }
     let (url, token) = (runtime.url("").unwrap(), runtime.token().unwrap());
     let mut browser = TestProcess::python("console.py", &[&url, &token]);
-    let mut saw = |what: &str| {
+    let saw = |what: &str| {
         let line = browser.line_within(crate::harness::DEADLINE * 3).unwrap_or_default();
         let seen: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
         assert_eq!(seen["saw"], what, "{line}");

@@ -79,8 +79,12 @@ mod never_plaintext;
 mod nothing_readable;
 /// A server of a language model that refuses, dies and hangs.
 mod openai;
+/// OpenAI's own Python package against the gateway, unchanged.
+mod openai_api;
 /// Models by name: who answers, who stands in for whom, and what is told of it.
 mod openai_models;
+/// A thousand chats at once.
+mod openai_streams;
 /// Durable delivery: kills, stops, dead letters, and what people see and do about them.
 mod outbox;
 /// Durable delivery while it is restarted, finds no room, and cannot write.

@@ -4,6 +4,7 @@
 //! | a user's text that is | is answered |
 //! |---|---|
 //! | requested on [`topics::USER_INPUT`] | to the requester, part by part, and on the turn topics |
+//! | the last of a list requested on [`topics::USER_CHAT`] | the same; it is kept if that is asked for |
 //! | published on it | on the turn topics |
 //!
 //! [`topics::CANCEL`] ends what goes on in a conversation, [`topics::DELETE`] the conversation.
@@ -29,7 +30,7 @@ use uuid::Uuid;
 pub use self::config::*;
 use self::{
     orders::Orders,
-    run::{Job, Requester, Turns},
+    run::{Job, Requester, Said, Turns},
     schedule::{Admission, Schedule},
 };
 use crate::{
@@ -37,10 +38,10 @@ use crate::{
     context::Context,
     intake::Intake,
     store::Store,
-    topics::{self, UserInput, code},
+    topics::{self, ChatInput, ConversationId, Role, UserInput, code},
 };
 
-/// Serves and listens to [`topics::USER_INPUT`], publishes the turn topics, keeps what is said in the store.
+/// Serves and listens to [`topics::USER_INPUT`], serves [`topics::USER_CHAT`], publishes the turn topics, keeps what is said in the store.
 ///
 /// - Every turn ends in one final or one error, towards its requester and on the turn topics.
 /// - The user's text is saved before the model is asked, and stays when the model fails.
@@ -80,7 +81,7 @@ impl Actor for ConversationEngine {
             intake: self.intake.clone(),
         }));
         topics::register(context.client());
-        for topic in [topics::USER_INPUT, topics::CANCEL, topics::DELETE] {
+        for topic in [topics::USER_INPUT, topics::USER_CHAT, topics::CANCEL, topics::DELETE] {
             context.serve(&topics::filter(topic)).await?;
         }
         context.subscribe(&topics::filter(topics::USER_INPUT), SubscribeOptions::default()).await?;
@@ -94,7 +95,10 @@ impl Actor for ConversationEngine {
                 engine.order(request, context);
             }
             Input::Request(request) => {
-                let said = read(&request.message);
+                let said = match request.message.topic.as_str() {
+                    topics::USER_CHAT => read_list(&request.message),
+                    _ => read(&request.message),
+                };
                 engine.offer(said, Requester::of(request), context);
             }
             Input::Message(message) => engine.offer(read(&message), Requester::none(), context),
@@ -130,26 +134,54 @@ const STORE_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Why a turn is not begun any more.
 const STOPPING: &str = "the runtime is stopping and takes no new turns; try again when it runs again";
 
-/// What a user said, checked.
-fn read(message: &Message) -> Result<UserInput, String> {
-    let mut said: UserInput = topics::read(message).map_err(|error| {
+/// What a user said, checked, and of which turn.
+struct Heard {
+    conversation: Option<ConversationId>,
+    turn: Option<Uuid>,
+    said: Said,
+}
+
+// A message that is handed out again after a failure is known to be the same turn by its id.
+fn turn_of(given: Option<Uuid>, message: &Message) -> Option<Uuid> {
+    given.or((!message.header.id.is_nil()).then_some(message.header.id))
+}
+
+fn read(message: &Message) -> Result<Heard, String> {
+    let input: UserInput = topics::read(message).map_err(|error| {
         format!("{error}; a user's text looks like {{\"conversation\":\"kitchen\",\"text\":\"hello\"}}")
     })?;
-    // A message that is handed out again after a failure is then known to be the same turn.
-    let id = (!message.header.id.is_nil()).then_some(message.header.id);
-    said.turn = said.turn.or(id);
-    match said.text.len() {
+    let turn = turn_of(input.turn, message);
+    let said = Said::Text(checked(input.text)?);
+    Ok(Heard { conversation: input.conversation, turn, said })
+}
+
+/// A list of messages, checked as far as the model service does not.
+fn read_list(message: &Message) -> Result<Heard, String> {
+    let input: ChatInput = topics::read(message).map_err(|error| {
+        format!("{error}; a list looks like {{\"messages\":[{{\"role\":\"user\",\"text\":\"hello\"}}]}}")
+    })?;
+    let turn = turn_of(input.turn, message);
+    let last = input.messages.iter().rev().find(|message| message.role == Role::User);
+    let Some(last) = last else { return Err("no message of the list is a user's".to_owned()) };
+    let kept = input.keep.then(|| checked(last.text.clone())).transpose()?;
+    let said = Said::List { messages: input.messages, options: input.options, kept };
+    Ok(Heard { conversation: input.conversation, turn, said })
+}
+
+/// A text that can be kept.
+fn checked(text: String) -> Result<String, String> {
+    match text.len() {
         0 => Err("the text is empty".to_owned()),
         bytes if bytes > INPUT_BYTES_MAX => {
             Err(format!("the text is {bytes} bytes long; the limit is {INPUT_BYTES_MAX} bytes"))
         }
-        _ => Ok(said),
+        _ => Ok(text),
     }
 }
 
 impl Engine {
     /// Starts a turn, or lets it wait, or refuses it.
-    fn offer(self: &Rc<Self>, said: Result<UserInput, String>, requester: Requester, context: &Context) {
+    fn offer(self: &Rc<Self>, said: Result<Heard, String>, requester: Requester, context: &Context) {
         let said = match said {
             Ok(said) => said,
             Err(problem) => {
@@ -163,7 +195,7 @@ impl Engine {
         let job = Job {
             conversation: said.conversation.unwrap_or_default(),
             turn: said.turn.unwrap_or_else(Uuid::now_v7),
-            text: said.text,
+            said: said.said,
             requester,
             ordered_off,
             off,

@@ -7,7 +7,8 @@
 //! | `/v1/bus/...` | topics, peers and the like; publish, request, subscribe |
 //! | `GET /v1/socket` | the bus over a WebSocket; `gateway/SOCKET.md` |
 //! | `/v1/logs...`, `/v1/admin/...` | the log; orders to the runtime |
-//! | `GET /v1/models`, `GET /v1/status` | what answers; the tree |
+//! | `POST /v1/chat/completions`, `POST /v1/embeddings`, `GET /v1/models` | what OpenAI's clients ask for |
+//! | `GET /v1/status` | the tree |
 //! | `GET /health/live`, `/health/ready`, `/health` | whether it lives, all is ready, it can be used |
 //! | `GET /openapi.json`, `GET /docs/` | all of this, for programs and for people |
 //!
@@ -27,11 +28,13 @@ mod doorkeeper;
 mod error;
 mod exposition;
 mod guarded;
+mod hangup;
 mod health;
 mod history;
 mod limits;
 mod logs;
 mod metrics;
+mod openai;
 mod outbox;
 mod page;
 mod parameters;

@@ -22,6 +22,8 @@ pub use schemas::{Described, encode, register, schemas};
 /// What a user said. Served (the answer streams to the requester) and subscribed to (the answer
 /// is seen on the turn topics only).
 pub const USER_INPUT: &str = "conversation/user/input/v1";
+/// A whole list of messages, whose last words are to be answered: the list is the history. Served as [`USER_INPUT`] is.
+pub const USER_CHAT: &str = "conversation/user/chat/v1";
 /// A turn began: the user's text is saved.
 pub const TURN_STARTED: &str = "conversation/turn/started/v1";
 /// The next piece of an answer.
@@ -89,6 +91,13 @@ pub const CATALOGUE: &[Entry] = &[
         topic: USER_INPUT,
         pattern: Pattern::Stream("TurnPart: started | delta | final"),
         payload: "UserInput: conversation text?, turn uuid?, text text",
+        from: "gateway, anyone permitted",
+        to: "conversation",
+    },
+    Entry {
+        topic: USER_CHAT,
+        pattern: Pattern::Stream("TurnPart: started | delta | final"),
+        payload: "ChatInput: conversation text?, turn uuid?, messages [ChatMessage], options CompletionOptions, keep bool",
         from: "gateway, anyone permitted",
         to: "conversation",
     },
@@ -385,6 +394,26 @@ pub struct UserInput {
     pub text: String,
 }
 
+/// Payload of [`USER_CHAT`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChatInput {
+    /// Under which conversation it is seen on the turn topics, and kept; `None` begins a new one.
+    #[serde(default)]
+    pub conversation: Option<ConversationId>,
+    /// Id of the turn, unlike any other; `None` takes the id of the message.
+    #[serde(default)]
+    pub turn: Option<Uuid>,
+    /// What was said so far, oldest first. The model is shown this, and nothing that is in the store.
+    pub messages: Vec<ChatMessage>,
+    /// Wishes.
+    #[serde(default)]
+    pub options: CompletionOptions,
+    /// Whether the user's last message and the answer are kept in the conversation.
+    #[serde(default)]
+    pub keep: bool,
+}
+
 /// Payload of [`CANCEL`] and [`DELETE`], and of their answers, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -599,9 +628,18 @@ mod tests {
             entry.topic.parse::<TopicFilter>().unwrap();
             assert_eq!(CATALOGUE.iter().filter(|other| other.topic == entry.topic).count(), 1);
         }
-        for name in
-            [USER_INPUT, TURN_STARTED, TURN_DELTA, TURN_FINAL, TURN_ERROR, COMPLETIONS, MODELS, EMBEDDINGS]
-                .map(topic)
+        for name in [
+            USER_INPUT,
+            USER_CHAT,
+            TURN_STARTED,
+            TURN_DELTA,
+            TURN_FINAL,
+            TURN_ERROR,
+            COMPLETIONS,
+            MODELS,
+            EMBEDDINGS,
+        ]
+        .map(topic)
         {
             assert!(CATALOGUE.iter().any(|entry| entry.topic == name.as_str()), "{name}");
         }

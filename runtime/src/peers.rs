@@ -54,7 +54,7 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
             rights(
                 &["conversation/turn/#"],
                 &[topics::USER_INPUT],
-                &[topics::USER_INPUT, topics::CANCEL, topics::DELETE],
+                &[topics::USER_INPUT, topics::USER_CHAT, topics::CANCEL, topics::DELETE],
                 &["modelservice/#"],
             ),
         ),
@@ -68,6 +68,7 @@ fn own_permissions() -> [(&'static str, Permissions); 8] {
                     topics::USER_INPUT,
                     topics::CANCEL,
                     topics::DELETE,
+                    topics::USER_CHAT,
                     topics::MODELS,
                     topics::MODEL_STATISTICS,
                     topics::EMBEDDINGS,

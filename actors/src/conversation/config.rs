@@ -20,8 +20,8 @@ pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Characters of the user's first text that become the title of a conversation.
 pub const TITLE_CHARACTERS_MAX: usize = 60;
 
-/// Turns that run at once. Further ones wait.
-pub const RUNNING_MAX: usize = 256;
+/// Turns that run at once. Further ones wait. A little less than the work that an actor may spawn.
+pub const RUNNING_MAX: usize = 1000;
 
 /// Turns of one conversation that wait. A further one is answered `busy`.
 pub const WAITING_PER_CONVERSATION_MAX: usize = 8;

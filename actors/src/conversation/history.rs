@@ -41,6 +41,13 @@ pub fn for_model(
     messages
 }
 
+/// A list of messages that brings its own history, with the instructions in front unless it has some of its own.
+pub fn with_instructions(instructions: &str, said: &[ChatMessage]) -> Vec<ChatMessage> {
+    let has_own = said.iter().any(|message| message.role == Role::System);
+    let ours = (!has_own && !instructions.is_empty()).then(|| ChatMessage::new(Role::System, instructions));
+    ours.into_iter().chain(said.iter().cloned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -78,6 +85,16 @@ mod tests {
         let limits = HistoryLimits { messages_max: 0, bytes_max: 0 };
         assert_eq!(texts(&for_model("", talk(3).into_iter(), limits)), ["now"]);
         assert!(for_model("", std::iter::empty(), limits).is_empty());
+    }
+
+    #[test]
+    fn a_list_keeps_its_own_instructions_and_is_shown_whole() {
+        let list = talk(30);
+        assert_eq!(with_instructions("", &list), list);
+        let shown = with_instructions("be kind", &list);
+        assert_eq!((shown[0].text.as_str(), &shown[1..]), ("be kind", list.as_slice()));
+        let own: Vec<_> = [ChatMessage::new(Role::System, "be rude")].into_iter().chain(list).collect();
+        assert_eq!(with_instructions("be kind", &own), own);
     }
 
     proptest! {

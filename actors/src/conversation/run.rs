@@ -36,12 +36,36 @@ pub(super) struct Turns {
 pub(super) struct Job {
     pub(super) conversation: ConversationId,
     pub(super) turn: Uuid,
-    pub(super) text: String,
+    pub(super) said: Said,
     pub(super) requester: Requester,
     /// Becomes `true` when somebody else than the requester wants it to end.
     pub(super) ordered_off: watch::Receiver<bool>,
     /// How that is said.
     pub(super) off: watch::Sender<bool>,
+}
+
+/// What a turn is to answer.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// A text in a conversation, whose history is in the store.
+    Text(String),
+    /// A list of messages that is its own history.
+    List {
+        messages: Vec<ChatMessage>,
+        options: CompletionOptions,
+        /// The text that is kept, with its answer; `None` keeps nothing.
+        kept: Option<String>,
+    },
+}
+
+impl Job {
+    /// The user's text as it is kept, if it is.
+    fn kept(&self) -> Option<&str> {
+        match &self.said {
+            Said::Text(text) => Some(text),
+            Said::List { kept, .. } => kept.as_deref(),
+        }
+    }
 }
 
 /// Who waits for the answer; nobody, if the user's text was published.
@@ -135,7 +159,7 @@ impl Turns {
                 (code::CANCELLED.to_owned(), "the turn was cancelled".to_owned(), MessageState::Cancelled)
             }
         };
-        if !ending.text.is_empty() {
+        if !ending.text.is_empty() && job.kept().is_some() {
             self.keep_what_there_was(&job, ending.text, state).await;
         }
         self.refuse(job, &code, &text).await;
@@ -208,16 +232,17 @@ impl Turns {
 
     /// Saves the user's text, and its conversation if it is new.
     async fn save_question(&self, job: &Job) -> Done {
+        let Some(text) = job.kept() else { return Done::Input(Input::Saved) };
         // The turn's id is the message's: a text that is sent twice is saved, and answered, once.
         let mut message = NewMessage::new(
             job.conversation.as_str(),
             job.turn,
             Role::User,
             MessageState::Complete,
-            job.text.clone(),
+            text.to_owned(),
         );
         message.id = job.turn;
-        let saved = match self.begin_conversation(job).await {
+        let saved = match self.begin_conversation(job, text).await {
             Ok(()) => self.store.append_message(message).await.map_err(|refused| refused.error),
             Err(error) => Err(error),
         };
@@ -229,10 +254,10 @@ impl Turns {
     }
 
     /// Creates the conversation, with the user's first words as its title, unless something was said in it.
-    async fn begin_conversation(&self, job: &Job) -> Result<(), StoreError> {
+    async fn begin_conversation(&self, job: &Job, text: &str) -> Result<(), StoreError> {
         let conversation = job.conversation.as_str();
         if self.store.history(conversation, 1).await?.is_empty() {
-            let title: String = job.text.chars().take(TITLE_CHARACTERS_MAX).collect();
+            let title: String = text.chars().take(TITLE_CHARACTERS_MAX).collect();
             let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
             self.store.create_conversation(conversation, &title).await?;
         }
@@ -260,18 +285,19 @@ impl Turns {
         let started = TurnStarted { conversation: job.conversation.clone(), turn: job.turn };
         self.publish(topics::TURN_STARTED, &started);
         job.requester.part(&TurnPart::Started(started)).await;
-        let limit = self.config.history.messages_max;
-        let messages = match self.store.history(job.conversation.as_str(), limit).await {
-            Ok(said) => {
-                let said = said.into_iter().map(|stored| chat_message(stored.message));
-                history::for_model(&self.config.instructions, said, self.config.history)
+        let (messages, options) = match &job.said {
+            Said::List { messages, options, .. } => {
+                (history::with_instructions(&self.config.instructions, messages), options.clone())
             }
-            Err(error) => {
-                let text = format!("the conversation cannot be read: {error}");
-                return Done::Input(Input::ModelFailed { code: code::STORE.to_owned(), text });
-            }
+            Said::Text(_) => match self.history(job).await {
+                Ok(messages) => (messages, CompletionOptions::default()),
+                Err(error) => {
+                    let text = format!("the conversation cannot be read: {error}");
+                    return Done::Input(Input::ModelFailed { code: code::STORE.to_owned(), text });
+                }
+            },
         };
-        let request = CompletionRequest { turn: job.turn, messages, options: CompletionOptions::default() };
+        let request = CompletionRequest { turn: job.turn, messages, options };
         let asked = match topics::encode(&request) {
             Ok(payload) => {
                 let topic = topics::topic(topics::COMPLETIONS);
@@ -288,7 +314,18 @@ impl Turns {
         }
     }
 
+    /// What the model is shown of a conversation in the store.
+    async fn history(&self, job: &Job) -> Result<Vec<ChatMessage>, StoreError> {
+        let limits = self.config.history;
+        let said = self.store.history(job.conversation.as_str(), limits.messages_max).await?;
+        let said = said.into_iter().map(|stored| chat_message(stored.message));
+        Ok(history::for_model(&self.config.instructions, said, limits))
+    }
+
     async fn save_answer(&self, job: &Job, text: String) -> Done {
+        if job.kept().is_none() {
+            return Done::Input(Input::Saved);
+        }
         let conversation = job.conversation.as_str();
         let message = NewMessage::new(conversation, job.turn, Role::Assistant, MessageState::Complete, text);
         Done::Input(match self.store.append_message(message).await {

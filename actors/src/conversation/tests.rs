@@ -12,8 +12,8 @@ use crate::{
     store::MessageState,
     test_stage::{DEADLINE, Stage, Stand, parts, seen, soon, watch},
     topics::{
-        CompletionDelta, CompletionFinal, CompletionPart, CompletionRequest, ConversationId, Described,
-        TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted,
+        ChatInput, ChatMessage, CompletionDelta, CompletionFinal, CompletionOptions, CompletionPart,
+        CompletionRequest, ConversationId, Described, TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted,
     },
 };
 
@@ -119,6 +119,82 @@ async fn a_turn_streams_to_its_requester_and_is_seen_on_the_turn_topics() {
     let known = user.request(&topic, Payload::default(), DEADLINE).await.unwrap();
     assert_eq!(published.header.schema, Some(TurnFinal::fingerprint()));
     assert!(known.text().unwrap().contains("TurnFinal"), "{known:?}");
+}
+
+/// A turn whose history is its own list of messages.
+async fn chat(client: &Client, input: &ChatInput) -> (Vec<TurnPart>, Option<RequestError>) {
+    let payload = Payload::encode(input).unwrap();
+    let stream = client.request_stream(&topics::topic(topics::USER_CHAT), payload, DEADLINE).await.unwrap();
+    let (messages, error) = parts(stream).await;
+    (messages.iter().map(|message| topics::read(message).unwrap()).collect(), error)
+}
+
+fn list(conversation: Option<&str>, keep: bool) -> ChatInput {
+    ChatInput {
+        conversation: conversation.map(|id| id.parse().unwrap()),
+        turn: None,
+        messages: vec![
+            ChatMessage::new(Role::User, "My name is Ada."),
+            ChatMessage::new(Role::Assistant, "Hello Ada."),
+            ChatMessage::new(Role::User, "What is my name?"),
+        ],
+        options: CompletionOptions { seed: Some(7), ..CompletionOptions::default() },
+        keep,
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_messages_is_its_own_history_and_is_kept_only_if_that_is_asked_for() {
+    let stage = Stage::new();
+    let config = ConversationConfig { instructions: "Be kind.".to_owned(), ..ConversationConfig::default() };
+    let _engine = engine(&stage, config);
+    let mut asked = played_model(&stage.client("model")).await;
+    let user = stage.client("user");
+    let mut turns = watch(&stage.client("watcher"), "conversation/turn/#").await;
+    for (conversation, keep, kept) in [("garden", false, 0), ("kitchen", true, 2), ("kitchen", true, 4)] {
+        let play = async {
+            let (request, question) = soon("the question", asked.recv()).await.unwrap();
+            request.reply(delta(0, "Ada")).await.unwrap();
+            request.end(last()).await.unwrap();
+            question
+        };
+        let input = list(Some(conversation), keep);
+        let (question, (parts, error)) = tokio::join!(play, chat(&user, &input));
+        assert!(error.is_none(), "{error:?}");
+        let said: Vec<&str> = question.messages.iter().map(|message| message.text.as_str()).collect();
+        assert_eq!(said, ["Be kind.", "My name is Ada.", "Hello Ada.", "What is my name?"]);
+        assert_eq!(question.options.seed, Some(7));
+        let Some(TurnPart::Final(end)) = parts.last() else { panic!("{parts:?}") };
+        assert_eq!((end.text.as_str(), end.conversation.as_str()), ("Ada", conversation));
+        let topics_seen = [seen(&mut turns).await, seen(&mut turns).await, seen(&mut turns).await];
+        let names: Vec<&str> = topics_seen.iter().map(|message| message.topic.as_str()).collect();
+        assert_eq!(names, [topics::TURN_STARTED, topics::TURN_DELTA, topics::TURN_FINAL]);
+        let stored = stage.store.history(conversation, 10).await.unwrap();
+        assert_eq!(stored.len(), kept);
+        if let [.., question, answer] = stored.as_slice() {
+            let texts = (question.message.text.as_str(), answer.message.text.as_str());
+            assert_eq!(texts, ("What is my name?", "Ada"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_is_not_kept_and_one_without_a_user_is_refused() {
+    let stage = Stage::new();
+    let _engine = engine(&stage, ConversationConfig::default());
+    let mut asked = played_model(&stage.client("model")).await;
+    let user = stage.client("user");
+    let play = async {
+        let (request, _) = soon("the question", asked.recv()).await.unwrap();
+        request.reply(delta(0, "Half")).await.unwrap();
+        request.fail("broken", "it broke").await.unwrap();
+    };
+    let input = list(Some("garden"), false);
+    let ((), (_, error)) = tokio::join!(play, chat(&user, &input));
+    assert_eq!(failed_with(error), "broken");
+    assert!(stage.store.history("garden", 10).await.unwrap().is_empty());
+    let nobody = ChatInput { messages: vec![ChatMessage::new(Role::System, "x")], ..list(None, true) };
+    assert_eq!(failed_with(chat(&user, &nobody).await.1), code::BAD_REQUEST);
 }
 
 #[tokio::test]

@@ -76,6 +76,7 @@ pub(super) async fn admit(
             (response, checked)
         }
     };
+    response = in_its_form(response, &path);
     let request = response.request();
     let (route, method) = (request.match_pattern(), request.method().to_string());
     shared.traffic.answered(route, &method, response.status().as_u16(), begun.elapsed());
@@ -83,9 +84,22 @@ pub(super) async fn admit(
     Ok(response)
 }
 
+/// An error in the form of its path, which its handler does not know. The trace stays.
+fn in_its_form(response: ServiceResponse<BoxBody>, path: &str) -> ServiceResponse<BoxBody> {
+    let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
+    let Some(answer) = error.map(|error| error.on_path(path)) else { return response };
+    let trace = response.headers().get(TRACEPARENT).cloned();
+    let mut response = response.into_response(answer);
+    if let Some(trace) = trace {
+        response.headers_mut().insert(TRACEPARENT, trace);
+    }
+    response
+}
+
 fn refuse(request: ServiceRequest, shared: &Shared, error: ApiError) -> ServiceResponse<BoxBody> {
     note(request.request(), shared, &error);
-    request.into_response(HttpResponse::from_error(error))
+    let answer = error.on_path(request.path());
+    request.into_response(answer)
 }
 
 /// Has the request answered.
@@ -115,6 +129,10 @@ fn note(request: &HttpRequest, shared: &Shared, error: &ApiError) {
     let status = error.status_code();
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {}
+        // A model that has too much to do turns nobody away for who they are.
+        StatusCode::TOO_MANY_REQUESTS if !matches!(error, ApiError::RateLimited { .. }) => {
+            return shared.traffic.rejected(error.code());
+        }
         StatusCode::MISDIRECTED_REQUEST | StatusCode::TOO_MANY_REQUESTS => {}
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => {
             return shared.traffic.rejected(error.code());

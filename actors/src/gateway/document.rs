@@ -25,8 +25,8 @@ use utoipa::{
 use utoipa_swagger_ui::Config;
 
 use super::{
-    admin, bus, conversations, error::ApiError, health, logs, metrics, outbox, server::resource, socket,
-    token_routes,
+    admin, bus, conversations, error::ApiError, health, logs, metrics, openai, outbox, server::resource,
+    socket, token_routes,
 };
 
 /// The page runs its own files and asks this server. It sets styles on elements.
@@ -79,6 +79,7 @@ fn apis() -> Vec<utoipa::openapi::OpenApi> {
     vec![
         health::Api::openapi(),
         conversations::Api::openapi(),
+        openai::Api::openapi(),
         bus::Api::openapi(),
         socket::Api::openapi(),
         logs::Api::openapi(),

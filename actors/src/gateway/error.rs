@@ -9,7 +9,7 @@ use actix_web::{
 use interlock_bus::RequestError;
 use serde::Serialize;
 
-use super::{access::Scope, limits::Limit};
+use super::{access::Scope, limits::Limit, openai};
 use crate::{store::StoreError, topics::code};
 
 /// Why a request was not answered. Each variant is one thing the client can do about it.
@@ -61,6 +61,8 @@ pub(super) enum ApiError {
     #[error("the gateway is stopping and takes no new turns; try again when it runs again")]
     Stopping,
     #[error("{text}")]
+    Parameter { status: StatusCode, param: String, code: String, text: String },
+    #[error("{text}")]
     Turn { status: StatusCode, code: String, text: String },
 }
 
@@ -99,7 +101,7 @@ impl ApiError {
             Self::BodyTimeout(_) => "body_timeout",
             Self::Busy { .. } => code::BUSY,
             Self::Stopping => code::STOPPING,
-            Self::Turn { code, .. } => code,
+            Self::Parameter { code, .. } | Self::Turn { code, .. } => code,
         }
     }
 
@@ -166,6 +168,14 @@ impl ApiError {
         Self::Turn { status, code: code::STORE.to_owned(), text: error.to_string() }
     }
 
+    /// The answer on `path`: the same, but for OpenAI's paths in OpenAI's form.
+    pub(super) fn on_path(&self, path: &str) -> HttpResponse {
+        match openai::is_path(path) {
+            true => self.response().json(openai::error_body(self)),
+            false => self.error_response(),
+        }
+    }
+
     /// The error as JSON, for the body of a response or an event of a stream.
     pub(super) fn content(&self) -> serde_json::Value {
         serde_json::json!({ "code": self.code(), "message": self.to_string() })
@@ -190,11 +200,18 @@ impl ResponseError for ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Busy { .. } | Self::Stopping | Self::NoSession(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Turn { status, .. } => *status,
+            Self::Parameter { status, .. } | Self::Turn { status, .. } => *status,
         }
     }
 
     fn error_response(&self) -> HttpResponse {
+        self.response().json(Body { error: Content { code: self.code(), message: self.to_string() } })
+    }
+}
+
+impl ApiError {
+    /// Status and headers.
+    fn response(&self) -> HttpResponseBuilder {
         let mut response = HttpResponseBuilder::new(self.status_code());
         match self {
             Self::Unauthorized => {
@@ -219,6 +236,6 @@ impl ResponseError for ApiError {
             }
             _ => {}
         }
-        response.json(Body { error: Content { code: self.code(), message: self.to_string() } })
+        response
     }
 }

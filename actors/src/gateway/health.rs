@@ -14,17 +14,13 @@ use super::{
     error::ApiError,
     server::{Data, resource},
 };
-use crate::topics::{self, ModelList};
 
 /// How long the runtime may take to say how it is. It answers from memory.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the model service may take to say which models there are; a remote server may be asked.
-const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The operations of this module.
 #[derive(OpenApi)]
-#[openapi(paths(live, ready, whole, status_answer, models))]
+#[openapi(paths(live, ready, whole, status_answer))]
 pub(super) struct Api;
 
 /// A part of the runtime.
@@ -54,8 +50,7 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .service(get("/health/live").route(web::get().to(live)))
         .service(get("/health/ready").route(web::get().to(ready)))
         .service(get("/health").route(web::get().to(whole)))
-        .service(get("/v1/status").route(web::get().to(status_answer)))
-        .service(get("/v1/models").route(web::get().to(models)));
+        .service(get("/v1/status").route(web::get().to(status_answer)));
 }
 
 /// Whether this process answers. Needs no token.
@@ -106,21 +101,6 @@ async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
 async fn status_answer(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Inspect)?;
     Ok(HttpResponse::Ok().json(status(&shared, &access.client()?).await?))
-}
-
-/// Which models answer, and what people should know of them.
-#[utoipa::path(get, path = "/v1/models", tag = "about", responses((status = 200, body = serde_json::Value)))]
-async fn models(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
-    access.require(Scope::Chat)?;
-    let topic = topics::topic(topics::MODELS);
-    let message = shared
-        .client
-        .request(&topic, Payload::bytes(Vec::new()), MODELS_TIMEOUT)
-        .await
-        .map_err(|error| ApiError::of_request(&error))?;
-    let list: ModelList =
-        topics::read(&message).map_err(|error| unreadable("model service", &error.to_string()))?;
-    Ok(HttpResponse::Ok().json(list))
 }
 
 async fn status(shared: &Shared, client: &Client) -> Result<Value, ApiError> {

@@ -9,8 +9,8 @@ use actix_web::{
 use socket2::SockRef;
 
 use super::{
-    Shared, admin, admit::admit, bus, conversations, document, error::ApiError, health, logs, metrics,
-    outbox, page, socket, token_routes, turn,
+    Shared, admin, admit::admit, bus, conversations, document, error::ApiError, hangup, health, logs,
+    metrics, openai, outbox, page, socket, token_routes, turn,
 };
 use crate::topics::ConversationId;
 
@@ -40,11 +40,12 @@ pub(super) fn build(listener: TcpListener, shared: web::Data<Shared>) -> std::io
             .client_disconnect_timeout(DISCONNECT_TIMEOUT)
             .shutdown_timeout(DISCONNECT_TIMEOUT.as_secs())
             .disable_signals()
-            .on_connect(move |connection: &dyn Any, _| {
+            .on_connect(move |connection: &dyn Any, extensions| {
                 // The kernel closes a connection whose client takes nothing for so long; actix has no such limit.
                 let secured =
                     connection.downcast_ref::<TlsStream<TcpStream>>().map(|stream| stream.get_ref().0);
                 if let Some(stream) = connection.downcast_ref::<TcpStream>().or(secured) {
+                    hangup::remember(stream, extensions);
                     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(write_timeout));
                 }
             })
@@ -61,6 +62,7 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .configure(health::routes)
         .configure(conversations::routes)
         .configure(turn::routes)
+        .configure(openai::routes)
         .configure(bus::routes)
         .configure(document::routes)
         .configure(admin::routes)

@@ -334,7 +334,8 @@ fn everything_but_liveness_and_the_page_needs_the_token() {
         ["/health", "/health/ready", "/v1/status", "/v1/conversations", "/v1/models", "/nowhere", "//"]
     {
         let (status, body) = without(path);
-        assert_eq!((status, code(&body).as_str()), (401, "unauthorized"), "{path}");
+        let expected = if path == "/v1/models" { "invalid_api_key" } else { "unauthorized" };
+        assert_eq!((status, code(&body).as_str()), (401, expected), "{path}");
     }
 }
 
@@ -436,6 +437,35 @@ fn a_body_may_take_longer_than_a_head() {
     }
     let (status, body) = answer(stream);
     assert_eq!(status, 200, "{body}");
+}
+
+#[test]
+fn a_chat_of_openais_form_is_refused_in_openais_form() {
+    let door = Door::open(|_| {});
+    let chat = "/v1/chat/completions";
+    let hello = json!({ "messages": [{ "role": "user", "content": "hi" }] });
+    let with = |key: &str, value: Value| {
+        let mut body = hello.clone();
+        body[key] = value;
+        body.to_string()
+    };
+    for (method, path, body, status, code, param) in [
+        ("GET", chat, String::new(), 405, "method_not_allowed", json!(null)),
+        ("POST", chat, "{".to_owned(), 400, "bad_request", json!(null)),
+        ("POST", chat, with("n", json!(2)), 400, "unsupported_value", json!("n")),
+        ("POST", chat, with("tools", json!([{}])), 400, "unsupported_parameter", json!("tools")),
+        ("POST", chat, with("user", json!("x".repeat(2000))), 413, "body_too_large", json!(null)),
+        ("POST", chat, hello.to_string(), 503, "no_responders", json!(null)),
+        ("POST", "/v1/embeddings", json!({ "input": [1] }).to_string(), 400, "invalid_value", json!("input")),
+        ("POST", "/v1/embeddings", json!({ "input": "a" }).to_string(), 503, "no_responders", json!(null)),
+        ("GET", "/v1/models/a/b", String::new(), 503, "no_responders", json!(null)),
+    ] {
+        let (found, text) = door.ask(method, path, &body);
+        let said: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let error = &said["error"];
+        assert_eq!((found, &error["code"], &error["param"]), (status, &json!(code), &param), "{path} {body}");
+        assert!(error["type"].is_string() && error["message"].is_string(), "{text}");
+    }
 }
 
 #[test]

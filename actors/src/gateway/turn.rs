@@ -7,7 +7,7 @@ use std::{convert::Infallible, fmt::Write, future::Future, pin::pin, time::Durat
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use interlock_bus::{Payload, ReplyStream, RequestError, trace::Trace};
 use serde_json::{Value, json};
 use tokio::{
@@ -21,9 +21,10 @@ use super::{
     access::{Access, Scope},
     body,
     error::ApiError,
+    hangup::Hangup,
     server::{Data, id_of, resource},
 };
-use crate::topics::{self, ConversationId, TurnPart, UserInput, code};
+use crate::topics::{self, ConversationId, TurnDelta, TurnFinal, TurnPart, TurnStarted, UserInput, code};
 
 /// Pieces that wait for a client; then the turn waits for it, which the model's credit window feels in the end.
 const PIECES_WAITING: usize = 16;
@@ -58,7 +59,7 @@ pub(super) async fn message(
     let id = id_of(&id)?;
     let bytes = body::read(&request, payload, &shared.options).await?;
     let message: body::NewMessage = body::json(&bytes, "{\"text\":\"hello\"}")?;
-    run(&shared, id, body::text(message.text)?, Form::Events).await
+    run(&shared, id, body::text(message.text)?, Form::Events, Hangup::of(&request)).await
 }
 
 /// For `curl -N -d hello`: says something, plain text or JSON, and answers with plain text, or with the events of a turn if
@@ -87,7 +88,7 @@ pub(super) async fn chat(
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/event-stream"));
     let form = if wants_events { Form::Events } else { Form::Text };
-    run(&shared, conversation, body::text(chat.text)?, form).await
+    run(&shared, conversation, body::text(chat.text)?, form, Hangup::of(&request)).await
 }
 
 /// How a turn is written.
@@ -101,10 +102,10 @@ pub(super) enum Form {
 
 /// What a turn says.
 #[derive(Debug)]
-enum Step {
-    Started(Value),
-    Delta(Value),
-    Final(Value),
+pub(super) enum Step {
+    Started(TurnStarted),
+    Delta(TurnDelta),
+    Final(TurnFinal),
     Error(ApiError),
 }
 
@@ -114,6 +115,7 @@ pub(super) async fn run(
     conversation: ConversationId,
     text: String,
     form: Form,
+    hangup: Hangup,
 ) -> Result<HttpResponse, ApiError> {
     let permit = shared.stream_permit()?;
     tracing::debug!(%conversation, bytes = text.len(), "a turn is asked for");
@@ -130,13 +132,9 @@ pub(super) async fn run(
         Step::Error(error) => return Err(error),
         first => first,
     };
-    let (sender, receiver) = mpsc::channel(PIECES_WAITING);
-    let write_timeout = shared.options.write_timeout;
-    let streaming = stream_turn(replies, first, Sink { sender, form, write_timeout }, deadline, permit);
+    let (sink, body) = streamed(form, shared.options.write_timeout, hangup);
+    let streaming = stream_turn(replies, first, sink, deadline, permit);
     actix_web::rt::spawn(Trace::scope(Trace::current(), streaming).in_current_span());
-    let body = stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (Ok::<_, Infallible>(piece), receiver))
-    });
     let content_type = match form {
         Form::Events => "text/event-stream; charset=utf-8",
         Form::Text => "text/plain; charset=utf-8",
@@ -151,17 +149,31 @@ pub(super) async fn run(
 
 /// Where the pieces go.
 #[derive(Debug)]
-struct Sink {
+pub(super) struct Sink {
     sender: mpsc::Sender<Bytes>,
     form: Form,
     write_timeout: Duration,
+    hangup: Hangup,
 }
 
 /// The client went away, or took nothing for too long.
-struct Gone;
+pub(super) struct Gone;
+
+/// A place for pieces, and the body of a response in which they come out.
+pub(super) fn streamed(
+    form: Form,
+    write_timeout: Duration,
+    hangup: Hangup,
+) -> (Sink, impl Stream<Item = Result<Bytes, Infallible>> + 'static) {
+    let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+    let body = stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (Ok::<_, Infallible>(piece), receiver))
+    });
+    (Sink { sender, form, write_timeout, hangup }, body)
+}
 
 impl Sink {
-    async fn send(&self, piece: String) -> Result<(), Gone> {
+    pub(super) async fn send(&self, piece: String) -> Result<(), Gone> {
         if piece.is_empty() {
             return Ok(());
         }
@@ -195,12 +207,13 @@ async fn stream_turn(
 }
 
 /// Waits for `work`, noticing meanwhile whether the client is still there.
-async fn alive<T>(sink: &Sink, work: impl Future<Output = T>) -> Result<T, Gone> {
-    let mut work = pin!(work);
+pub(super) async fn alive<T>(sink: &Sink, work: impl Future<Output = T>) -> Result<T, Gone> {
+    let (mut work, mut hangup) = (pin!(work), pin!(sink.hangup.wait()));
     loop {
         tokio::select! {
             biased;
             () = sink.sender.closed() => return Err(Gone),
+            () = &mut hangup => return Err(Gone),
             output = &mut work => return Ok(output),
             () = tokio::time::sleep(KEEP_ALIVE) => {
                 if sink.form == Form::Events {
@@ -212,7 +225,7 @@ async fn alive<T>(sink: &Sink, work: impl Future<Output = T>) -> Result<T, Gone>
 }
 
 /// The next step of a turn. After `Final` or `Error` nothing follows.
-async fn next_step(replies: &mut ReplyStream, deadline: Instant) -> Step {
+pub(super) async fn next_step(replies: &mut ReplyStream, deadline: Instant) -> Step {
     let part = match timeout_at(deadline, replies.next()).await {
         Ok(Some(Ok(message))) => topics::read::<TurnPart>(&message),
         Ok(Some(Err(error))) => return Step::Error(ApiError::of_request(&error)),
@@ -231,9 +244,9 @@ async fn next_step(replies: &mut ReplyStream, deadline: Instant) -> Step {
         }
     };
     match part {
-        Ok(TurnPart::Started(started)) => Step::Started(json!(started)),
-        Ok(TurnPart::Delta(delta)) => Step::Delta(json!(delta)),
-        Ok(TurnPart::Final(last)) => Step::Final(json!(last)),
+        Ok(TurnPart::Started(started)) => Step::Started(started),
+        Ok(TurnPart::Delta(delta)) => Step::Delta(delta),
+        Ok(TurnPart::Final(last)) => Step::Final(last),
         Err(error) => Step::Error(broken(&error.to_string())),
     }
 }
@@ -250,14 +263,14 @@ impl Step {
     fn text(&self, form: Form) -> String {
         match form {
             Form::Events => match self {
-                Self::Started(data) => event("started", data),
-                Self::Delta(data) => event("delta", data),
-                Self::Final(data) => event("final", data),
+                Self::Started(started) => event("started", &json!(started)),
+                Self::Delta(delta) => event("delta", &json!(delta)),
+                Self::Final(last) => event("final", &json!(last)),
                 Self::Error(error) => event("error", &error.content()),
             },
             Form::Text => match self {
                 Self::Started(_) => String::new(),
-                Self::Delta(data) => data["text"].as_str().unwrap_or_default().to_owned(),
+                Self::Delta(delta) => delta.text.clone(),
                 Self::Final(_) => "\n".to_owned(),
                 Self::Error(error) => format!("\nerror ({}): {error}\n", error.code()),
             },
@@ -278,9 +291,12 @@ mod tests {
 
     #[test]
     fn an_event_is_one_name_one_line_of_data_and_an_empty_line() {
-        let step = Step::Delta(json!({ "text": "a\nb", "index": 0 }));
-        assert_eq!(step.text(Form::Events), "event: delta\ndata: {\"index\":0,\"text\":\"a\\nb\"}\n\n");
-        assert_eq!(step.text(Form::Text), "a\nb");
+        let (conversation, turn) = ("a".parse().unwrap(), uuid::Uuid::nil());
+        let step = Step::Delta(TurnDelta { conversation, turn, index: 0, text: "a\nb".to_owned() });
+        let text = step.text(Form::Events);
+        let data = text.strip_prefix("event: delta\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+        assert_eq!(serde_json::from_str::<Value>(data).unwrap()["text"], "a\nb");
+        assert_eq!((data.lines().count(), step.text(Form::Text).as_str()), (1, "a\nb"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Bucket, ChatMessage, CompletionDelta, CompletionFinal, CompletionOptions, CompletionPart,
+    Bucket, ChatInput, ChatMessage, CompletionDelta, CompletionFinal, CompletionOptions, CompletionPart,
     CompletionRequest, Distribution, Embeddings, EmbeddingsRequest, Fallback, ModelDescription, ModelFigures,
     ModelHealth, ModelList, ModelStatistics, Role, TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted,
     Usage, UserInput,
@@ -45,6 +45,10 @@ macro_rules! described {
 
 described! {
     UserInput: {"struct": [["conversation", {"option": "string"}], ["turn", {"option": "uuid"}], ["text", "string"]]};
+    ChatInput: {"struct": [
+        ["conversation", {"option": "string"}], ["turn", {"option": "uuid"}],
+        ["messages", {"list": ChatMessage::fields()}], ["options", CompletionOptions::fields()], ["keep", "bool"],
+    ]};
     TurnStarted: {"struct": [["conversation", "string"], ["turn", "uuid"]]};
     TurnDelta: {"struct": [["conversation", "string"], ["turn", "uuid"], ["index", "u32"], ["text", "string"]]};
     TurnFinal: {"struct": [
@@ -170,6 +174,13 @@ mod tests {
         }
         let (message, piece) = (ChatMessage::new(Role::System, "x"), CompletionDelta { index: 0, text });
         let options = CompletionOptions { temperature: Some(0.5), ..Default::default() };
+        shown(&ChatInput {
+            conversation: None,
+            turn: Some(turn),
+            messages: vec![message.clone()],
+            options: options.clone(),
+            keep: true,
+        });
         shown(&CompletionRequest { turn, messages: vec![message.clone(); 2], options: options.clone() });
         shown(&CompletionPart::Delta(piece.clone()));
         shown(&CompletionPart::Final(completion.clone()));
