@@ -7,13 +7,20 @@ use serde_json::{Value, json};
 use crate::{
     broker_process::BrokerProcess,
     harness::{
-        TestProcess,
+        DEADLINE, TestProcess,
         runtime::{TestRuntime, binaries, tool},
     },
 };
 
-/// A person at a terminal takes these steps before `bus top` with these arguments.
-fn at_a_terminal(steps: &Value, environment: &[&str], arguments: &[&str]) -> TestProcess {
+/// What is seen when a person at a terminal takes these steps before `bus top` with these arguments.
+fn at_a_terminal(steps: &Value, environment: &[&str], arguments: &[&str]) -> Value {
+    let process = begin_at_a_terminal(steps, environment, arguments);
+    // It comes at the end of all steps, each of which may take its time.
+    let line = process.line_within(DEADLINE * 5).unwrap_or_default();
+    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+fn begin_at_a_terminal(steps: &Value, environment: &[&str], arguments: &[&str]) -> TestProcess {
     let (steps, bus) = (steps.to_string(), binaries().join("bus"));
     let mut whole = vec![steps.as_str(), "env"];
     whole.extend(environment);
@@ -91,7 +98,7 @@ fn a_person_finds_topics_peers_actors_and_messages_of_a_runtime_and_gets_the_ter
         ["type", "q"],
     ]);
     let directory = data(&runtime.data());
-    let seen = at_a_terminal(&steps, &[], &["--data-dir", &directory, "--interval", "200ms"]).json();
+    let seen = at_a_terminal(&steps, &[], &["--data-dir", &directory, "--interval", "200ms"]);
     is_left_as_it_was(&seen);
     assert!(screen(&seen, "topics").contains("DENIED 1 (last: operator publish $sys/mine)"), "{seen}");
     assert!(
@@ -111,12 +118,12 @@ fn a_signal_ends_it_with_the_terminal_as_it_was_and_without_colour_if_nobody_wan
     for signal in ["SIGTERM", "SIGINT", "SIGHUP"] {
         let steps = json!([["wait", "watcher"], ["send", signal]]);
         let begun = json!([["wait", "bus top"], ["type", "2"], steps[0], steps[1]]);
-        let seen = at_a_terminal(&begun, &["NO_COLOR=1"], &["--creds", &credentials]).json();
+        let seen = at_a_terminal(&begun, &["NO_COLOR=1"], &["--creds", &credentials]);
         is_left_as_it_was(&seen);
         assert_eq!(seen["colored"], false, "{signal}");
     }
     let steps = json!([["wait", "bus top"], ["type", "3"], ["wait", "stands alone"], ["type", "\u{3}"]]);
-    is_left_as_it_was(&at_a_terminal(&steps, &[], &["--creds", &credentials]).json());
+    is_left_as_it_was(&at_a_terminal(&steps, &[], &["--creds", &credentials]));
 }
 
 #[test]
@@ -134,7 +141,7 @@ fn a_broker_that_goes_is_said_and_shown_again_when_it_is_back() {
         ["wait", "nothing lost or refused"],
         ["type", "q"],
     ]);
-    let person = at_a_terminal(&steps, &[], &["--creds", &credentials, "--interval", "200ms"]);
+    let person = begin_at_a_terminal(&steps, &[], &["--creds", &credentials, "--interval", "200ms"]);
     assert_eq!(person.line(), "shown");
     broker.kill();
     assert_eq!(person.line(), "gone");
@@ -165,7 +172,7 @@ fn without_a_terminal_it_names_what_works_without_one() {
         once.status.success() && rows.iter().any(|row| row["kind"] == "peer" && row["peer"] == "watcher")
     );
     let steps = json!([]);
-    let dumb = at_a_terminal(&steps, &["TERM=dumb"], &["--creds", credentials.to_str().unwrap()]).json();
+    let dumb = at_a_terminal(&steps, &["TERM=dumb"], &["--creds", credentials.to_str().unwrap()]);
     assert_eq!((&dumb["code"], &dumb["modes_kept"]), (&json!(2), &json!(true)));
     assert!(dumb["after"].as_str().unwrap().contains("--once"), "{dumb}");
 }

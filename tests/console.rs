@@ -55,7 +55,7 @@ fn a_person_talks_watches_kills_and_searches_in_the_browser() {
     contains(&peers["why"], &["publish.allow", "nobody receives"]);
     contains(&peers["refused"], &["No connection was refused"]);
     let letter = saw("a dead letter");
-    contains(&letter["row"], &["orders/new", "billing", "oldest_to_dead_letter"]);
+    contains(&letter["row"], &["orders/new", "billing", "`outbox.policy` asks for that"]);
     let start = saw("readiness");
     contains(&start["headline"], &["are ready"]);
     contains(&start["facts"], &["probe back", "no language model"]);

@@ -253,7 +253,7 @@ fn health_needs_a_token_but_liveness_does_not_and_answers_are_typed() {
         .http()
         .post(url("/v1/conversations/bad/messages"))
         .bearer_auth(runtime.token().unwrap())
-        .json(&serde_json::json!({ "text": "x".repeat(100_000) }))
+        .json(&serde_json::json!({ "text": "x".repeat(2_000_000) }))
         .send()
         .unwrap();
     assert_eq!(large.status().as_u16(), 413);

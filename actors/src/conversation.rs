@@ -91,13 +91,14 @@ impl Actor for ConversationEngine {
     async fn handle(&mut self, input: Input, context: &Context) -> Result<(), Failure> {
         let Some(engine) = &self.engine else { return Ok(()) };
         match input {
-            Input::Request(request) if request.message.topic.as_str() != topics::USER_INPUT => {
-                engine.order(request, context);
-            }
             Input::Request(request) => {
                 let said = match request.message.topic.as_str() {
+                    topics::USER_INPUT => read(&request.message),
                     topics::USER_CHAT => read_list(&request.message),
-                    _ => read(&request.message),
+                    _ => {
+                        engine.order(request, context);
+                        return Ok(());
+                    }
                 };
                 engine.offer(said, Requester::of(request), context);
             }

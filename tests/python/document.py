@@ -109,7 +109,7 @@ class Document:
 
     def check(self, what, operation, status, kind, body):
         responses = operation["responses"]
-        response = responses.get(str(status)) or responses.get("default")
+        response = responses.get(str(status)) or responses.get(f"{status // 100}XX") or responses.get("default")
         assert response, f"{what}: {status} is not described; {body[:300]}"
         content = self.resolve(response).get("content", {})
         if not content:

@@ -194,7 +194,7 @@ mod tests {
         let is_file = |path: &str| path.starts_with("/docs/") || FILES.iter().any(|file| file.path == path);
         let operations = registered.iter().filter(|(path, _)| !is_file(path)).flat_map(|(path, methods)| {
             // A part may have a pattern behind its name.
-            let path = path.replace(":.*}", "}");
+            let path = path.replace(":.*}", "}").replace(":.+}", "}");
             methods.split(", ").map(move |method| format!("{method} {path}"))
         });
         operations.collect()

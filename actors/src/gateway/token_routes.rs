@@ -192,9 +192,10 @@ async fn blocking<T: Send + 'static>(
                     refusal(StatusCode::CONFLICT, "peer_exists", text)
                 }
                 TokenError::Unknown(_) => refusal(StatusCode::NOT_FOUND, "unknown_token", text),
-                TokenError::Name(_) | TokenError::NoScope | TokenError::RightsWithoutBus => {
-                    ApiError::BadRequest(text)
-                }
+                TokenError::Name(_)
+                | TokenError::Reserved(_)
+                | TokenError::NoScope
+                | TokenError::RightsWithoutBus => ApiError::BadRequest(text),
                 TokenError::Keys(_) => failed(text),
             }
         }),

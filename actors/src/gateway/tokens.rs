@@ -31,6 +31,8 @@ const REVOKED_MAX: usize = 256;
 
 /// In front of the name of the peer that a token stands for.
 pub const PEER_PREFIX: &str = "web-";
+/// The runtime's own token goes by this name.
+const OPERATOR: &str = "operator";
 
 /// What a token is to be good for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,6 +151,9 @@ pub enum TokenError {
         "`{0}` is too long for the name of a token: the peer it stands for would be `{PEER_PREFIX}{0}`, of more than 64 bytes"
     )]
     Name(PeerName),
+    /// The name is what refusals call whoever has the token of the file `run/gateway-token`.
+    #[error("`{0}` is the name of the runtime's own token; choose another name")]
+    Reserved(PeerName),
     /// It would open nothing.
     #[error("a token needs at least one scope: chat, bus, inspect, admin, metrics")]
     NoScope,
@@ -202,6 +207,9 @@ impl TokenStore {
         expires_ms: Option<u64>,
     ) -> Result<Zeroizing<String>, TokenError> {
         let peer = peer_of(name).ok_or_else(|| TokenError::Name(name.clone()))?;
+        if name.as_str() == OPERATOR {
+            return Err(TokenError::Reserved(name.clone()));
+        }
         if grants.scopes.is_empty() {
             return Err(TokenError::NoScope);
         }

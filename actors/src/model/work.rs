@@ -47,6 +47,23 @@ pub(super) enum Asked {
     Embeddings(EmbeddingsRequest),
 }
 
+impl Asked {
+    /// The turn that asks, for logs.
+    fn turn(&self) -> Option<String> {
+        match self {
+            Self::Completion(asked) => Some(asked.turn.to_string()),
+            Self::Embeddings(_) => None,
+        }
+    }
+
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Completion(_) => "completion",
+            Self::Embeddings(_) => "embeddings",
+        }
+    }
+}
+
 impl Job {
     /// Ends it with the error of the model that was asked first; the others are named behind it.
     pub(super) async fn refuse(self) {
@@ -125,7 +142,7 @@ impl Model {
                 None
             }
             Err(Stopped::Reply(reason)) => {
-                tracing::debug!(model = self.name, %reason, "request cancelled");
+                tracing::debug!(model = self.name, turn = job.asked.turn(), %reason, "request cancelled");
                 self.count(|figures| figures.cancelled += 1);
                 refuse(job.request, code::CANCELLED, &reason.to_string()).await;
                 None
@@ -239,7 +256,7 @@ impl Model {
             tracing::warn!(model, code, %error, "the model does not answer; another one stands in");
             return Some(job);
         }
-        tracing::warn!(model, code, %error, "request failed");
+        tracing::warn!(model, turn = job.asked.turn(), code, %error, "request failed");
         if has_begun {
             // What came before is of this model alone.
             job.tried.drain(..job.tried.len() - 1);
@@ -262,6 +279,7 @@ async fn next(answer: &mut Answer) -> Result<Piece, Stopped> {
 }
 
 async fn end(job: Job, ended: Ended) {
+    let (turn, what) = (job.asked.turn(), job.asked.what());
     let payload = match &ended {
         Ended::Completion(end) => job.format.encode(&CompletionPart::Final(end.clone())),
         Ended::Embeddings(embeddings) => job.format.encode(embeddings),
@@ -270,7 +288,8 @@ async fn end(job: Job, ended: Ended) {
         Ok(payload) => job.request.end(payload).await,
         Err(error) => job.request.fail(code::BACK_END_PROTOCOL, &error.to_string()).await,
     };
-    if let Err(error) = taken {
-        tracing::debug!(%error, "the end of an answer was not taken");
+    match taken {
+        Ok(()) => tracing::debug!(turn, what, "request finished"),
+        Err(error) => tracing::debug!(turn, what, %error, "request finished, and nobody took its end"),
     }
 }

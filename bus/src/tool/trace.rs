@@ -136,7 +136,7 @@ fn publish(arguments: &Arguments, client: &Client) -> Result<Tree, Failure> {
     let Ack { subscribers, dropped, .. } = ack;
     tree.told = Some((subscribers, dropped));
     (tree.hops, tree.path) =
-        watch(&before, began, arguments.wait, || ask_path(client, &topic, client.name()))?;
+        watch(&before, false, began, arguments.wait, || ask_path(client, &topic, client.name()))?;
     tree.did_you_mean = did_you_mean(client, &tree)?;
     Ok(tree)
 }
@@ -154,6 +154,7 @@ fn traced(arguments: &Arguments, payload: &Payload, tree: &mut Tree) -> Header {
 /// Looks at the ledger until each hop is settled or the time is over, and notes when each was.
 fn watch(
     before: &Path,
+    is_request: bool,
     began: Instant,
     wait: Duration,
     mut look: impl FnMut() -> Result<Path, Failure>,
@@ -163,7 +164,7 @@ fn watch(
     loop {
         let path = look()?;
         let at = began.elapsed();
-        let fresh = Hop::judge_all(before, &path, false);
+        let fresh = Hop::judge_all(before, &path, is_request);
         hops = Hop::keep_times(fresh, &hops, at);
         if hops.iter().all(Hop::is_settled) || at >= wait {
             return Ok((hops, path));
@@ -199,9 +200,13 @@ fn request(arguments: &Arguments, client: &Client, output: &Output) -> Result<Tr
         },
     };
     tree.ended = Some((began.elapsed(), ended));
-    let after = ask_path(client, &topic, client.name())?;
-    tree.hops = Hop::judge_all(&before, &after, true);
-    tree.path = after;
+    // What was answered was taken, but the broker may hear of that a moment later than we have the answer.
+    let is_answered = matches!(tree.ended, Some((_, None)));
+    let wait = if is_answered { arguments.wait } else { Duration::ZERO };
+    (tree.hops, tree.path) =
+        watch(&before, true, Instant::now(), wait, || ask_path(client, &topic, client.name()))?;
+    // Times of the looks, not of the request.
+    tree.hops.iter_mut().for_each(|hop| hop.at = None);
     tree.did_you_mean = did_you_mean(client, &tree)?;
     Ok(tree)
 }
@@ -237,7 +242,7 @@ fn passed(
     let (topic, origin) = (&message.topic, &message.origin);
     let began = Instant::now();
     let nothing = Path::default();
-    let (mut hops, path) = watch(&nothing, began, arguments.wait, || ask_path(client, topic, origin))?;
+    let (mut hops, path) = watch(&nothing, false, began, arguments.wait, || ask_path(client, topic, origin))?;
     // Ours has ended, and what it did not take is no news.
     hops.retain(|hop| hop.peer != client.name().as_str() || hop.is_settled());
     let mut tree = Tree::new("next", topic, origin, &path, false);

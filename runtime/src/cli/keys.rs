@@ -10,6 +10,7 @@ mod rotate;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Subcommand;
+use interlock_actors::gateway::tokens::TokenStore;
 use interlock_bus::{Endpoint, KeyStore, PeerName, keys::moved::moved_here};
 use serde_json::json;
 
@@ -92,7 +93,12 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
 
 fn revoke(name: &PeerName, json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
     let store = KeyStore::open(&data_dir.keys())?;
-    store.revoke(name)?;
+    // The peer of a token's bearer is revoked with the token, or the token would go on opening what is no affair of the bus.
+    let tokens = TokenStore::new(store.clone());
+    match tokens.load()?.into_iter().find(|token| token.revoked_ms.is_none() && token.peer() == *name) {
+        Some(token) => tokens.revoke(&token.name)?,
+        None => store.revoke(name)?,
+    }
     if json {
         let registry = store.registry()?;
         let key = registry.peer(name).map(|peer| peer.key);

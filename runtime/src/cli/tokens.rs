@@ -40,8 +40,8 @@ pub(super) enum Verb {
 pub(super) struct Issue {
     /// Name of the token. Its bearer is the peer `web-NAME` on the bus.
     name: PeerName,
-    /// What it opens: chat, bus, inspect, admin or metrics; may be repeated. `admin` is every order, also that of more
-    /// tokens.
+    /// What it opens: chat, bus, inspect, admin or metrics; may be repeated. `chat` is all conversations, whoever began them;
+    /// `admin` is every order, also that of more tokens.
     #[arg(long, value_name = "SCOPE", required = true)]
     scope: Vec<Scope>,
     /// What it may publish, for example 'greetings/#'; may be repeated. Needs the scope bus, as do the next two.
@@ -170,6 +170,7 @@ impl From<TokenError> for CliError {
             TokenError::Unknown(_) => Exit::Failed,
             TokenError::Exists(_)
             | TokenError::Name(_)
+            | TokenError::Reserved(_)
             | TokenError::NoScope
             | TokenError::RightsWithoutBus => Exit::Misuse,
         };

@@ -40,6 +40,7 @@ struct Choice {
 
 /// A message of the model.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ChatAnswer)]
 struct Message {
     /// `assistant`.
     role: &'static str,
@@ -51,6 +52,7 @@ struct Message {
 
 /// Tokens.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = ChatUsage)]
 struct Usage {
     /// Read.
     prompt_tokens: u32,
@@ -62,6 +64,7 @@ struct Usage {
 
 /// What OpenAI's API has no place for.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ChatTold)]
 pub(super) struct Told {
     /// The conversation under which the turn was seen on the bus, and kept, if it was.
     conversation: String,

@@ -28,7 +28,7 @@ pub(super) struct Asked {
     /// Which model; left out, the first that makes embeddings.
     model: Option<String>,
     /// A text, or a list of texts.
-    #[schema(value_type = request::Texts)]
+    #[schema(value_type = request::Texts, example = "hello")]
     input: Value,
     /// `float` (numbers) or `base64` (numbers of 32 bits, least significant byte first).
     encoding_format: Option<String>,
@@ -79,6 +79,7 @@ enum Vector {
 
 /// Tokens.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = EmbeddingsUsage)]
 struct Usage {
     /// Read.
     prompt_tokens: u32,
@@ -93,7 +94,9 @@ struct Usage {
         (status = 200, description = "The vectors", body = Answer),
         (status = "4XX", description = "The request is refused", body = Failure),
         (status = "5XX", description = "It cannot be answered", body = Failure),
-    )
+    ),
+    // The built-in script makes none.
+    extensions(("x-example-status" = json!(400)))
 )]
 pub(super) async fn embeddings(
     access: Access,

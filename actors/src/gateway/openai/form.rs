@@ -9,6 +9,7 @@ use crate::topics::code;
 
 /// The body of an error.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenAiFailure)]
 pub(in crate::gateway) struct Failure {
     error: Content,
 }

@@ -60,6 +60,7 @@ pub(super) struct Model {
 
 /// How a model was at last contact.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ModelHealth)]
 struct Health {
     /// `unknown`, `ok` or `failing`.
     state: String,
@@ -104,7 +105,7 @@ pub(super) async fn list(access: Access, shared: Data) -> Result<HttpResponse, A
 
 /// One model.
 #[utoipa::path(
-    get, path = "/v1/models/{id}", tag = "openai", params(("id" = String, Path, description = "What requests call it")),
+    get, path = "/v1/models/{id}", tag = "openai", params(("id" = String, Path, description = "What requests call it", example = "small-talk")),
     responses(
         (status = 200, description = "The model", body = Model),
         (status = "4XX", description = "There is none of this name, or the request is refused", body = Failure),

@@ -19,6 +19,7 @@ pub(super) struct ChatRequest {
     /// Which model; left out, the first one.
     pub(super) model: Option<String>,
     /// What was said so far, oldest first; one of them is a user's.
+    #[schema(example = json!([{"role": "user", "content": "hello"}]))]
     messages: Vec<Message>,
     /// Whether the answer comes in pieces, as server-sent events.
     stream: Option<bool>,
@@ -59,6 +60,7 @@ pub(super) struct ChatRequest {
 
 /// One message.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ChatMessage)]
 struct Message {
     /// `system` (or `developer`), `user` or `assistant`.
     role: String,
@@ -81,6 +83,7 @@ enum Content {
 
 /// A part of a text.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ChatPart)]
 struct Part {
     /// `text`.
     #[serde(rename = "type")]
