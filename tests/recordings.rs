@@ -57,9 +57,14 @@ fn read(file: &Path) -> (Option<u64>, Vec<Value>) {
     (seen["counted"].as_u64(), seen["messages"].as_array().unwrap().clone())
 }
 
-/// Waits until so many messages stand in a file that is being written.
+/// Waits until so many messages stand in a file that is being written. A reader that comes while the file grows finds
+/// neither the old end nor the new one, and comes again.
 fn until_it_has(file: &Path, count: usize) {
-    eventually("the messages to be in the recording", || (read(file).1.len() == count).then_some(()));
+    eventually("the messages to be in the recording", || {
+        let line = TestProcess::python("recording.py", &[file.to_str().unwrap()]).line_within(DEADLINE)?;
+        let seen: Value = serde_json::from_str(&line).unwrap();
+        (seen["messages"].as_array().unwrap().len() == count).then_some(())
+    });
 }
 
 fn expected(count: usize) -> Vec<Value> {

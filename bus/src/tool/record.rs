@@ -98,6 +98,7 @@ fn record(
     let mut decoder = Decoder::default();
     let mut sync_at = None;
     let mut last_at = None;
+    let mut is_lost = false;
     let mut link = client.watch();
     link.mark_unchanged();
     loop {
@@ -138,15 +139,18 @@ fn record(
             Some(Err(Other::Asked)) => {
                 last_at.get_or_insert_with(|| Instant::now() + LAST_MESSAGES);
             }
-            Some(Err(Other::Link(LinkState::Lost { reason }))) => {
+            // Each failed attempt changes the reason; the loss is said once.
+            Some(Err(Other::Link(LinkState::Lost { reason }))) if !is_lost => {
+                is_lost = true;
                 output.note(&format!(
                     "the link to the broker is lost ({reason}); what is published now is missing"
                 ));
             }
             Some(Err(Other::Link(LinkState::Ready))) => {
+                is_lost = false;
                 output.note("the broker is back; the recording goes on")
             }
-            Some(Err(Other::Link(LinkState::Connecting | LinkState::Closed))) | None => {}
+            Some(Err(Other::Link(_))) | None => {}
         }
         let now = Instant::now();
         if sync_at.is_some_and(|sync_at| sync_at <= now) {
