@@ -7,6 +7,7 @@ pub(crate) mod kept;
 pub(crate) mod ledger;
 pub(crate) mod model_server;
 pub(crate) mod runtime;
+pub(crate) mod web;
 
 use std::{
     io::{BufRead, BufReader},

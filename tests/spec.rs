@@ -131,6 +131,8 @@ mod suspended;
 mod told_once;
 /// What still runs and yet does not do its work: programs cut off from the bus, a supervisor that stands still.
 mod watching;
+/// Keys over HTTP: issued, shown, replaced, revoked, and who may not.
+mod web_admin_keys;
 /// The gateway as programs on the web use it: its own description, the bus, the socket, conversations.
 mod web_api;
 /// What a client leaves to be published when it dies.

@@ -31,6 +31,7 @@ mod guarded;
 mod hangup;
 mod health;
 mod history;
+mod keys;
 mod limits;
 mod logs;
 mod metrics;
@@ -40,9 +41,11 @@ mod page;
 mod parameters;
 mod port;
 mod refusals;
+mod secret;
 mod server;
 mod socket;
 mod sse;
+pub mod steward;
 mod tls;
 mod token;
 mod token_routes;
@@ -74,6 +77,7 @@ use self::{
     limits::Addresses,
     metrics::NamedTopics,
     refusals::Refusals,
+    steward::Steward,
     tokens::{Rights, TokenStore},
     traffic::Traffic,
 };
@@ -107,6 +111,8 @@ pub struct Options {
     pub token: Token,
     /// The peer that whoever has it is on the bus.
     pub operator: PeerName,
+    /// Does in this process what is not asked for on the bus.
+    pub steward: Arc<dyn Steward>,
     /// The tokens that were issued.
     pub tokens: TokenStore,
     /// What the peers of issued tokens may do.

@@ -28,7 +28,7 @@ pub use moved::{Moved, Renewed};
 pub use permissions::{Decision, Permissions, Right, RightError, Rules};
 pub use registry::{KeyState, Registry};
 pub use rule_source::RuleSource;
-pub use store::KeyStore;
+pub use store::{Keep, KeyStore};
 
 use std::path::PathBuf;
 

@@ -94,6 +94,7 @@ fn record(entry: &Entry) -> LogRecord {
         ("uid", Some(entry.uid.to_string())),
         ("user", user),
         ("pid", Some(entry.pid.to_string())),
+        ("by", entry.by.as_ref().map(ToString::to_string)),
         ("result", Some(result)),
     ];
     record.fields = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();

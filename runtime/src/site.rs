@@ -37,6 +37,7 @@ use crate::{
     lifecycle::DataDir,
     peers::{self, OPERATOR, RUNTIME, name_of},
     process::{Credentials, Program, ProgramHost, Readiness},
+    steward::SiteSteward,
     supervisor::{ChildKind, ChildSpecification, Children, No, Restart, ShutdownPhases},
     telemetry::Levels,
     tree::{self, BrokerActor, BrokerSeat, BuiltIn, Presence, Tie},
@@ -391,7 +392,7 @@ impl Site {
     }
 
     /// What the gateway is started with.
-    fn gateway(&self) -> gateway::Options {
+    fn gateway(self: &Arc<Self>) -> gateway::Options {
         let section = self.config().gateway;
         let (store, seat) = (self.store.clone(), self.seat.clone());
         let (log, outbox) = (self.log_buffer.clone(), self.outbox.clone());
@@ -407,6 +408,7 @@ impl Site {
             turn_timeout: section.turn_timeout,
             token: self.token.clone(),
             operator: name_of(OPERATOR),
+            steward: Arc::new(SiteSteward::new(self)),
             tokens: TokenStore::new(self.keys.clone()),
             rights: Arc::new(peers::of_bearer),
             attach: Arc::new(move |peer| seat.broker().map_err(|_| BrokerError::Ended)?.attach(peer)),

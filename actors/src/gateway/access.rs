@@ -223,6 +223,11 @@ impl Access {
         Err(ApiError::Forbidden { bearer: self.0.name.to_string(), scope })
     }
 
+    /// The peer that the bearer is on the bus.
+    pub(super) fn peer(&self) -> &PeerName {
+        &self.0.peer
+    }
+
     /// Takes one of the requests that the token has in a minute.
     pub(super) fn take(&self, is_health: bool) -> Result<(), ApiError> {
         let allowance = if is_health { &self.0.health } else { &self.0.requests };

@@ -25,8 +25,8 @@ use utoipa::{
 use utoipa_swagger_ui::Config;
 
 use super::{
-    admin, bus, conversations, error::ApiError, health, logs, metrics, openai, outbox, server::resource,
-    socket, token_routes,
+    admin, bus, conversations, error::ApiError, health, keys, logs, metrics, openai, outbox,
+    server::resource, socket, token_routes,
 };
 
 /// The page runs its own files and asks this server. It sets styles on elements.
@@ -86,6 +86,7 @@ fn apis() -> Vec<utoipa::openapi::OpenApi> {
         admin::Api::openapi(),
         outbox::Api::openapi(),
         token_routes::Api::openapi(),
+        keys::Api::openapi(),
         metrics::Api::openapi(),
     ]
 }

@@ -9,7 +9,7 @@ use actix_web::{
 use socket2::SockRef;
 
 use super::{
-    Shared, admin, admit::admit, bus, conversations, document, error::ApiError, hangup, health, logs,
+    Shared, admin, admit::admit, bus, conversations, document, error::ApiError, hangup, health, keys, logs,
     metrics, openai, outbox, page, socket, token_routes, turn,
 };
 use crate::topics::ConversationId;
@@ -70,6 +70,7 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .configure(outbox::routes)
         .configure(socket::routes)
         .configure(token_routes::routes)
+        .configure(keys::routes)
         .configure(metrics::routes)
         .default_service(web::to(|request: HttpRequest| async move {
             HttpResponse::from_error(ApiError::UnknownPath(request.path().to_owned()))

@@ -5,10 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interlock_bus::{Client, Payload, Permissions, Request, Rules, client::ServeOptions};
+use interlock_bus::{Client, Payload, PeerName, Permissions, Request, Rules, client::ServeOptions};
 use serde_json::{Value, json};
 
-use super::{Boundary, Gateway, Numbers, Options, Orders, Port, Rates, Token, tokens::TokenStore};
+use super::{
+    Boundary, Gateway, Numbers, Options, Orders, Port, Rates, Token,
+    steward::{MadeKey, NewPeer, Refusal, RefusalKind, Steward},
+    tokens::TokenStore,
+};
 use crate::{
     intake::Intake,
     store::StoreError,
@@ -45,6 +49,7 @@ impl Door {
             turn_timeout: Duration::from_secs(10),
             token: Token::load_or_create(&path).unwrap(),
             operator: "operator".parse().unwrap(),
+            steward: Arc::new(Nobody),
             tokens: TokenStore::new(stage.keys.clone()),
             rights: Arc::new(|_, grants| Permissions {
                 publish: Rules::allowing(grants.publish.clone()),
@@ -96,6 +101,43 @@ impl Door {
 
     fn say(&self, text: &str) -> TcpStream {
         self.send("POST", "/v1/conversations/kitchen/messages", &json!({ "text": text }).to_string())
+    }
+}
+
+/// Does nothing for anybody.
+struct Nobody;
+
+impl Nobody {
+    fn refuse<T>() -> Result<T, Refusal> {
+        Err(Refusal { kind: RefusalKind::Busy, code: "nobody".to_owned(), text: "nobody is here".to_owned() })
+    }
+}
+
+impl Steward for Nobody {
+    fn keys(&self) -> Result<Vec<Value>, Refusal> {
+        Self::refuse()
+    }
+
+    fn key(&self, _: &PeerName) -> Result<Value, Refusal> {
+        Self::refuse()
+    }
+
+    fn issue_key(&self, _: &PeerName, _: &NewPeer) -> Result<MadeKey, Refusal> {
+        Self::refuse()
+    }
+
+    fn revoke_key(&self, _: &PeerName, _: &PeerName) -> Result<(), Refusal> {
+        Self::refuse()
+    }
+
+    fn rotate_key(
+        &self,
+        _: &PeerName,
+        _: &PeerName,
+        _: Duration,
+        _: Option<Duration>,
+    ) -> Result<MadeKey, Refusal> {
+        Self::refuse()
     }
 }
 

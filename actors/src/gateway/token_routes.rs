@@ -149,7 +149,7 @@ async fn issue(
     }
     let expires_ms = new.expires_in_s.map(|seconds| now_ms().saturating_add(seconds.saturating_mul(1000)));
     let NewToken { name, scopes, publish, subscribe, request, .. } = new;
-    let (store, rights) = (shared.doorkeeper.store().clone(), shared.options.rights.clone());
+    let (store, rights) = (shared.doorkeeper.store().asked_by(access.peer()), shared.options.rights.clone());
     let issued = blocking(move || {
         let grants = Grants { scopes, publish, subscribe, request };
         let token = store.issue(&name, &grants, &*rights, expires_ms)?;
@@ -169,7 +169,7 @@ async fn revoke(access: Access, shared: Data, name: web::Path<String>) -> Result
     access.require(Scope::Admin)?;
     let unknown = |error: interlock_bus::peer::PeerNameError| ApiError::BadRequest(error.to_string());
     let name: PeerName = name.parse().map_err(unknown)?;
-    let store = shared.doorkeeper.store().clone();
+    let store = shared.doorkeeper.store().asked_by(access.peer());
     blocking(move || store.revoke(&name)).await?;
     // Its streams end now, and not at the next look.
     shared.doorkeeper.look_after();

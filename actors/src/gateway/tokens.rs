@@ -177,6 +177,12 @@ impl TokenStore {
         Self { keys }
     }
 
+    /// The same tokens, changed because this peer has asked for it.
+    #[must_use]
+    pub fn asked_by(&self, by: &PeerName) -> Self {
+        Self { keys: self.keys.asked_by(by) }
+    }
+
     /// Where they are.
     pub fn path(&self) -> PathBuf {
         self.keys.directory().join(FILE)

@@ -93,6 +93,9 @@ pub struct Entry {
     pub uid: u32,
     /// The process that did it.
     pub pid: u32,
+    /// The peer that it was done for, where the process did it for somebody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<PeerName>,
     /// What.
     #[serde(flatten)]
     pub act: Act,
@@ -104,6 +107,7 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub struct Audit {
     directory: PathBuf,
+    by: Option<PeerName>,
 }
 
 /// What can be taken over.
@@ -120,7 +124,13 @@ pub struct Takeover {
 impl Audit {
     /// That of the key store in `directory`.
     pub fn of(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), by: None }
+    }
+
+    /// The same file, for what is done because this peer has asked for it.
+    #[must_use]
+    pub fn asked_by(self, by: Option<PeerName>) -> Self {
+        Self { by, ..self }
     }
 
     /// Does `work`, with an entry before it and one after it. Without the first, nothing is done.
@@ -132,7 +142,7 @@ impl Audit {
         act: Act,
         work: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let begun = entry(act, Outcome::Begun);
+        let begun = self.entry(act, Outcome::Begun);
         self.append(&begun)?;
         let done = work();
         let outcome = match &done {
@@ -151,7 +161,12 @@ impl Audit {
     /// # Errors
     /// [`KeyError::Io`].
     pub fn note(&self, act: Act, outcome: Outcome) -> Result<(), KeyError> {
-        self.append(&entry(act, outcome))
+        self.append(&self.entry(act, outcome))
+    }
+
+    fn entry(&self, act: Act, outcome: Outcome) -> Entry {
+        let (uid, by) = (nix::unistd::getuid().as_raw(), self.by.clone());
+        Entry { id: Uuid::now_v7(), at_ms: now_ms(), uid, pid: std::process::id(), by, act, outcome }
     }
 
     /// The last entries, the oldest first: at most what 256 KiB hold.
@@ -276,11 +291,6 @@ impl Audit {
     }
 }
 
-fn entry(act: Act, outcome: Outcome) -> Entry {
-    let uid = nix::unistd::getuid().as_raw();
-    Entry { id: Uuid::now_v7(), at_ms: now_ms(), uid, pid: std::process::id(), act, outcome }
-}
-
 fn unknown(entry: Entry) -> Entry {
     Entry { outcome: Outcome::Unknown, ..entry }
 }
@@ -342,7 +352,8 @@ mod tests {
         let both = [("killed", Outcome::Unknown), ("next", Outcome::Done)];
         assert_eq!(outcomes(&audit.to_take_over().unwrap()), both);
         audit.taken(audit.to_take_over().unwrap().to).unwrap();
-        let old = Entry { at_ms: now_ms() - CHANGE_MS_MAX - 1, ..entry(Act::new("late"), Outcome::Begun) };
+        let old =
+            Entry { at_ms: now_ms() - CHANGE_MS_MAX - 1, ..audit.entry(Act::new("late"), Outcome::Begun) };
         audit.append(&old).unwrap();
         assert_eq!(outcomes(&audit.to_take_over().unwrap()), [("late", Outcome::Unknown)]);
     }

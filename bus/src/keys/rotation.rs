@@ -13,7 +13,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Credentials, KeyError, KeyState, KeyStore, audit::Act, private_file, store::now_ms};
+use super::{
+    Credentials, Keep, KeyError, KeyState, KeyStore,
+    audit::Act,
+    private_file,
+    store::{now_ms, remove},
+};
 use crate::{
     crypto::{KeyPair, PublicKey},
     endpoint::Endpoint,
@@ -40,19 +45,19 @@ impl KeyStore {
     /// Gives `name` a new key. The one before it is accepted for `overlap` longer; after none at all, every old one is void
     /// and its sessions end at once. Rights stay; so does the end of the peer's keys unless there is a new one.
     ///
-    /// The new credentials are in `NAME.toml` of the key store, or in `path` if that is given and there is no such file.
-    /// Given both, they are in both.
+    /// The new credentials are in `NAME.toml` of the key store if there is such a file, and where `keep` says.
     ///
     /// # Errors
     /// [`KeyError::UnknownPeer`], [`KeyError::Revoked`], [`KeyError::Expired`]; nothing has changed then.
-    pub fn rotate(
+    pub fn rotate<'a>(
         &self,
         name: &PeerName,
         overlap: Duration,
         expires_ms: Option<u64>,
         endpoints: &[Endpoint],
-        path: Option<&Path>,
+        keep: impl Into<Keep<'a>>,
     ) -> Result<PeerRotation, KeyError> {
+        let keep = keep.into();
         let _lock = self.lock()?;
         let now_ms = now_ms();
         let mut file = self.registry_file()?;
@@ -66,9 +71,11 @@ impl KeyStore {
         if let Some(expires_ms) = expires_ms.filter(|expires_ms| *expires_ms <= now_ms) {
             return Err(KeyError::Expired { name: name.clone(), expires_ms });
         }
+        let path = if let Keep::At(path) = keep { Some(path) } else { None };
         path.map_or(Ok(()), |path| Credentials::check_place(name, path))?;
         let own = Credentials::path_in(self.directory(), name);
         let stays = own.exists();
+        let is_kept = stays || keep == Keep::InStore;
         let endpoints = match stays {
             true => Credentials::load(&own)?.endpoints,
             false => endpoints.to_vec(),
@@ -92,9 +99,9 @@ impl KeyStore {
             if let Some(path) = path {
                 credentials.save(path)?;
             }
-            if path.is_some() && !stays { remove(&next) } else { rename(&next, &own) }
+            if is_kept { rename(&next, &own) } else { remove(&next) }
         })?;
-        credentials.file = Some(path.map_or(own, Path::to_owned));
+        credentials.file = path.map(Path::to_owned).or(is_kept.then_some(own));
         let before_until_ms = (overlap_ms > 0).then(|| now_ms.saturating_add(overlap_ms));
         Ok(PeerRotation { credentials, before: peer.key, before_until_ms, expires_ms })
     }
@@ -118,11 +125,6 @@ impl KeyStore {
     fn next_of(&self, name: &PeerName) -> PathBuf {
         self.directory().join(format!("{name}.toml.{NEXT}"))
     }
-}
-
-fn remove(path: &Path) -> Result<(), KeyError> {
-    let removed = fs::remove_file(path);
-    removed.map_err(|source| KeyError::Io { action: "remove", path: path.to_owned(), source })
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), KeyError> {
@@ -164,16 +166,42 @@ mod tests {
 
         // Elsewhere as well, where there is one in the key store.
         let elsewhere = directory.path().join("elsewhere.toml");
-        let second = store.rotate(&issued.name, Duration::ZERO, None, &[], Some(&elsewhere)).unwrap();
+        let second =
+            store.rotate(&issued.name, Duration::ZERO, None, &[], Some(elsewhere.as_path())).unwrap();
         assert_eq!(code(&first.credentials.keys.public, 0), Err("unknown_key"));
         for file in [&elsewhere, &Credentials::path_in(store.directory(), &issued.name)] {
             assert_eq!(Credentials::load(file).unwrap().keys, second.credentials.keys);
         }
         // And only there, where there is none.
         fs::remove_file(Credentials::path_in(store.directory(), &issued.name)).unwrap();
-        let third = store.rotate(&issued.name, HOUR, None, &endpoints(), Some(&elsewhere)).unwrap();
+        let third = store.rotate(&issued.name, HOUR, None, &endpoints(), Some(elsewhere.as_path())).unwrap();
         assert_eq!(Credentials::load(&elsewhere).unwrap().keys, third.credentials.keys);
         assert!(!Credentials::path_in(store.directory(), &issued.name).exists());
+    }
+
+    #[test]
+    fn credentials_that_only_their_peer_is_to_have_are_in_no_file_unless_there_was_one_and_who_asked_is_noted()
+     {
+        let (_directory, store, issued) = store();
+        let (asked, path) = (store.asked_by(&"web-ada".parse().unwrap()), issued.file.unwrap());
+        // A program may be run from it.
+        let rotation = asked.rotate(&issued.name, HOUR, None, &[], Keep::Nowhere).unwrap();
+        assert_eq!(Credentials::load(&path).unwrap().keys, rotation.credentials.keys);
+        asked.revoke(&issued.name).unwrap();
+        let rights = Permissions::default();
+        let again = asked.issue_until(&issued.name, &rights, None, &endpoints(), Keep::Nowhere).unwrap();
+        assert!(!path.exists() && again.file.is_none(), "its key is void");
+        let rotation = asked.rotate(&issued.name, HOUR, None, &endpoints(), Keep::Nowhere).unwrap();
+        assert!(!path.exists() && !store.next_of(&issued.name).exists());
+        assert_eq!(rotation.credentials.endpoints, endpoints());
+        assert_eq!(
+            store.registry().unwrap().peer(&issued.name).unwrap().key,
+            rotation.credentials.keys.public
+        );
+        let entries = store.audit().last().unwrap();
+        let by: Vec<_> = entries.iter().map(|entry| entry.by.as_ref().map(PeerName::as_str)).collect();
+        // Beginning and end of each: one that nobody asked for, four that were.
+        assert_eq!(by, [[None; 2].as_slice(), &[Some("web-ada"); 8]].concat());
     }
 
     #[test]

@@ -27,6 +27,26 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct KeyStore {
     directory: PathBuf,
+    /// Who has asked for the changes that are made.
+    by: Option<PeerName>,
+}
+
+/// Where the file with new credentials goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep<'a> {
+    /// To `NAME.toml` in the key store.
+    InStore,
+    /// To this file.
+    At(&'a Path),
+    /// Nowhere: whoever asked gets them, and nobody else has them. A `NAME.toml` that is in the key store is not left behind
+    /// with a key that is no more.
+    Nowhere,
+}
+
+impl<'a> From<Option<&'a Path>> for Keep<'a> {
+    fn from(path: Option<&'a Path>) -> Self {
+        path.map_or(Self::InStore, Self::At)
+    }
 }
 
 /// What a rotation of the broker's key came to.
@@ -67,7 +87,7 @@ impl KeyStore {
             }
             BrokerKeys::generate().save(&broker_path)?;
         }
-        let store = Self { directory: directory.to_owned() };
+        let store = Self::at(directory);
         store.registry_file()?.save_if_missing()?;
         store.finish_changes()?;
         let keys = store.broker_keys()?;
@@ -88,14 +108,14 @@ impl KeyStore {
     /// # Errors
     /// [`KeyError`]; a missing one is [`KeyError::Io`] naming the file.
     pub fn open(directory: &Path) -> Result<Self, KeyError> {
-        let store = Self { directory: directory.to_owned() };
+        let store = Self::at(directory);
         store.broker_keys()?;
         Ok(store)
     }
 
     /// That in `directory`, whatever is there.
     pub(super) fn at(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), by: None }
     }
 
     /// The caller holds the lock.
@@ -117,9 +137,15 @@ impl KeyStore {
         LastUse::load(&self.directory.join(last_use::FILE))
     }
 
+    /// The same key store, changed because this peer has asked for it, which the audit file will say.
+    #[must_use]
+    pub fn asked_by(&self, by: &PeerName) -> Self {
+        Self { by: Some(by.clone()), ..self.clone() }
+    }
+
     /// Who has changed what.
     pub fn audit(&self) -> Audit {
-        Audit::of(&self.directory)
+        Audit::of(&self.directory).asked_by(self.by.clone())
     }
 
     /// Holds the store's lock until dropped; what commands that were killed have left is finished, or undone.
@@ -263,28 +289,33 @@ impl KeyStore {
         self.issue_until(name, permissions, None, endpoints, path)
     }
 
-    /// Enrols `name` with a new key and writes its credentials to `NAME.toml`, or to `path` if given. At `expires_ms`, Unix
-    /// milliseconds, the key ends by itself.
+    /// Enrols `name` with a new key and writes its credentials where `keep` says. At `expires_ms`, Unix milliseconds, the key
+    /// ends by itself.
     ///
     /// # Errors
     /// [`KeyError::PeerExists`] if one of that name is active; [`KeyError::OtherFile`] if something else is there already.
-    pub fn issue_until(
+    pub fn issue_until<'a>(
         &self,
         name: &PeerName,
         permissions: &Permissions,
         expires_ms: Option<u64>,
         endpoints: &[Endpoint],
-        path: Option<&Path>,
+        keep: impl Into<Keep<'a>>,
     ) -> Result<Credentials, KeyError> {
         let _lock = self.lock()?;
-        let path = path.map_or_else(|| Credentials::path_in(&self.directory, name), Path::to_owned);
-        Credentials::check_place(name, &path)?;
+        let own = Credentials::path_in(&self.directory, name);
+        let path = match keep.into() {
+            Keep::InStore => Some(own.clone()),
+            Keep::At(path) => Some(path.to_owned()),
+            Keep::Nowhere => None,
+        };
+        Credentials::check_place(name, path.as_deref().unwrap_or(&own))?;
         let credentials = Credentials {
             name: name.clone(),
             keys: KeyPair::generate(),
             broker: self.broker_keys()?.current.public,
             endpoints: endpoints.to_vec(),
-            file: Some(path.clone()),
+            file: path.clone(),
         };
         let mut file = self.registry_file()?;
         let peer = Peer {
@@ -297,7 +328,11 @@ impl KeyStore {
         let act = expires_ms.map_or(act.clone(), |end_ms| act.with(format!("expires {}", time_text(end_ms))));
         self.audit().around(act, || {
             // Credentials first: a crash between the two leaves a file without rights, never rights without a file.
-            credentials.save(&path)?;
+            match &path {
+                Some(path) => credentials.save(path)?,
+                None if own.exists() => remove(&own)?,
+                None => {}
+            }
             file.save()
         })?;
         Ok(credentials)
@@ -436,6 +471,11 @@ fn lock(directory: &Path) -> Result<Flock<File>, KeyError> {
 }
 
 /// Some `*.toml` in `directory` that has none of the names in `except`.
+pub(super) fn remove(path: &Path) -> Result<(), KeyError> {
+    let removed = std::fs::remove_file(path);
+    removed.map_err(|source| KeyError::Io { action: "remove", path: path.to_owned(), source })
+}
+
 fn first_toml(directory: &Path, except: &[&str]) -> Option<PathBuf> {
     let entries = directory.read_dir().ok()?;
     entries

@@ -10,7 +10,6 @@ mod rotate;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Subcommand;
-use interlock_actors::gateway::tokens::TokenStore;
 use interlock_bus::{Endpoint, KeyStore, PeerName, keys::moved::moved_here};
 use serde_json::json;
 
@@ -19,6 +18,7 @@ use super::{CliError, Global, Output, output};
 use crate::{
     config::duration,
     exit::Exit,
+    keys::{self, KeyOrderError},
     lifecycle::{self, DataDir},
 };
 
@@ -93,12 +93,7 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
 
 fn revoke(name: &PeerName, json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
     let store = KeyStore::open(&data_dir.keys())?;
-    // The peer of a token's bearer is revoked with the token, or the token would go on opening what is no affair of the bus.
-    let tokens = TokenStore::new(store.clone());
-    match tokens.load()?.into_iter().find(|token| token.revoked_ms.is_none() && token.peer() == *name) {
-        Some(token) => tokens.revoke(&token.name)?,
-        None => store.revoke(name)?,
-    }
+    keys::revoke(&store, name)?;
     if json {
         let registry = store.registry()?;
         let key = registry.peer(name).map(|peer| peer.key);
@@ -193,4 +188,14 @@ pub(super) fn time_to_live(text: &str) -> Result<Duration, String> {
 /// The end of something that lasts so long from now, Unix milliseconds.
 pub(super) fn end_ms(lasting: Duration) -> u64 {
     list::now_ms().saturating_add(u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl From<KeyOrderError> for CliError {
+    fn from(error: KeyOrderError) -> Self {
+        match error {
+            KeyOrderError::Keys(error) => error.into(),
+            KeyOrderError::Token(error) => error.into(),
+            error => Self::new(Exit::Misuse, error.to_string()),
+        }
+    }
 }

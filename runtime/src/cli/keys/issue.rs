@@ -3,13 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use interlock_bus::{
-    Credentials, Endpoint, KeyStore, PeerName, Permissions, Rules, TopicFilter, keys::KeyState,
-};
+use interlock_bus::{Credentials, Endpoint, KeyStore, PeerName, Permissions, Rules, TopicFilter};
 use serde_json::json;
 
 use super::super::{CliError, Output, output};
-use crate::{config::schema, exit::Exit, lifecycle::DataDir, peers};
+use crate::{exit::Exit, keys, lifecycle::DataDir};
 
 #[derive(Debug, Args)]
 pub(in super::super) struct Issue {
@@ -58,19 +56,7 @@ pub(super) fn run(
         ..Permissions::default()
     };
     let expires_ms = issue.expires.map(super::end_ms);
-    let permissions = match built_in(&issue.name) {
-        None => peers::with_implied(&issue.name, &given),
-        Some(_) if expires_ms.is_some() => return Err(no_end_for_built_in(&issue.name)),
-        // A built-in peer whose key was revoked gets a new one; its rights are not for the command line to choose.
-        Some(Some(rights)) if given.is_empty() && is_revoked(&store, &issue.name)? => rights,
-        Some(_) => {
-            let text = format!(
-                "`{}` is the name of a built-in component; choose another, or revoke it first and give no rights to replace its key",
-                issue.name
-            );
-            return Err(CliError::new(Exit::Misuse, text));
-        }
-    };
+    let permissions = keys::rights_of_new(&store, &issue.name, &given, expires_ms.is_some())?;
     if permissions.is_empty() {
         output.say("no right was given: the peer can connect only once it has one in `authorized.toml`");
     }
@@ -90,27 +76,4 @@ pub(super) fn run(
         output.line(&path.display().to_string())?;
     }
     Ok(Exit::Done)
-}
-
-/// `Some` for a name that components have taken, with its rights if it is a peer.
-fn built_in(name: &PeerName) -> Option<Option<Permissions>> {
-    let of_peer = peers::permissions().into_iter().find(|(peer, _)| *peer == name.as_str());
-    schema::NAMES_TAKEN.contains(&name.as_str()).then(|| of_peer.map(|(_, rights)| rights))
-}
-
-/// A key that ended by itself would end the runtime with it.
-pub(super) fn no_end_for_built_in(name: &PeerName) -> CliError {
-    let text = format!(
-        "`{name}` is a built-in component, and its key must not end by itself; leave out `--expires`"
-    );
-    CliError::new(Exit::Misuse, text)
-}
-
-/// Whether the runtime needs this peer.
-pub(super) fn is_built_in(name: &PeerName) -> bool {
-    built_in(name).is_some()
-}
-
-fn is_revoked(store: &KeyStore, name: &PeerName) -> Result<bool, CliError> {
-    Ok(store.registry()?.peer(name).is_some_and(|peer| peer.state == KeyState::Revoked))
 }

@@ -3,19 +3,17 @@
 use clap::Args;
 use interlock_bus::{
     KeyStore, PeerName, Permissions, Rules,
-    keys::{KeyState, LastUse, Registry, Right, registry::Peer},
+    keys::{LastUse, registry::Peer},
 };
 use jiff::{Timestamp, tz::TimeZone};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::{CliError, Output, output, output::table, remote};
 use crate::{
     exit::Exit,
+    keys::{RIGHTS, facts, facts_with_rules, placed_rules, state},
     lifecycle::{self, DataDir},
 };
-
-/// The rights in the order in which they are shown.
-const RIGHTS: [Right; 4] = [Right::Publish, Right::Subscribe, Right::Serve, Right::Request];
 
 #[derive(Debug, Args)]
 pub(in super::super) struct List {
@@ -79,17 +77,9 @@ pub(super) fn show(arguments: &Show, data_dir: &DataDir, output: &mut Output) ->
     let peer = registry.peer(name).ok_or_else(unknown)?;
     let last_use = last_use(&store, output);
     let sessions = sessions(data_dir, name, output);
-    let rules = placed_rules(&registry, name, peer);
     let now_ms = now_ms();
     if arguments.json {
-        let mut facts = facts(name, peer, &last_use, now_ms);
-        let places = rules.iter().map(|rule| {
-            json!({
-                "right": rule.right.as_str(), "decision": rule.decision, "filter": rule.filter,
-                "file": path, "line": rule.line,
-            })
-        });
-        facts["rules"] = places.collect();
+        let mut facts = facts_with_rules(&store, &registry, name, peer, &last_use, now_ms);
         facts["sessions"] = sessions.map_or(Value::Null, Value::Array);
         output.line(&output::json(&facts)?)?;
         return Ok(Exit::Done);
@@ -114,7 +104,7 @@ pub(super) fn show(arguments: &Show, data_dir: &DataDir, output: &mut Output) ->
             format!("{}, {ended} {}, last use {used}", old.key.fingerprint(), time(Some(old.until_ms))),
         ]);
     }
-    for rule in &rules {
+    for rule in placed_rules(&registry, name, peer) {
         let place = place(&path.display().to_string(), rule.line);
         rows.push([rule.right.as_str().to_owned(), format!("{} {}  ({place})", rule.decision, rule.filter)]);
     }
@@ -145,47 +135,8 @@ fn session_text(session: &Value, peer: &Peer) -> String {
     format!("{} from {} with {key}, since {since}", text("kind"), text("address"))
 }
 
-/// One filter, and where it stands.
-struct PlacedRule {
-    right: Right,
-    decision: &'static str,
-    filter: String,
-    line: Option<usize>,
-}
-
-fn placed_rules(registry: &Registry, name: &PeerName, peer: &Peer) -> Vec<PlacedRule> {
-    let mut placed = Vec::new();
-    for right in RIGHTS {
-        let rules = peer.permissions.rules(right);
-        for (decision, filters) in [("allow", &rules.allow), ("deny", &rules.deny)] {
-            placed.extend(filters.iter().map(|filter| {
-                let line =
-                    registry.source().and_then(|source| source.line_of_rule(name, right, decision, filter));
-                PlacedRule { right, decision, filter: filter.to_string(), line }
-            }));
-        }
-    }
-    placed
-}
-
 fn place(file: &str, line: Option<usize>) -> String {
     line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"))
-}
-
-/// What is known of a peer, for programs. Times are Unix milliseconds, `null` where there is none or it is not known.
-fn facts(name: &PeerName, peer: &Peer, last_use: &LastUse, now_ms: u64) -> Value {
-    let old_keys = peer.old_keys.iter().map(|old| {
-        json!({
-            "public_key": old.key, "fingerprint": old.key.fingerprint(), "until_ms": old.until_ms,
-            "last_use_ms": last_use.of_key(&old.key),
-        })
-    });
-    json!({
-        "name": name, "state": state(peer, now_ms), "public_key": peer.key, "fingerprint": peer.key.fingerprint(),
-        "issued_ms": peer.issued_ms, "expires_ms": peer.expires_ms,
-        "last_use_ms": last_use.of_peer(name), "key_last_use_ms": last_use.of_key(&peer.key),
-        "old_keys": old_keys.collect::<Value>(), "permissions": &*peer.permissions,
-    })
 }
 
 /// What others wrote of the last use, or nothing: it is no reason to show nothing at all.
@@ -212,14 +163,6 @@ fn sessions(data_dir: &DataDir, name: &PeerName, output: &mut Output) -> Option<
             output.say(&format!("its sessions are not known: {error}"));
             None
         }
-    }
-}
-
-fn state(peer: &Peer, now_ms: u64) -> &'static str {
-    match peer.state {
-        KeyState::Revoked => "revoked",
-        KeyState::Active if peer.has_expired(now_ms) => "expired",
-        KeyState::Active => "active",
     }
 }
 

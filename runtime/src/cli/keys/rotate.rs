@@ -10,11 +10,8 @@ use interlock_bus::{
 };
 use serde_json::json;
 
-use super::{
-    super::{CliError, Global, Output, output},
-    issue,
-};
-use crate::{config::duration, exit::Exit, lifecycle::DataDir};
+use super::super::{CliError, Global, Output, output};
+use crate::{config::duration, exit::Exit, keys::check_rotation, lifecycle::DataDir};
 
 /// Long enough to reach the owners of stock clients over a weekend.
 const DEFAULT_OVERLAP: &str = "7d";
@@ -70,9 +67,7 @@ fn peer(
     data_dir: &DataDir,
     output: &mut Output,
 ) -> Result<Exit, CliError> {
-    if arguments.expires.is_some() && issue::is_built_in(name) {
-        return Err(issue::no_end_for_built_in(name));
-    }
+    check_rotation(name, arguments.expires.is_some())?;
     let store = KeyStore::open(&data_dir.keys())?;
     let expires_ms = arguments.expires.map(super::end_ms);
     let rotation = store.rotate(name, overlap, expires_ms, endpoints, arguments.out.as_deref())?;
