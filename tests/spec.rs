@@ -131,8 +131,12 @@ mod suspended;
 mod told_once;
 /// What still runs and yet does not do its work: programs cut off from the bus, a supervisor that stands still.
 mod watching;
+/// Backups over HTTP: made, verified, restored by the binary, given up; passphrases that nobody tells.
+mod web_admin_backups;
 /// Keys over HTTP: issued, shown, replaced, revoked, and who may not.
 mod web_admin_keys;
+/// Database and configuration over HTTP: shown and checked as on the command line, and not touched.
+mod web_admin_state;
 /// The gateway as programs on the web use it: its own description, the bus, the socket, conversations.
 mod web_api;
 /// What a client leaves to be published when it dies.

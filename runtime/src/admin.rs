@@ -45,8 +45,8 @@ use crate::{
 
 mod backup;
 
-pub(crate) use backup::BackupDesk;
 pub use backup::BackupOrder;
+pub(crate) use backup::{BackupDesk, make as make_backup};
 
 pub use crate::telemetry::levels::{LevelStatus, Override};
 

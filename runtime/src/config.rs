@@ -549,13 +549,26 @@ impl Config {
     /// # Errors
     /// Every mistake in all of them.
     pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+        let text = sources.file.as_deref().map(read_file);
+        Self::of_layers(text, sources)
+    }
+
+    /// The same with this text in the place of the file's, wherever that is; it is not looked at.
+    ///
+    /// # Errors
+    /// Every mistake in all layers.
+    pub fn judge(text: &str, sources: &Sources) -> Result<Loaded, ConfigError> {
+        let file = sources.file.clone().or_else(|| Some("interlock.toml".into()));
+        Self::of_layers(Some(Ok(text.to_owned())), &Sources { file, ..sources.clone() })
+    }
+
+    fn of_layers(file: Option<Result<String, Problem>>, sources: &Sources) -> Result<Loaded, ConfigError> {
         let mut layers = Layers::default();
         layers.add_file(DEFAULTS, |_line| Origin::Default);
-        if let Some(path) = &sources.file {
-            match read_file(path) {
-                Ok(text) => layers.add_file(&text, in_file(path)),
-                Err(problem) => layers.problems.push(problem),
-            }
+        match (file, &sources.file) {
+            (Some(Ok(text)), Some(path)) => layers.add_file(&text, in_file(path)),
+            (Some(Err(problem)), _) => layers.problems.push(problem),
+            _ => {}
         }
         layers.add_environment(&sources.environment);
         for (flag, path, text) in &sources.flags {

@@ -130,6 +130,7 @@ pub(crate) fn run(
         seat: BrokerSeat::default(),
         vault: Arc::new(vault),
         store: StoreSeat::default(),
+        backing_up: Arc::default(),
         outbox: OutboxSeat::default(),
         exit: Slot::default(),
         listened: Slot::default(),

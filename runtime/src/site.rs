@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
 use interlock_actors::{
     actor::{Actor, Failure},
+    backup::Installation,
     conversation::{ConversationConfig, ConversationEngine},
     gateway::{
         self, Boundary, Gateway, Numbers, Port, Rates, Tls, TlsError, TlsFiles, Token, tokens::TokenStore,
@@ -112,6 +113,8 @@ pub(crate) struct Site {
     pub(crate) vault: Arc<Vault>,
     /// Where the open store is found.
     pub(crate) store: StoreSeat,
+    /// Whether a backup is being made.
+    pub(crate) backing_up: Arc<AtomicBool>,
     /// Where the outbox finds its settings.
     pub(crate) outbox: OutboxSeat,
     /// What a refusal of the broker means for the process.
@@ -130,6 +133,12 @@ impl Site {
     /// The configuration that is in force.
     pub(crate) fn config(&self) -> Config {
         self.live.loaded().config.clone()
+    }
+
+    /// What a backup of it has in it.
+    pub(crate) fn installation(&self) -> Installation {
+        let config = self.live.loaded().sources.file.clone().or_else(Config::user_file);
+        Installation { root: self.data_dir.root().to_owned(), config }
     }
 
     /// The conversation engine on the open store.

@@ -5,9 +5,13 @@ use bytes::BytesMut;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 use super::{Options, error::ApiError};
 use crate::topics::ConversationId;
+
+/// Bytes of a body with a secret in it.
+const SECRET_BYTES_MAX: usize = 8 << 10;
 
 /// Body of `POST /v1/conversations/{id}/messages`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -34,30 +38,64 @@ pub(super) struct Chat {
 /// Reads the whole body.
 pub(super) async fn read(
     request: &HttpRequest,
-    mut payload: web::Payload,
+    payload: web::Payload,
     options: &Options,
 ) -> Result<BytesMut, ApiError> {
-    let limit = options.body_bytes_max;
+    let mut body = BytesMut::new();
+    collect(request, payload, options, options.body_bytes_max, |part| body.extend_from_slice(part)).await?;
+    Ok(body)
+}
+
+/// Reads a body that has a secret in it: what is kept of it here is wiped when it is dropped.
+pub(super) async fn read_secret(
+    request: &HttpRequest,
+    payload: web::Payload,
+    options: &Options,
+) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    let limit = SECRET_BYTES_MAX.min(options.body_bytes_max);
+    // Its whole length from the start: what grows leaves copies.
+    let mut body = Zeroizing::new(Vec::with_capacity(limit));
+    let read = collect(request, payload, options, limit, |part| body.extend_from_slice(part)).await;
+    read.map_err(|error| match error {
+        ApiError::TooLarge { .. } => ApiError::refused(
+            413,
+            error.code(),
+            format!("body is larger than {limit} bytes; a passphrase has at most 1024"),
+        ),
+        error => error,
+    })?;
+    Ok(body)
+}
+
+/// Reads a body part by part, at most so much of it.
+async fn collect(
+    request: &HttpRequest,
+    mut payload: web::Payload,
+    options: &Options,
+    limit: usize,
+    mut keep: impl FnMut(&[u8]),
+) -> Result<(), ApiError> {
     let too_large = || ApiError::TooLarge { limit };
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if announced.is_some_and(|bytes: usize| bytes > limit) {
         return Err(too_large());
     }
-    let mut body = BytesMut::new();
+    let mut length = 0;
     let reading = async {
         while let Some(part) = payload.next().await {
             let part =
                 part.map_err(|error| ApiError::BadRequest(format!("the body cannot be read: {error}")))?;
-            if body.len() + part.len() > limit {
+            length += part.len();
+            if length > limit {
                 return Err(too_large());
             }
-            body.extend_from_slice(&part);
+            keep(&part);
         }
         Ok(())
     };
     match tokio::time::timeout(options.body_timeout, reading).await {
-        Ok(outcome) => outcome.map(|()| body),
+        Ok(outcome) => outcome,
         Err(_) => Err(ApiError::BodyTimeout(options.body_timeout)),
     }
 }
@@ -66,6 +104,26 @@ pub(super) async fn read(
 pub(super) fn json<'a, T: Deserialize<'a>>(body: &'a [u8], example: &str) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
         ApiError::BadRequest(format!("body is not as expected: {error}; send, for example, {example}"))
+    })
+}
+
+/// Reads JSON that has a secret in it; the error says where it is wrong, and repeats nothing but names of fields. An empty body
+/// is one with nothing in it.
+pub(super) fn secret_json<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, ApiError> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        let text = error.to_string();
+        let what = match ["unknown field", "missing field", "duplicate field"].iter().any(|known| text.starts_with(known)) {
+            true => text,
+            false => format!(
+                "not the JSON that is wanted at line {} column {}; the text is not shown, it may hold a passphrase",
+                error.line(),
+                error.column()
+            ),
+        };
+        ApiError::BadRequest(format!("body is not as expected: {what}"))
     })
 }
 

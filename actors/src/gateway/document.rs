@@ -25,8 +25,8 @@ use utoipa::{
 use utoipa_swagger_ui::Config;
 
 use super::{
-    admin, bus, conversations, error::ApiError, health, keys, logs, metrics, openai, outbox,
-    server::resource, socket, token_routes,
+    admin, backups, bus, configuration, conversations, database, error::ApiError, health, keys, logs,
+    metrics, openai, outbox, server::resource, socket, token_routes,
 };
 
 /// The page runs its own files and asks this server. It sets styles on elements.
@@ -87,6 +87,9 @@ fn apis() -> Vec<utoipa::openapi::OpenApi> {
         outbox::Api::openapi(),
         token_routes::Api::openapi(),
         keys::Api::openapi(),
+        backups::Api::openapi(),
+        database::Api::openapi(),
+        configuration::Api::openapi(),
         metrics::Api::openapi(),
     ]
 }

@@ -9,8 +9,8 @@ use actix_web::{
 use socket2::SockRef;
 
 use super::{
-    Shared, admin, admit::admit, bus, conversations, document, error::ApiError, hangup, health, keys, logs,
-    metrics, openai, outbox, page, socket, token_routes, turn,
+    Shared, admin, admit::admit, backups, bus, configuration, conversations, database, document,
+    error::ApiError, hangup, health, keys, logs, metrics, openai, outbox, page, socket, token_routes, turn,
 };
 use crate::topics::ConversationId;
 
@@ -71,6 +71,9 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .configure(socket::routes)
         .configure(token_routes::routes)
         .configure(keys::routes)
+        .configure(backups::routes)
+        .configure(database::routes)
+        .configure(configuration::routes)
         .configure(metrics::routes)
         .default_service(web::to(|request: HttpRequest| async move {
             HttpResponse::from_error(ApiError::UnknownPath(request.path().to_owned()))

@@ -8,6 +8,10 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::error::ApiError;
+use crate::{
+    backup::{BackupName, Watcher},
+    store::Passphrase,
+};
 
 /// Does what it is asked to, for the peer that asks. What it does may wait for the disk, so it is asked beside the requests of
 /// others. What it tells is what the tools print with `--json`.
@@ -47,6 +51,62 @@ pub trait Steward: Send + Sync {
         overlap: Duration,
         expires_in: Option<Duration>,
     ) -> Result<MadeKey, Refusal>;
+
+    /// The backups in the directory of backups.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn backups(&self) -> Result<Value, Refusal>;
+
+    /// Makes one there. Takes as long as the databases are large.
+    ///
+    /// # Errors
+    /// Nothing was changed then, and nothing is left behind.
+    fn create_backup(
+        &self,
+        by: &PeerName,
+        wanted: NewBackup,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<Value, Refusal>;
+
+    /// Reads one to its end and opens each chunk of it. Without a passphrase with the one that the runtime was given.
+    ///
+    /// # Errors
+    /// There is none of that name, or it does not open.
+    fn verify_backup(
+        &self,
+        by: &PeerName,
+        name: &BackupName,
+        passphrase: Option<Passphrase>,
+        watcher: &mut Watcher<'_>,
+    ) -> Result<Value, Refusal>;
+
+    /// Where the database is, its versions and size.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn database(&self) -> Result<Value, Refusal>;
+
+    /// Reads all of it. Takes as long as it is large.
+    ///
+    /// # Errors
+    /// It cannot be read, or that is being done already.
+    fn check_database(&self) -> Result<Value, Refusal>;
+
+    /// Every setting that is in force and where its value comes from; what programs are called with only if that is wanted.
+    fn configuration(&self, with_arguments: bool) -> Value;
+
+    /// Judges the text of a configuration file. Nothing is changed, and no file that it names is read.
+    fn check_configuration(&self, text: &str) -> Value;
+}
+
+/// A backup that is wanted.
+#[derive(Debug)]
+pub struct NewBackup {
+    /// The name of its file; `None` for one by the time.
+    pub name: Option<BackupName>,
+    /// What it is sealed under; `None` for the passphrase that the runtime was given for backups.
+    pub passphrase: Option<Passphrase>,
 }
 
 /// A peer that is wanted.

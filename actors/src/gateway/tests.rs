@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use super::{
     Boundary, Gateway, Numbers, Options, Orders, Port, Rates, Token,
-    steward::{MadeKey, NewPeer, Refusal, RefusalKind, Steward},
+    steward::{MadeKey, NewBackup, NewPeer, Refusal, RefusalKind, Steward},
     tokens::TokenStore,
 };
 use crate::{
+    backup::{BackupName, Watcher},
     intake::Intake,
-    store::StoreError,
+    store::{Passphrase, StoreError},
     test_stage::{DEADLINE, Stage, Stand, soon},
     topics::{self, CompletionFinal, TurnDelta, TurnFinal, TurnPart, TurnStarted, UserInput},
 };
@@ -128,6 +129,40 @@ impl Steward for Nobody {
 
     fn revoke_key(&self, _: &PeerName, _: &PeerName) -> Result<(), Refusal> {
         Self::refuse()
+    }
+
+    fn backups(&self) -> Result<Value, Refusal> {
+        Self::refuse()
+    }
+
+    fn create_backup(&self, _: &PeerName, _: NewBackup, _: &mut Watcher<'_>) -> Result<Value, Refusal> {
+        Self::refuse()
+    }
+
+    fn verify_backup(
+        &self,
+        _: &PeerName,
+        _: &BackupName,
+        _: Option<Passphrase>,
+        _: &mut Watcher<'_>,
+    ) -> Result<Value, Refusal> {
+        Self::refuse()
+    }
+
+    fn database(&self) -> Result<Value, Refusal> {
+        Self::refuse()
+    }
+
+    fn check_database(&self) -> Result<Value, Refusal> {
+        Self::refuse()
+    }
+
+    fn configuration(&self, _: bool) -> Value {
+        Value::Null
+    }
+
+    fn check_configuration(&self, _: &str) -> Value {
+        Value::Null
     }
 
     fn rotate_key(

@@ -102,6 +102,17 @@ impl Checkup {
         self.findings.is_empty()
     }
 
+    /// As one object, with where the database is and whether all is well.
+    pub fn as_json(&self, path: &Path) -> serde_json::Value {
+        let mut object = serde_json::json!({ "path": path, "ok": self.is_well() });
+        if let (Some(object), Ok(serde_json::Value::Object(found))) =
+            (object.as_object_mut(), serde_json::to_value(self))
+        {
+            object.extend(found);
+        }
+        object
+    }
+
     /// Whether something of this kind is wrong.
     pub fn has(&self, kind: FindingKind) -> bool {
         self.findings.iter().any(|finding| finding.kind == kind)

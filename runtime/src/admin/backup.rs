@@ -3,7 +3,7 @@
 //! The passphrase never travels: the request names a file that the runtime reads, or it takes what its own environment has.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,14 +12,14 @@ use std::{
 
 use interlock_actors::{
     actor::Failure,
-    backup::{self, BackupError, CreateOptions, Created, Installation, Phase, Progress, Watcher},
-    store::{PassphraseSources, passphrase::PassphraseOf},
+    backup::{self, BackupError, CreateOptions, Created, Phase, Progress, Watcher},
+    store::{Passphrase, PassphraseSources, passphrase::PassphraseOf},
 };
 use interlock_bus::{Payload, PeerName, Request, keys::audit::Act};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::{cli, config::Config, exit::Exit, site::Site};
+use crate::{cli, exit::Exit, site::Site};
 
 /// Words about how far it is that wait for the requester. Further ones are left out: what comes later says more.
 const WORDS_MAX: usize = 16;
@@ -62,7 +62,7 @@ struct Failed {
 
 impl BackupDesk {
     pub(crate) fn new(site: &Arc<Site>) -> Self {
-        Self { site: Arc::clone(site), is_busy: Arc::default() }
+        Self { site: Arc::clone(site), is_busy: Arc::clone(&site.backing_up) }
     }
 
     /// Makes one, and tells the requester of each step. Ends with the request; a requester who wants no more ends the backup.
@@ -134,8 +134,7 @@ fn create(
     told: &mpsc::Sender<Progress>,
     cancel: &AtomicBool,
 ) -> Result<Created, Failed> {
-    let config = site.live.loaded().sources.file.clone().or_else(Config::user_file);
-    let installation = Installation { root: site.data_dir.root().to_owned(), config };
+    let installation = site.installation();
     if let Some(path) = order.file.as_ref().filter(|path| !path.is_absolute()) {
         let text =
             format!("`{}` is no absolute path, and the runtime has a directory of its own", path.display());
@@ -149,7 +148,6 @@ fn create(
     };
     let sources = PassphraseSources::of(PassphraseOf::Backup, order.passphrase_file);
     let passphrase = sources.ask_for_new().map_err(|error| failed(error.into()))?;
-    let key = site.vault.open().map_err(|error| failed(error.into()))?;
     let mut tell = |word: Progress| {
         if !matches!(word.phase, Phase::Done | Phase::Error) {
             // Full: the requester is slow, and hears of what comes later.
@@ -157,11 +155,23 @@ fn create(
         }
     };
     let mut watcher = Watcher { tell: &mut tell, cancel };
+    make(site, by, &target, &passphrase, &mut watcher).map_err(failed)
+}
+
+/// Makes a backup of this installation at `target`, for this peer.
+pub(crate) fn make(
+    site: &Site,
+    by: &PeerName,
+    target: &Path,
+    passphrase: &Passphrase,
+    watcher: &mut Watcher<'_>,
+) -> Result<Created, BackupError> {
+    let key = site.vault.open()?;
     let act = Act::new("backup-create").with(format!("{}, asked for by `{by}`", target.display()));
-    let made = cli::backup_noted(&site.data_dir.keys(), act, || {
-        backup::create(&installation, &key, &passphrase, &target, CreateOptions::default(), &mut watcher)
-    });
-    made.map_err(failed)
+    cli::backup_noted(&site.data_dir.keys(), Some(by), act, || {
+        let installation = site.installation();
+        backup::create(&installation, &key, passphrase, target, CreateOptions::default(), watcher)
+    })
 }
 
 /// That nobody waits any more is no failure of ours.

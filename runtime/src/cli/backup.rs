@@ -22,9 +22,12 @@ use interlock_actors::{
         passphrase::{PassphraseError, PassphraseOf},
     },
 };
-use interlock_bus::keys::{
-    Audit,
-    audit::{Act, Outcome},
+use interlock_bus::{
+    PeerName,
+    keys::{
+        Audit,
+        audit::{Act, Outcome},
+    },
 };
 
 use super::{CliError, Global, Output, output::json, terminal};
@@ -157,9 +160,10 @@ fn own_keys(global: &Global) -> Option<PathBuf> {
     Some(DataDir::at(data_dir).keys())
 }
 
-/// Notes what came of `work` in the audit file of the key store `keys`, if there is one. What only reads is done without, too.
+/// Notes what came of `work`, and the peer that has asked for it, in the audit file of the key store `keys`, if there is one. What only reads is done without, too.
 pub(crate) fn noted<T, E: std::fmt::Display>(
     keys: &Path,
+    by: Option<&PeerName>,
     act: Act,
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
@@ -169,7 +173,7 @@ pub(crate) fn noted<T, E: std::fmt::Display>(
             Ok(_) => Outcome::Done,
             Err(error) => Outcome::Failed(error.to_string()),
         };
-        if let Err(error) = Audit::of(keys).note(act, result) {
+        if let Err(error) = Audit::of(keys).asked_by(by.cloned()).note(act, result) {
             tracing::warn!(%error, "a backup is not in the audit file");
         }
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Config, Loaded, Origin, Program, Sources, schema};
 
 /// Stands for a value that may be a secret.
-const HIDDEN: &str = "(hidden)";
+pub(crate) const HIDDEN: &str = "(hidden)";
 
 /// As TOML, with the origin of each value in a comment.
 pub fn toml(loaded: &Loaded) -> String {

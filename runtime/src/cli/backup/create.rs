@@ -38,7 +38,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     let global = Global { passphrase_file: arguments.data_passphrase_file.clone(), ..global.clone() };
     let key = global.data_key(&data_dir)?;
     let passphrase = arguments.seal.sources().ask_for_new()?;
-    let created = noted(&data_dir.keys(), act("backup-create", &target), || {
+    let created = noted(&data_dir.keys(), None, act("backup-create", &target), || {
         watch(arguments.json, output, |watcher| {
             backup::create(&installation, &key, &passphrase, &target, CreateOptions::default(), watcher)
         })

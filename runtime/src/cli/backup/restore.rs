@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     // Its beginning stands in the key store that was there, its end in the one that is there then.
     let restored = match keys.is_dir() {
         true => Audit::of(&keys).around(act, work),
-        false => noted(&keys, act, work),
+        false => noted(&keys, None, act, work),
     }?;
     made.keep();
     if !arguments.json {

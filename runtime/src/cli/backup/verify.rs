@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     let passphrase = arguments.seal.of(&arguments.file)?;
     let keys = root.join("keys");
     let trial = Trial::begin(&keys, global, output);
-    let verified = noted(&keys, act("backup-verify", &arguments.file), || {
+    let verified = noted(&keys, None, act("backup-verify", &arguments.file), || {
         watch(arguments.json, output, |watcher| {
             trial.judged(backup::verify(&arguments.file, &passphrase, watcher))
         })
@@ -60,7 +60,7 @@ pub(super) fn drill(
     sweep(&installation.root, output);
     let passphrase = seal.of(file)?;
     let trial = Trial::begin(&keys, global, output);
-    let contents = noted(&keys, act("backup-drill", file), || {
+    let contents = noted(&keys, None, act("backup-drill", file), || {
         watch(json, output, |watcher| trial.judged(backup::drill(&installation, file, &passphrase, watcher)))
     })?;
     if !json {

@@ -18,13 +18,7 @@ pub(super) fn run(
     let checkup = Reader::open(&data_dir.database(), &global.data_key(data_dir)?)?.checkup()?;
     let exit = if checkup.is_well() { Exit::Done } else { Exit::Damaged };
     if form.json {
-        let mut line = serde_json::json!({ "path": data_dir.database(), "ok": checkup.is_well() });
-        if let (Some(line), Ok(serde_json::Value::Object(found))) =
-            (line.as_object_mut(), serde_json::to_value(&checkup))
-        {
-            line.extend(found);
-        }
-        output.line(&json(&line)?)?;
+        output.line(&json(&checkup.as_json(&data_dir.database()))?)?;
         return Ok(exit);
     }
     for finding in &checkup.findings {
