@@ -105,7 +105,7 @@ const BUS: &[(&str, Try)] = &[
     ("broker", Elsewhere("broker_process.rs")),
     ("bw", Asks(&["bw", "#", "$sys/#"], &[0, 1])),
     ("completions", Elsewhere("above")),
-    ("delay", Asks(&["delay", "nothing/#", "--duration", "50ms"], &[1])),
+    ("delay", Asks(&["delay", "nothing/#", "--since", "2s"], &[1])),
     ("doctor", Asks(&["doctor"], &[0])),
     ("events", Asks(&["events"], &[0])),
     ("gates", Asks(&["gates"], &[0])),

@@ -76,6 +76,7 @@ fn the_numbers_are_read_by_prometheus_and_agree_with_what_the_tools_say() {
         ("interlock_model_first_token_seconds_count", &[], 1.0),
         ("interlock_log_records_flushed_total", &[], 1.0),
         ("interlock_store_commits_total", &[], 1.0),
+        ("interlock_store_schema_version", &[], 1.0),
         (
             "interlock_gateway_requests_total",
             &[("route", "/v1/conversations/{id}/messages"), ("status", "200")],

@@ -260,6 +260,20 @@ fn health_needs_a_token_but_liveness_does_not_and_answers_are_typed() {
 }
 
 #[test]
+fn health_says_which_version_the_tables_of_the_database_have() {
+    let runtime = TestRuntime::start();
+    let version = eventually("the store to say how it is", || {
+        let health: Value = runtime.get("/health").json().unwrap();
+        let store = health["parts"].as_array()?.iter().find(|part| part["name"] == "store")?.clone();
+        let (version, _) = store["detail"].as_str()?.strip_prefix("schema version ")?.split_once(';')?;
+        version.parse::<u64>().ok()
+    });
+    let output = runtime.interlock(&["db", "status", "--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["schema_version"], version, "{status}");
+}
+
+#[test]
 fn a_bad_start_names_the_thing_and_the_way_out_and_leaves_nothing_running() {
     let mut runtime = TestRuntime::start();
     let second = runtime.interlock(&["run"]);

@@ -289,6 +289,11 @@ impl Store {
         self.shared.close();
     }
 
+    /// The version of its tables: the one that this program knows, to which opening has brought them.
+    pub fn schema_version(&self) -> u32 {
+        migrate::known_version(migrate::MIGRATIONS)
+    }
+
     /// What the writer has done since the store was opened.
     pub fn statistics(&self) -> Statistics {
         let counts = &self.shared.counts;

@@ -20,6 +20,7 @@ mod bounds;
 pub(crate) mod command;
 mod connection;
 mod control;
+mod delay;
 pub mod denials;
 mod drops;
 pub mod events;

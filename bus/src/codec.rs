@@ -210,6 +210,13 @@ pub fn header(bytes: &[u8]) -> Result<Header, CodecError> {
     Ok(header)
 }
 
+/// When a message says that it was published, in nanoseconds since the Unix epoch, without reading the rest of its
+/// header; `None` if it does not say.
+pub(crate) fn published_at_ns(header: &[u8]) -> Option<u64> {
+    let time = header.get(16..24)?.first_chunk::<8>()?;
+    Some(u64::from_le_bytes(*time)).filter(|time| *time != 0)
+}
+
 fn take_fact(header: &mut Header, tag: u16, value: &[u8]) -> Result<(), CodecError> {
     const NOT_TEXT: CodecError = CodecError::Header { problem: "a text in it is not UTF-8" };
     const WRONG_SIZE: CodecError = CodecError::Header { problem: "a value in it has the wrong size" };

@@ -100,7 +100,7 @@ enum Verb {
     Hz(rate::Arguments),
     /// Shows how many bytes flowed when, and how large messages are
     Bw(bandwidth::Arguments),
-    /// Measures how long messages take from their publisher to a subscriber
+    /// Shows how long messages take from their publisher to the broker, or measures to a subscriber
     Delay(delay::Arguments),
     /// Lists who is connected
     #[command(after_help = "Examples:\n  bus peers\n  bus peers --json | jq .peer")]

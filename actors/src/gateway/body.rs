@@ -18,7 +18,7 @@ const SECRET_BYTES_MAX: usize = 8 << 10;
 #[serde(deny_unknown_fields)]
 pub(super) struct NewMessage {
     /// What the user says.
-    #[schema(example = "hello")]
+    #[schema(min_length = 1, example = "hello")]
     pub(super) text: String,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct NewMessage {
 #[serde(deny_unknown_fields)]
 pub(super) struct Chat {
     /// What the user says.
-    #[schema(example = "hello")]
+    #[schema(min_length = 1, example = "hello")]
     pub(super) text: String,
     /// In which conversation; in `chat` if it is left out.
     #[schema(value_type = Option<String>)]

@@ -14,6 +14,7 @@ use actix_web::{
     web,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::{
     Modify, OpenApi, ToSchema,
     openapi::{
@@ -143,8 +144,35 @@ fn add_error(operation: &mut Operation) {
 /// The document as JSON.
 fn text() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
-    // It is made of texts, lists and maps by text, which are always JSON.
-    TEXT.get_or_init(|| serde_json::to_string(&Whole::openapi()).unwrap_or_default())
+    TEXT.get_or_init(|| {
+        // It is made of texts, lists and maps by text, which are always JSON.
+        let mut document = serde_json::to_value(Whole::openapi()).unwrap_or_default();
+        bound_unsigned(&mut document);
+        document.to_string()
+    })
+}
+
+/// Says of numbers without a sign how large they may be. They come described as signed ones of the same width, of which
+/// half of what we take and give would be none.
+fn bound_unsigned(value: &mut Value) {
+    if value["minimum"].as_u64().is_some() {
+        let bounds = match value["format"].as_str() {
+            Some("int32") => Some(("uint32", u64::from(u32::MAX))),
+            Some("int64") => Some(("uint64", u64::MAX)),
+            _ => None,
+        };
+        if let Some((format, maximum)) = bounds {
+            value["format"] = format.into();
+            if value["maximum"].is_null() {
+                value["maximum"] = maximum.into();
+            }
+        }
+    }
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(bound_unsigned),
+        Value::Object(values) => values.values_mut().for_each(bound_unsigned),
+        _ => {}
+    }
 }
 
 /// This document.
@@ -184,7 +212,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use actix_web::App;
-    use serde_json::Value;
 
     use super::{
         super::{page::FILES, server},
@@ -212,6 +239,13 @@ mod tests {
             item.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
         });
         assert_eq!(described.collect::<BTreeSet<_>>(), registered());
+    }
+
+    #[test]
+    fn a_number_without_a_sign_may_be_as_large_as_it_can() {
+        let document: Value = serde_json::from_str(text()).unwrap();
+        let since = &document["components"]["schemas"]["NewLevel"]["properties"]["for_ms"];
+        assert_eq!((&since["format"], &since["maximum"]), (&"uint64".into(), &u64::MAX.into()), "{since}");
     }
 
     #[test]

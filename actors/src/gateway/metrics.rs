@@ -437,7 +437,10 @@ fn write_outbox(outbox: Option<&(Standing, OutboxReport)>, to: &mut Exposition) 
 fn write_store(shared: &Shared, to: &mut Exposition) {
     let store = (shared.options.store)();
     to.one("interlock_store_up", Kind::Gauge, "Whether the store is open.", u8::from(store.is_some()));
-    let Some(statistics) = store.map(|store| store.statistics()) else { return };
+    let Some(store) = store else { return };
+    let version = store.schema_version();
+    to.one("interlock_store_schema_version", Kind::Gauge, "Version of the database's tables.", version);
+    let statistics = store.statistics();
     for (name, help, count) in [
         ("interlock_store_writes", "Writes done.", statistics.jobs),
         ("interlock_store_commits", "Transactions committed.", statistics.commits),

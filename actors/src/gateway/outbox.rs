@@ -174,7 +174,7 @@ async fn list(
     get, path = "/v1/admin/outbox", tag = "admin",
     params(
         ("topic" = Option<String>, Query, description = "Of messages on topics of this filter"),
-        ("consumer" = Option<String>, Query, description = "To this consumer"),
+        ("consumer" = Option<String>, Query, description = "To this consumer", pattern = "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$"),
         ("key" = Option<String>, Query, description = "Of messages with this ordering key"),
         ("reason" = Option<String>, Query, description = "Whose last failed attempt gave a reason with this text in it"),
         ("since" = Option<String>, Query, description = "Accepted then or later: RFC 3339, or how long ago, as `10m`", example = "1h"),
@@ -191,7 +191,7 @@ async fn outbox(access: Access, shared: Data, request: HttpRequest) -> Result<Ht
     get, path = "/v1/admin/dead-letters", tag = "admin",
     params(
         ("topic" = Option<String>, Query, description = "Of messages on topics of this filter"),
-        ("consumer" = Option<String>, Query, description = "To this consumer"),
+        ("consumer" = Option<String>, Query, description = "To this consumer", pattern = "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$"),
         ("key" = Option<String>, Query, description = "Of messages with this ordering key"),
         ("reason" = Option<String>, Query, description = "Whose last failed attempt gave a reason with this text in it"),
         ("since" = Option<String>, Query, description = "Accepted then or later: RFC 3339, or how long ago, as `10m`", example = "1h"),

@@ -85,7 +85,7 @@ impl From<ListedToken> for TokenEntry {
 #[serde(deny_unknown_fields)]
 struct NewToken {
     /// Its name.
-    #[schema(value_type = String, example = "dashboard")]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,59}$", example = "dashboard")]
     name: PeerName,
     /// What it is to open: `chat`, `bus`, `inspect`, `admin`, `metrics`.
     #[schema(value_type = Vec<String>, example = json!(["chat"]))]

@@ -176,8 +176,10 @@ impl Actor for StoreActor {
         }
         if self.told != Some(now) {
             let Statistics { waiting, jobs, commits, failures, deleted, .. } = now;
-            let mut status =
-                format!("{jobs} writes in {commits} commits, {failures} failures, {waiting} waiting");
+            let mut status = format!(
+                "schema version {}; {jobs} writes in {commits} commits, {failures} failures, {waiting} waiting",
+                store.schema_version()
+            );
             if deleted.all() > 0 {
                 status.push_str(&format!(", {} log records deleted by the retention", deleted.all()));
             }

@@ -232,7 +232,11 @@ fn history(hub: &Hub, question: &Question) -> Result<Value, String> {
     });
     let left_out = rows.len().saturating_sub(limits::HISTORY_ROWS_ANSWERED_MAX);
     let rows = rows[left_out..].iter().map(|(second, topic, bucket)| {
-        json!({ "topic": topic, "second": second, "messages": bucket.messages, "bytes": bucket.bytes })
+        json!({
+            "topic": topic, "second": second, "messages": bucket.messages, "bytes": bucket.bytes,
+            "delay_mean_us": bucket.delay.map(|delay| delay.mean_us),
+            "delay_max_us": bucket.delay.map(|delay| delay.max_us),
+        })
     });
     Ok(json!({
         "now": now, "rows": rows.collect::<Vec<_>>(), "left_out": left_out,

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::delay::{Delay, ShortDelay};
 use crate::limits;
 
 /// What one topic had in one second, or in several.
@@ -14,14 +15,42 @@ pub struct Bucket {
     pub messages: u64,
     /// Bytes of their payloads.
     pub bytes: u64,
+    /// How long they took to the broker; `None` if none of them said when it was published.
+    pub delay: Option<Delay>,
 }
 
-/// As it is kept: messages of a second do not reach 2^32.
+/// As it is kept, in 16 bytes: there are fewer topics than 2^16, and messages of a second do not reach 2^32, nor their
+/// bytes 2^48.
 #[derive(Debug)]
 struct Entry {
-    topic: u32,
+    topic: u16,
+    bytes_high: u16,
+    bytes_low: u32,
     messages: u32,
-    bytes: u64,
+    delay: ShortDelay,
+}
+
+const _: () = assert!(limits::TOPICS_TRACKED_MAX <= 1 << 16 && size_of::<Entry>() == 16);
+
+impl Entry {
+    fn new(topic: u32, Bucket { messages, bytes, delay }: Bucket) -> Self {
+        let bytes = bytes.min((1 << 48) - 1);
+        Self {
+            topic: topic as u16,
+            bytes_high: (bytes >> 32) as u16,
+            bytes_low: bytes as u32,
+            messages: u32::try_from(messages).unwrap_or(u32::MAX),
+            delay: delay.into(),
+        }
+    }
+
+    fn bucket(&self) -> Bucket {
+        Bucket {
+            messages: self.messages.into(),
+            bytes: u64::from(self.bytes_high) << 32 | u64::from(self.bytes_low),
+            delay: self.delay.into(),
+        }
+    }
 }
 
 /// Entries there is room for.
@@ -61,11 +90,7 @@ impl History {
             let wanted = (2 * self.entries.capacity()).clamp(needed, ENTRIES_MAX.max(needed));
             self.entries.reserve_exact(wanted - self.entries.len());
         }
-        self.entries.extend(counts.map(|(topic, Bucket { messages, bytes })| Entry {
-            topic,
-            messages: u32::try_from(messages).unwrap_or(u32::MAX),
-            bytes,
-        }));
+        self.entries.extend(counts.map(|(topic, bucket)| Entry::new(topic, bucket)));
     }
 
     fn forget_oldest(&mut self) {
@@ -80,8 +105,8 @@ impl History {
         let later: usize = self.seconds.range(first..).map(|(_, count)| *count as usize).sum();
         let mut entries = self.entries.range(self.entries.len() - later..);
         for (second, count) in self.seconds.range(first..).take_while(|(second, _)| *second < until) {
-            for Entry { topic, messages, bytes } in entries.by_ref().take(*count as usize) {
-                act(*second, *topic, Bucket { messages: u64::from(*messages), bytes: *bytes });
+            for entry in entries.by_ref().take(*count as usize) {
+                act(*second, entry.topic.into(), entry.bucket());
             }
         }
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use super::{
     bounds::Bounds,
+    delay::delay_ns,
     denials::{self, Denials},
     drops::Drops,
     events::Events,
@@ -65,9 +66,13 @@ pub(super) use session::{Lane, Matcher, Session};
 pub use session::{SessionCounts, SessionId, SessionInfo, SessionKind};
 use slow::Slow;
 
+const NS_PER_MS: u64 = 1_000_000;
+
 /// What became of a publish.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
+    /// Its topic.
+    pub(super) topic: TopicId,
     /// Subscribers it was queued for.
     pub subscribers: u32,
     /// Subscribers it was dropped for.
@@ -120,6 +125,8 @@ pub struct Hub {
     ending: Vec<(SessionId, Ending)>,
     pub(super) started_ms: u64,
     pub(super) now_ms: u64,
+    /// The same in nanoseconds, to tell how long messages took.
+    now_ns: u64,
     /// The broker itself, as the origin of its own messages.
     broker: PeerName,
     pub(super) security: security::Security,
@@ -164,6 +171,7 @@ impl Hub {
             ending: Vec::new(),
             started_ms: now_ms,
             now_ms,
+            now_ns: now_ms * NS_PER_MS,
             broker: broker.clone(),
             security: security::Security::default(),
             events: Events::default(),
@@ -514,7 +522,7 @@ impl Hub {
 
     /// Lets time pass: deadlines and delayed events.
     pub fn tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+        self.set_now(now_ms * NS_PER_MS);
         while let Some(key) = self.requests.pop_expired(now_ms) {
             let last_words = self.last_words(key);
             if let Some(request) = self.remove_request(key) {
@@ -535,9 +543,17 @@ impl Hub {
         self.look_at_slow_lanes();
     }
 
-    /// Sets the clock without letting anything expire; cheap enough for every turn of the loop.
-    pub fn set_now(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+    /// Sets the clock, in nanoseconds since the Unix epoch, without letting anything expire; cheap enough for every turn
+    /// of the loop.
+    pub fn set_now(&mut self, now_ns: u64) {
+        (self.now_ms, self.now_ns) = (now_ns / NS_PER_MS, now_ns);
+    }
+
+    /// Notes how long a message took that was just counted.
+    fn count_delay(&mut self, topic: TopicId, published_at_ns: Option<u64>) {
+        if let Some(delay_ns) = delay_ns(published_at_ns, self.now_ns) {
+            self.statistics.delayed(topic, delay_ns);
+        }
     }
 }
 

@@ -209,7 +209,7 @@ impl Reactor {
                 return format!("the broker cannot wait for its sockets: {error}");
             }
             let now = Instant::now();
-            self.hub.set_now(now_ms());
+            self.hub.set_now(envelope::now_ns());
             for event in &events {
                 self.on_event(event, now);
             }

@@ -8,7 +8,10 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
-use super::history::{Bucket, History};
+use super::{
+    delay::Delays,
+    history::{Bucket, History},
+};
 use crate::{limits, topic::TopicName};
 
 /// Seconds that rates are averaged over.
@@ -55,7 +58,21 @@ pub struct TopicStatistics {
     /// When somebody last had to do with it.
     touched_ms: u64,
     /// What came in the second that is not in the history yet.
-    open: Bucket,
+    open: OpenSecond,
+}
+
+/// What came of a topic in a second that is not over.
+#[derive(Clone, Copy, Debug, Default)]
+struct OpenSecond {
+    messages: u64,
+    bytes: u64,
+    delays: Delays,
+}
+
+impl OpenSecond {
+    fn so_far(&self) -> Bucket {
+        Bucket { messages: self.messages, bytes: self.bytes, delay: self.delays.so_far() }
+    }
 }
 
 impl TopicStatistics {
@@ -72,7 +89,7 @@ impl TopicStatistics {
             publishers: SmallVec::new(),
             has_more_publishers: false,
             touched_ms: now_ms,
-            open: Bucket::default(),
+            open: OpenSecond::default(),
         }
     }
 
@@ -241,9 +258,15 @@ impl Statistics {
             return;
         }
         let rows = &mut self.rows;
-        let counts = self.active.drain(..).map(|id| (id.0, std::mem::take(&mut rows[id.0 as usize].open)));
+        let counts =
+            self.active.drain(..).map(|id| (id.0, std::mem::take(&mut rows[id.0 as usize].open).so_far()));
         self.history.add(self.second, counts);
         self.second = second;
+    }
+
+    /// Notes how long one of the messages just counted took to the broker.
+    pub(super) fn delayed(&mut self, id: TopicId, delay_ns: u64) {
+        self.rows[id.0 as usize].open.delays.add(delay_ns);
     }
 
     /// Marks the message just counted as a request.
@@ -308,7 +331,7 @@ impl Statistics {
         self.history.each(from, until, &mut act);
         if (from..until).contains(&self.second) {
             for id in &self.active {
-                act(self.second, id.0, self.rows[id.0 as usize].open);
+                act(self.second, id.0, self.rows[id.0 as usize].open.so_far());
             }
         }
     }
@@ -347,7 +370,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::delay::Delay, *};
 
     fn topic(text: &str) -> TopicName {
         text.parse().unwrap()
@@ -367,6 +390,23 @@ mod tests {
         );
         assert_eq!(rates(1_022_500), [(0.0, 0.0), (800.0, 8000.0), (20_000.0 / 60.0, 200_000.0 / 60.0)]);
         assert_eq!(rates(1_100_000), [(0.0, 0.0); 3]);
+    }
+
+    #[test]
+    fn a_second_has_its_own_delays_while_it_is_open_and_afterwards() {
+        let mut statistics = Statistics::default();
+        let id = statistics.topic(&topic("a"), 1_000_000);
+        let mut came = |second: u64, delays_us: &[u64]| {
+            statistics.count(id, [1, 1, 1], second * 1000);
+            delays_us.iter().for_each(|delay_us| statistics.delayed(id, delay_us * 1000));
+        };
+        came(1000, &[100, 300]);
+        came(1001, &[]);
+        came(1002, &[7]);
+        let mut found = Vec::new();
+        statistics.each_bucket(0, 2000, |second, _, bucket| found.push((second, bucket.delay)));
+        let delay = |mean_us, max_us| Some(Delay { mean_us, max_us });
+        assert_eq!(found, [(1000, delay(200, 300)), (1001, None), (1002, delay(7, 7))]);
     }
 
     /// A message: which topic, how large, how many milliseconds after the one before.

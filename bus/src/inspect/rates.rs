@@ -59,14 +59,19 @@ fn known(seconds: u64, complete_from: u64, now: u64) -> u64 {
 /// One row for each topic. A second without a message counts as zero.
 fn summary(rows: &[Value], seconds: u64) -> Vec<Value> {
     let mut topics: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+    let mut delays: BTreeMap<&str, Delays> = BTreeMap::new();
     for row in rows {
         let number = |field: &str| row[field].as_u64().unwrap_or_default();
         let topic = row["topic"].as_str().unwrap_or_default();
         topics.entry(topic).or_default().push((number("messages"), number("bytes")));
+        if let (Some(mean_us), Some(max_us)) = (row["delay_mean_us"].as_u64(), row["delay_max_us"].as_u64()) {
+            delays.entry(topic).or_default().add(number("messages"), mean_us, max_us);
+        }
     }
     let summary = topics.into_iter().map(|(topic, buckets)| {
         let (messages, bytes) = buckets.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let silent = seconds.saturating_sub(buckets.len() as u64);
+        let delay = delays.get(topic);
         let least = buckets.iter().map(|(messages, _)| *messages).min().filter(|_| silent == 0);
         json!({
             "topic": topic,
@@ -80,9 +85,35 @@ fn summary(rows: &[Value], seconds: u64) -> Vec<Value> {
             "most_bytes": buckets.iter().map(|(_, bytes)| *bytes).max(),
             "mean_size": bytes as f64 / messages.max(1) as f64,
             "silent_seconds": silent,
+            "delay_mean_us": delay.map(Delays::mean_us),
+            "delay_max_us": delay.map(|delay| delay.max_us),
+            "delay_worst_mean_us": delay.map(|delay| delay.worst_mean_us),
         })
     });
     summary.collect()
+}
+
+/// How long messages of several seconds took, in microseconds.
+#[derive(Default)]
+struct Delays {
+    messages: u64,
+    /// Each second's mean as often as it had messages.
+    sum_us: u128,
+    worst_mean_us: u64,
+    max_us: u64,
+}
+
+impl Delays {
+    fn add(&mut self, messages: u64, mean_us: u64, max_us: u64) {
+        self.messages += messages;
+        self.sum_us += u128::from(mean_us) * u128::from(messages);
+        self.worst_mean_us = self.worst_mean_us.max(mean_us);
+        self.max_us = self.max_us.max(max_us);
+    }
+
+    fn mean_us(&self) -> u64 {
+        (self.sum_us / u128::from(self.messages.max(1))) as u64
+    }
 }
 
 #[cfg(test)]
@@ -108,5 +139,24 @@ mod tests {
             (&json!(0), &json!(0.6), &json!(8))
         );
         assert_eq!(idle["mean_size"], 10.0);
+        assert!(
+            idle["delay_mean_us"].is_null() && idle["delay_max_us"].is_null(),
+            "nobody said when it published"
+        );
+    }
+
+    #[test]
+    fn delays_of_several_seconds_count_by_their_messages_and_a_second_without_a_time_not_at_all() {
+        let row = |second, messages, mean_us: Option<u64>| {
+            json!({
+                "topic": "a", "second": second, "messages": messages, "bytes": 0, "delay_mean_us": mean_us,
+                "delay_max_us": mean_us.map(|mean_us| 10 * mean_us),
+            })
+        };
+        let all = &summary(&[row(1, 3, Some(100)), row(2, 1, Some(500)), row(3, 1000, None)], 3)[0];
+        assert_eq!(
+            (&all["delay_mean_us"], &all["delay_worst_mean_us"], &all["delay_max_us"]),
+            (&json!(200), &json!(500), &json!(5000))
+        );
     }
 }

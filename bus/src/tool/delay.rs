@@ -1,77 +1,60 @@
-//! `bus delay`: how long messages take from their publisher to a subscriber, measured by being one.
-//!
-//! The broker does not look into headers, and only they say when a message was published. So this subscribes, and
-//! compares that time with the clock when the message is here: publisher, broker and both ways are in it, and the
-//! difference of the clocks if the publisher is on another machine. The subscription is one that may lose messages, so
-//! that nobody waits for it; what it lost is told.
+//! `bus delay`: how long messages take, from the broker's own statistics or, on request, by a subscription.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+mod end_to_end;
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Failure, Output, histogram::Histogram, signals::Signals, subscribe::next_event, table};
-use crate::{
-    blocking,
-    client::{Client, Event, SubscribeOptions},
-    envelope::{Message, now_ns},
-    exit::Exit,
-    native::Overflow,
-    topic::TopicFilter,
-};
+use super::{Failure, Output, rate::Span, signals::Signals, table};
+use crate::{client::Client, exit::Exit};
 
-/// Topics that are told apart. What comes on further ones is counted as one more.
-const TOPICS_MAX: usize = 1024;
-/// The row of further topics.
-const OTHERS: &str = "(others)";
+/// How long a subscription measures without being told.
+const DURATION: Duration = Duration::from_secs(10);
 
 /// What `bus delay` takes.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Measured by a subscription of its own, from the time that the publisher wrote into the header to \
-    the arrival here; clocks of other machines are in it.\n\nExamples:\n  bus delay 'conversation/#'\n  \
-    bus delay a/b --count 1000 --json"
+    after_help = "From the time that the publisher wrote into the header to the broker's turn in which the message was \
+    read; of each batch of a topic the broker looks at the message that waited longest. `--end-to-end` subscribes instead, \
+    measures to the arrival here, and knows percentiles. Clocks of other machines are in both.\n\nExamples:\n  bus delay\n  \
+    bus delay 'conversation/#' --since 10m --series\n  bus delay a/b --end-to-end --count 1000 --json"
 )]
 pub(super) struct Arguments {
-    /// Topics: `+` is one level, `#` the rest
-    #[arg(required = true)]
-    filters: Vec<TopicFilter>,
-    /// How long to measure, for example 10s, 5m
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
-    duration: Duration,
+    #[command(flatten)]
+    span: Span,
+    /// Print each second of each topic instead of one line for each
+    #[arg(long, conflicts_with = "end_to_end")]
+    series: bool,
+    /// Subscribe, and measure to the arrival here
+    #[arg(long, conflicts_with = "since")]
+    end_to_end: bool,
+    /// How long to measure, for example 10s, 5m; by default 10s
+    #[arg(long, value_name = "TIME", requires = "end_to_end", value_parser = super::duration)]
+    duration: Option<Duration>,
     /// End after this many messages
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, requires = "end_to_end", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 
-/// What came on one topic.
-#[derive(Default)]
-struct Delays {
-    times: Histogram,
-    /// Published later than they came: the clocks differ.
-    ahead: u64,
-    /// Without a time: a stock socket's, or one of long ago that is told again.
-    untimed: u64,
-}
-
-const COLUMNS: &[table::Column] = &[
+const SUMMARY: &[table::Column] = &[
     ("TOPIC", |row| table::text(&row["topic"])),
     ("MESSAGES", |row| table::text(&row["messages"])),
-    ("MEAN MS", |row| cell(&row["mean_ms"])),
-    ("MIN", |row| cell(&row["min_ms"])),
-    ("P50", |row| cell(&row["p50_ms"])),
-    ("P90", |row| cell(&row["p90_ms"])),
-    ("P99", |row| cell(&row["p99_ms"])),
-    ("MAX", |row| cell(&row["max_ms"])),
-    ("STD DEV", |row| cell(&row["deviation_ms"])),
-    ("UNTIMED", |row| table::text(&row["untimed"])),
-    ("AHEAD", |row| table::text(&row["ahead"])),
+    ("MEAN MS", |row| milliseconds(&row["mean_ms"])),
+    ("SLOWEST SECOND", |row| milliseconds(&row["slowest_second_ms"])),
+    ("MAX", |row| milliseconds(&row["max_ms"])),
 ];
 
-fn cell(milliseconds: &Value) -> String {
-    milliseconds.as_f64().map_or_else(|| "-".to_owned(), |milliseconds| format!("{milliseconds:.3}"))
+const SERIES: &[table::Column] = &[
+    ("SECOND", |row| table::time(&json!(row["second"].as_u64().unwrap_or_default() * 1000))),
+    ("TOPIC", |row| table::text(&row["topic"])),
+    ("MESSAGES", |row| table::text(&row["messages"])),
+    ("MEAN MS", |row| milliseconds(&row["mean_ms"])),
+    ("MAX", |row| milliseconds(&row["max_ms"])),
+];
+
+fn milliseconds(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".to_owned(), |milliseconds| format!("{milliseconds:.3}"))
 }
 
 pub(super) fn run(
@@ -80,81 +63,42 @@ pub(super) fn run(
     signals: &mut Signals,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let options = SubscribeOptions::default().overflow(Overflow::DropOldest);
-    let mut subscriptions = Vec::new();
-    for filter in &arguments.filters {
-        subscriptions.push(blocking::wait(client.subscribe(filter, options.clone()))?);
+    if arguments.end_to_end {
+        let until = (arguments.duration.unwrap_or(DURATION), arguments.count);
+        return end_to_end::run(arguments.span.filters(), until, client, signals, output);
     }
-    let until = Instant::now() + arguments.duration;
-    let mut topics: BTreeMap<String, Delays> = BTreeMap::new();
-    let (mut seen, mut lost) = (0, 0);
-    while arguments.count.is_none_or(|count| seen < count) {
-        let next = async {
-            tokio::select! {
-                event = next_event(&mut subscriptions) => Some(event),
-                () = signals.next() => None,
-            }
-        };
-        // The time is over, or somebody has seen enough.
-        let Some(Some(event)) = blocking::wait_until(next, until) else { break };
-        match event {
-            Some((at, Event::Message(message)))
-                if arguments.filters[..at].iter().any(|filter| filter.matches(&message.topic)) => {}
-            Some((_, Event::Message(message))) => {
-                seen += 1;
-                add(&mut topics, &message);
-            }
-            Some((_, Event::Gap { count, .. })) => lost += count.unwrap_or(1),
-            None => {
-                let reason = client.closed_reason().unwrap_or_default();
-                return Err(Failure::new(Exit::Denied, format!("the subscription has ended: {reason}")));
-            }
-        }
-    }
-    if lost > 0 {
+    let flow = arguments.span.flow(client, output)?;
+    let rows: Vec<Value> = match arguments.series {
+        true => flow.series.iter().map(second).collect(),
+        false => flow.summary().iter().map(summary).collect(),
+    };
+    let untimed = rows.iter().filter(|row| row["mean_ms"].is_null()).count();
+    if untimed > 0 {
         output.note(&format!(
-            "at least {lost} messages were lost here because this program was too slow, and are not measured"
+            "{untimed} of {} rows have no delay: their messages do not say when they were published, as those of stock \
+             sockets, or are ahead of the broker's clock",
+            rows.len()
         ));
     }
-    if topics.is_empty() {
-        output.note(&format!("nothing came within {:?}", arguments.duration));
-        return Ok(Exit::Failed);
-    }
-    let ahead: u64 = topics.values().map(|delays| delays.ahead).sum();
-    if ahead > 0 {
-        output.note(&format!(
-            "{ahead} messages were published later than they came: the publisher's clock is ahead of this one"
-        ));
-    }
-    let rows: Vec<Value> = topics.iter().map(|(topic, delays)| row(topic, delays)).collect();
-    table::print(&rows, COLUMNS, output)?;
-    Ok(Exit::Done)
+    table::print(&rows, if arguments.series { SERIES } else { SUMMARY }, output)?;
+    Ok(if rows.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-fn add(topics: &mut BTreeMap<String, Delays>, message: &Message) {
-    let topic = message.topic.as_str();
-    let known = topics.contains_key(topic) || topics.len() < TOPICS_MAX;
-    let delays = topics.entry(if known { topic } else { OTHERS }.to_owned()).or_default();
-    // What a stock socket sends has no header.
-    match (
-        message.header.id.is_nil() || message.retained,
-        now_ns().checked_sub(message.header.published_at_ns),
-    ) {
-        (true, _) => delays.untimed += 1,
-        (false, Some(nanoseconds)) => delays.times.add(Duration::from_nanos(nanoseconds)),
-        (false, None) => delays.ahead += 1,
-    }
+fn in_ms(microseconds: &Value) -> Option<f64> {
+    microseconds.as_f64().map(|microseconds| microseconds / 1e3)
 }
 
-fn row(topic: &str, delays: &Delays) -> Value {
-    let times = &delays.times;
-    let milliseconds = |time: Duration| (times.count() > 0).then(|| (time.as_secs_f64() * 1e6).round() / 1e3);
-    let percentile = |share| milliseconds(times.percentile(share));
+fn second(row: &Value) -> Value {
     json!({
-        "topic": topic, "measured_by": "subscription", "messages": times.count() + delays.untimed + delays.ahead,
-        "mean_ms": milliseconds(times.mean()), "min_ms": milliseconds(times.shortest()),
-        "p50_ms": percentile(0.5), "p90_ms": percentile(0.9), "p99_ms": percentile(0.99), "p999_ms": percentile(0.999),
-        "max_ms": percentile(1.0), "deviation_ms": milliseconds(times.deviation()),
-        "untimed": delays.untimed, "ahead": delays.ahead,
+        "topic": row["topic"], "measured_by": "broker", "second": row["second"], "messages": row["messages"],
+        "mean_ms": in_ms(&row["delay_mean_us"]), "max_ms": in_ms(&row["delay_max_us"]),
+    })
+}
+
+fn summary(row: &Value) -> Value {
+    json!({
+        "topic": row["topic"], "measured_by": "broker", "messages": row["messages"],
+        "mean_ms": in_ms(&row["delay_mean_us"]), "slowest_second_ms": in_ms(&row["delay_worst_mean_us"]),
+        "max_ms": in_ms(&row["delay_max_us"]),
     })
 }

@@ -66,6 +66,11 @@ pub(super) fn run(arguments: &Arguments, client: &Client, output: &mut Output) -
 }
 
 impl Span {
+    /// Which topics.
+    pub(super) fn filters(&self) -> &[TopicFilter] {
+        &self.filters
+    }
+
     /// Asks the broker, and says what it does not know, or that nothing flowed.
     pub(super) fn flow(&self, client: &Client, output: &mut Output) -> Result<Flow, Failure> {
         let seconds = self.since.as_secs().max(1);

@@ -277,6 +277,13 @@ pub(super) struct Rate {
     mean_size: f64,
     /// Seconds without a message.
     silent_seconds: u64,
+    /// How long messages took from their publisher to the broker, in microseconds: the mean of the seconds, by their
+    /// messages. `null` if none said when it was published.
+    delay_mean_us: Option<u64>,
+    /// The mean of the slowest second.
+    delay_worst_mean_us: Option<u64>,
+    /// The longest.
+    delay_max_us: Option<u64>,
 }
 
 /// One second of a topic.
@@ -288,6 +295,11 @@ pub(super) struct RateSecond {
     second: u64,
     messages: u64,
     bytes: u64,
+    /// How long messages took from their publisher to the broker on average, in microseconds; `null` if none said when
+    /// it was published.
+    delay_mean_us: Option<u64>,
+    /// The longest.
+    delay_max_us: Option<u64>,
 }
 
 /// How much flowed when.

@@ -31,6 +31,7 @@ pub(super) struct Asked {
     #[schema(value_type = request::Texts, example = "hello")]
     input: Value,
     /// `float` (numbers) or `base64` (numbers of 32 bits, least significant byte first).
+    #[schema(pattern = "^(float|base64)$")]
     encoding_format: Option<String>,
     /// Length of the vectors, where the model can choose.
     #[schema(minimum = 1)]

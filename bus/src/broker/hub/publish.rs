@@ -5,7 +5,13 @@ use super::*;
 impl Hub {
     pub(super) fn on_publish(&mut self, id: SessionId, block: Block) {
         let (reference, flags) = (block.sequence, block.flags);
-        match self.publish(id, block) {
+        // A will, which is published long after it was made, does not come here.
+        let published_at_ns = codec::published_at_ns(block.header());
+        let published = self.publish(id, block);
+        if let Ok(published) = &published {
+            self.count_delay(published.topic, published_at_ns);
+        }
+        match published {
             Ok(published) if flags & Block::ACKNOWLEDGE != 0 => self.send_control(
                 id,
                 Record::Accepted {
@@ -82,7 +88,7 @@ impl Hub {
         block.flags &= Block::PARTS;
         let not_retained = retain && !self.retain(&route.topic, &block, payload_bytes);
         route.denied.iter().for_each(|row| self.ledger.denied(*row, 1));
-        let mut published = Published { not_retained, ..Published::default() };
+        let mut published = Published { topic: route.statistics, subscribers: 0, dropped: 0, not_retained };
         if block.deadline_ms != 0 && block.deadline_ms <= self.now_ms {
             self.ledger.dropped(route.nobody, 1, DropReason::Expired);
             self.note_drop(route.nobody, 1, DropReason::Expired);

@@ -71,6 +71,8 @@ impl Hub {
             session.counts.published += messages;
         }
         self.statistics.count(route.statistics, run.iter().map(BlockView::payload_bytes), self.now_ms);
+        // The first one waited longest for its batch to go.
+        self.count_delay(route.statistics, codec::published_at_ns(run[0].header()));
         route.denied.iter().for_each(|row| self.ledger.denied(*row, messages));
         let origin = route.origin;
         let blocks = (first_sequence..).zip(run).map(|(sequence, block)| block.stamped(origin, sequence));

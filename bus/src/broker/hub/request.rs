@@ -37,6 +37,7 @@ impl Hub {
             return self.refuse_request(id, request, "too_large", &text, &explanation);
         }
         self.statistics.count(statistics, [payload_bytes], self.now_ms);
+        self.count_delay(statistics, codec::published_at_ns(block.header()));
         self.statistics.count_request(statistics);
         let origin = self.origin_of(id);
         self.statistics.published_by(statistics, origin);

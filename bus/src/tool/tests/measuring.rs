@@ -111,7 +111,7 @@ fn bw_knows_the_past_and_the_sizes_of_messages() {
 }
 
 #[test]
-fn delay_measures_from_the_header_of_each_message_and_says_how() {
+fn delay_end_to_end_measures_from_the_header_of_each_message_and_says_how() {
     let fixture = fixture();
     let publisher = fixture.client.clone();
     let publishing = std::thread::spawn(move || {
@@ -125,7 +125,7 @@ fn delay_measures_from_the_header_of_each_message_and_says_how() {
         }
     });
     let (exit, data, messages) =
-        fixture.bus(&["delay", "a/#", "--count", "3", "--duration", "20s", "--json"]);
+        fixture.bus(&["delay", "a/#", "--end-to-end", "--count", "3", "--duration", "20s", "--json"]);
     publishing.join().unwrap();
     assert_eq!(exit, Exit::Done, "{messages}");
     let row = &rows(&data)[0];
@@ -134,6 +134,52 @@ fn delay_measures_from_the_header_of_each_message_and_says_how() {
     let mean = row["mean_ms"].as_f64().unwrap();
     assert!((3000.0..23_000.0).contains(&mean), "{row}");
     assert!(messages.contains("1 messages were published later than they came"), "{messages}");
-    let (exit, _, messages) = fixture.bus(&["delay", "nothing", "--duration", "1ms"]);
+    let (exit, _, messages) = fixture.bus(&["delay", "nothing", "--end-to-end", "--duration", "1ms"]);
     assert_eq!((exit, messages.as_str()), (Exit::Failed, "bus: nothing came within 1ms\n"));
+}
+
+#[test]
+fn delay_is_known_to_the_broker_also_of_the_past_and_without_a_subscription() {
+    let fixture = fixture();
+    let now_ns = crate::envelope::now_ns();
+    let publish = |to: &str, published_at_ns| {
+        let header = Header { published_at_ns, ..Header::new() };
+        let options = PublishOptions { header: Some(header), ..PublishOptions::default() };
+        let to = topic(to);
+        let sent = fixture.client.publish_acknowledged(&to, Payload::text("x"), options);
+        blocking::wait(sent).unwrap();
+    };
+    publish("a/late", now_ns - 3_000_000_000);
+    publish("a/ahead", u64::MAX / 4);
+    publish("a/unsaid", 0);
+    fixture.client.publish(&topic("a/plain"), Payload::text("x")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // The second in which they came must be over.
+    let (rows, messages) = loop {
+        let (exit, data, messages) = fixture.bus(&["delay", "a/#", "--json"]);
+        if exit == Exit::Done && data.lines().count() == 4 {
+            break (rows(&data), messages);
+        }
+        assert!(Instant::now() < deadline, "{exit:?} {data}");
+    };
+    assert!(messages.contains("2 of 4 rows have no delay"), "{messages}");
+    let [ahead, late, plain, unsaid] = &rows[..] else { panic!("{rows:?}") };
+    assert!(ahead["mean_ms"].is_null() && unsaid["max_ms"].is_null(), "{rows:?}");
+    assert_eq!(
+        (&late["topic"], &late["measured_by"], &late["messages"]),
+        (&json!("a/late"), &json!("broker"), &json!(1))
+    );
+    assert!(plain["mean_ms"].as_f64().is_some_and(|mean| mean < 20_000.0), "{plain}");
+    let mean = late["mean_ms"].as_f64().unwrap();
+    assert!((2995.0..23_000.0).contains(&mean), "{late}");
+    assert_eq!((&late["mean_ms"], &late["mean_ms"]), (&late["max_ms"], &late["slowest_second_ms"]));
+    let (_, data, _) = fixture.bus(&["delay", "a/late", "--series", "--json"]);
+    let series = self::rows(&data);
+    assert_eq!((series.len(), &series[0]["mean_ms"]), (1, &late["mean_ms"]));
+    let (exit, _, messages) = fixture.bus(&["delay", "nothing", "--since", "5s"]);
+    assert!(
+        exit == Exit::Failed && messages.contains("nothing flowed on `nothing` within 5 s"),
+        "{messages}"
+    );
+    assert_eq!(fixture.bus(&["delay", "--count", "3"]).0, Exit::Misuse);
 }
