@@ -80,7 +80,7 @@ fn a_streamed_request_whose_server_is_killed_ends_with_an_error() {
     let runtime = TestRuntime::start();
     let mut serve = tool("bus");
     serve
-        .args(["serve", "ask/#", "--lines", "--command", "echo one; sleep 1000", "--data-dir"])
+        .args(["serve", "ask/#", "--lines", "--command", "echo one; sleep 100", "--data-dir"])
         .arg(runtime.data());
     let mut server = TestProcess::spawn(serve);
     let (url, token) = (runtime.url("").unwrap(), runtime.token().unwrap());
