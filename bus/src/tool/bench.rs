@@ -69,7 +69,8 @@ pub(super) struct Arguments {
     /// Start a broker for this run alone, with keys of its own, instead of using the running instance
     #[arg(long, conflicts_with = "creds")]
     private: bool,
-    /// Write comma-separated values into this file as well, a line for each client and phase
+    /// Write comma-separated values into this file as well, a line for each client and phase; one that cannot be written
+    /// is refused before anything is measured
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 }
@@ -77,7 +78,8 @@ pub(super) struct Arguments {
 impl Arguments {
     /// What can be judged without a broker.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        self.below(Measurement::Throughput).map(drop)
+        self.below(Measurement::Throughput)?;
+        self.csv.as_deref().map_or(Ok(()), csv::check)
     }
 
     /// A topic that no other run uses.

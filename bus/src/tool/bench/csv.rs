@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -62,19 +62,37 @@ impl Party {
     }
 }
 
+/// Whether the file will be writable, told before a run that it would be in vain without.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
+    let temporary = temporary(path, Uuid::now_v7());
+    let tried = match path.is_dir() {
+        true => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+        false => File::create_new(&temporary).and_then(|_| fs::remove_file(&temporary)),
+    };
+    tried.map_err(|error| unwritable(path, &error))
+}
+
+fn temporary(path: &Path, run: Uuid) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{run}"))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(Exit::of_io(error), format!("cannot write `{}`: {error}", path.display()))
+}
+
 /// Writes the file as a whole or not at all. `phases` are the parties of each.
 pub(super) fn write(path: &Path, size: u64, phases: &[(String, &[Party])]) -> Result<(), Failure> {
     let run = Uuid::now_v7();
     let lines =
         phases.iter().flat_map(|(phase, parties)| parties.iter().map(|party| party.line(run, phase, size)));
     let text: String = [COLUMNS.to_owned()].into_iter().chain(lines).map(|line| line + "\n").collect();
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{run}"));
+    let temporary = temporary(path, run);
     let written = replace(path, &temporary, text.as_bytes());
     written.map_err(|error| {
         // It may not have been made.
         let _ = fs::remove_file(&temporary);
-        Failure::new(Exit::of_io(&error), format!("cannot write `{}`: {error}", path.display()))
+        unwritable(path, &error)
     })
 }
 
@@ -83,4 +101,23 @@ fn replace(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_cannot_be_written_is_refused_before_the_run_and_one_that_can_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        for bad in [directory.path().to_owned(), directory.path().join("nowhere/run.csv")] {
+            let said = check(&bad).unwrap_err().to_string();
+            assert!(said.contains("cannot write") && said.contains(bad.to_str().unwrap()), "{said}");
+        }
+        let path = directory.path().join("run.csv");
+        fs::write(&path, "before").unwrap();
+        check(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "before");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
 }
