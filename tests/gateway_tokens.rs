@@ -239,3 +239,130 @@ fn a_file_of_tokens_with_a_mistake_changes_nothing_and_is_said_until_it_is_mende
         assert!(begun.elapsed() < DEADLINE);
     }
 }
+
+#[test]
+fn a_damaged_list_of_tokens_is_said_by_everybody_blames_no_token_and_hinders_no_revocation() {
+    let mut runtime = TestRuntime::start();
+    let (ada, _) = issue(&runtime, "ada", &["--scope", "chat"]);
+    let (bob, _) = issue(&runtime, "bob", &["--scope", "chat", "--scope", "inspect"]);
+    let (eve, _) = issue(&runtime, "eve", &["--scope", "chat"]);
+    let (carol, _) = issue(&runtime, "carol", &["--scope", "chat"]);
+    for token in [&ada, &bob, &eve, &carol] {
+        assert_eq!(get(&runtime, token, "/v1/conversations").status(), 200);
+    }
+    let path = runtime.data().join("keys/tokens.json");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, whole.replacen("\"chat\"", "\"everything\"", 1)).unwrap();
+    let stderr = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let checked = runtime.interlock(&["check"]);
+    assert_eq!(checked.status.code(), Some(8), "{checked:?}");
+    let doctor = runtime.bus(&["doctor", "--json"]);
+    assert_eq!(doctor.status.code(), Some(8), "{doctor:?}");
+    let rows = String::from_utf8(doctor.stdout).unwrap();
+    let finding = rows.lines().find(|line| line.contains("tokens.file")).unwrap();
+    let finding: Value = serde_json::from_str(finding).unwrap();
+    assert!(finding["do"].as_str().unwrap().ends_with("tokens.json"), "{finding}");
+    for said in [stderr(&checked), finding["found"].as_str().unwrap().to_owned()] {
+        for part in ["tokens.json", "everything", "line ", "column ", "interlock tokens reset"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+    // Whoever was in stays in, unless somebody revokes it, by one command, the other, or over HTTP.
+    assert_eq!(get(&runtime, &ada, "/v1/conversations").status(), 200);
+    for (arguments, token) in [(["tokens", "revoke", "ada"], &ada), (["keys", "revoke", "web-bob"], &bob)] {
+        let revoked = runtime.interlock(&arguments);
+        assert_eq!(revoked.status.code(), Some(0), "{revoked:?}");
+        assert!(stderr(&revoked).contains("the list of tokens does not say so"), "{revoked:?}");
+        assert_eq!(refused(get(&runtime, token, "/v1/conversations")), (401, "token_revoked".to_owned()));
+    }
+    let operator = runtime.token().unwrap();
+    assert_eq!(ask(&runtime, &operator, Method::DELETE, "/v1/admin/tokens/eve", None).status(), 204);
+    assert_eq!(refused(get(&runtime, &eve, "/v1/conversations")), (401, "token_revoked".to_owned()));
+    let unknown = ask(&runtime, &operator, Method::DELETE, "/v1/admin/tokens/nobody", None);
+    assert_eq!(refused(unknown), (404, "unknown_token".to_owned()));
+
+    // After a start nobody knows whose tokens there were: that is not the fault of whoever has one.
+    runtime.process.kill();
+    let process = TestRuntime::command(runtime.directory.path());
+    runtime.process = crate::harness::TestProcess::spawn(process);
+    eventually("the gateway to answer", || {
+        let url = runtime.url("/v1/status")?;
+        let answer = runtime.http().get(url).bearer_auth(runtime.token()?).send().ok()?;
+        (answer.status() == 200).then_some(())
+    });
+    for path in ["/v1/conversations", "/v1/models"] {
+        let response = get(&runtime, &carol, path);
+        assert_eq!(response.status(), 503);
+        let body = response.text().unwrap();
+        let content: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(content["error"]["code"], "tokens_unreadable", "{body}");
+        assert!(!body.contains("tokens.json") && !body.contains("keys"), "{body}");
+    }
+    assert_eq!(runtime.http().get(runtime.url("/v1/models").unwrap()).send().unwrap().status(), 401);
+    let operator = runtime.token().unwrap();
+    let list = get(&runtime, &operator, "/v1/admin/tokens").text().unwrap();
+    assert!(list.contains("line ") && !list.contains("keys/tokens.json"), "{list}");
+    eventually("the status to say it", || runtime.status().to_string().contains("tokens.json").then_some(()));
+
+    // The way out, on request only, and only then.
+    let reset = runtime.interlock(&["tokens", "reset", "--json"]);
+    assert_eq!(reset.status.code(), Some(0), "{reset:?}");
+    let said: Value = serde_json::from_slice(&reset.stdout).unwrap();
+    assert_eq!(said["revoked"], json!(["web-carol"]), "{said}");
+    assert!(std::fs::read_to_string(said["aside"].as_str().unwrap()).unwrap().contains("everything"));
+    eventually("the gateway to be well", || runtime.is_ready());
+    assert_eq!(refused(get(&runtime, &carol, "/v1/conversations")), (401, "unauthorized".to_owned()));
+    assert_eq!(runtime.interlock(&["tokens", "reset"]).status.code(), Some(2));
+    assert_eq!(runtime.interlock(&["check"]).status.code(), Some(0));
+    std::fs::remove_file(runtime.directory.path().join("carol.token")).unwrap();
+    let (again, _) = issue(&runtime, "carol", &["--scope", "chat"]);
+    assert_eq!(get(&runtime, &again, "/v1/conversations").status(), 200);
+    // What comes back from elsewhere opens nothing for those whose peer was revoked.
+    std::fs::write(&path, whole).unwrap();
+    assert_eq!(refused(get(&runtime, &ada, "/v1/conversations")), (401, "token_revoked".to_owned()));
+}
+
+#[test]
+fn a_token_gets_nothing_of_the_brokers_own_but_by_its_scopes_and_no_key_is_issued_in_its_name() {
+    let runtime = TestRuntime::start();
+    let out = runtime.directory.path().join("x.token");
+    for (right, filter) in [
+        ("--publish", "$sys/#"),
+        ("--subscribe", "$sys/#"),
+        ("--request", "$sys/broker/#"),
+        ("--subscribe", "$dlq/#"),
+    ] {
+        let output = runtime.interlock(&[
+            "tokens",
+            "issue",
+            "x",
+            "--scope",
+            "bus",
+            right,
+            filter,
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(said.contains(filter) && said.contains("scope `inspect`"), "{said}");
+        let wanted = json!({ "name": "x", "scopes": ["bus"], &right[2..]: [filter] });
+        let answer = ask(&runtime, &runtime.token().unwrap(), Method::POST, "/v1/admin/tokens", Some(wanted));
+        assert_eq!(answer.status(), 400);
+    }
+    let (token, _) =
+        issue(&runtime, "ada", &["--scope", "bus", "--scope", "inspect", "--subscribe", "$sys/#"]);
+    assert_eq!(get(&runtime, &token, "/v1/bus/topics").status(), 200);
+    let output = runtime.interlock(&["keys", "issue", "web-bob"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`interlock tokens issue bob`"), "{output:?}");
+
+    // Its peer is told the way by which it came.
+    assert!(runtime.interlock(&["tokens", "revoke", "ada"]).status.success());
+    eventually("the registry to be read", || {
+        let output = runtime.bus(&["why", "web-ada", "publish", "a"]);
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        said.contains("`interlock tokens issue ada`").then_some(())
+    });
+}

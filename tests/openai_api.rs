@@ -163,6 +163,8 @@ fn each_error_is_the_packages_own_exception_and_names_its_parameter() {
         for (key, value) in expected.as_object().unwrap() {
             assert_eq!(&seen[key], value, "{seen}");
         }
+        let retry = if case == "busy" { json!("7") } else { json!(null) };
+        assert_eq!(seen["retry"], retry, "{seen}");
     }
     assert_eq!(client.exit_code(), Some(0));
 }
@@ -208,4 +210,25 @@ fn another_model_that_stands_in_is_named_in_the_answer() {
     client.json();
     assert_eq!(client.exit_code(), Some(0));
     assert!(stage.small.request_within(Duration::from_secs(1)).is_some());
+}
+
+#[test]
+fn a_stream_whose_token_is_revoked_ends_as_the_packages_own_error() {
+    let stage = Stage::start(&["paced"], "");
+    let path = stage.runtime.directory.path().join("ada.token");
+    let issue = ["tokens", "issue", "ada", "--scope", "chat", "--out", path.to_str().unwrap()];
+    assert!(stage.runtime.interlock(&issue).status.success());
+    let token = std::fs::read_to_string(path).unwrap().trim().to_owned();
+    let url = stage.runtime.url("").unwrap();
+    let mut client = TestProcess::python("openai_client.py", &[&url, &token, "until_revoked", "paced"]);
+    assert_eq!(client.json()["first"], "assistant");
+    assert!(stage.runtime.interlock(&["tokens", "revoke", "ada"]).status.success());
+    let seen = client.json();
+    assert_eq!(
+        (&seen["error"], &seen["code"], &seen["status"]),
+        (&json!("APIError"), &json!("token_revoked"), &json!(null)),
+        "{seen}"
+    );
+    assert!(seen["text"].as_str().unwrap().contains("`ada` was revoked"), "{seen}");
+    assert_eq!(client.exit_code(), Some(0));
 }

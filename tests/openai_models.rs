@@ -159,3 +159,32 @@ fn embeddings_are_asked_for_over_the_bus_and_the_script_says_that_it_makes_none(
     assert!(text.contains("model `tiny` makes no embeddings; `small` can"), "{output:?}");
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn whoever_asks_is_told_when_busy_servers_want_to_be_asked_again() {
+    let (big, small) = (ModelServer::start(), ModelServer::start());
+    // The second one is busy, too; the first word of it is another.
+    let settings = format!(
+        "[model]\nfallback = [\"small\"]\n\
+         [[model.models]]\nname = \"big\"\nback_end = \"openai\"\nurl = \"{}\"\nmodel = \"busy\"\nretries_max = 0\n\
+         [[model.models]]\nname = \"small\"\nback_end = \"openai\"\nurl = \"{}\"\nmodel = \"busy_later\"\nretries_max = 0\n",
+        big.url(),
+        small.url(),
+    );
+    let runtime = TestRuntime::start_with(&settings);
+    let completion = json!({ "messages": [{ "role": "user", "content": "Hello" }] });
+    for (path, body) in [("/v1/chat", json!({ "text": "Hello" })), ("/v1/chat/completions", completion)] {
+        let asked = runtime.http().post(runtime.url(path).unwrap()).bearer_auth(runtime.token().unwrap());
+        let answer = asked.json(&body).send().unwrap();
+        assert_eq!(answer.status(), 429, "{path}");
+        assert_eq!(answer.headers()["retry-after"], "7", "{path}");
+        let body: Value = answer.json().unwrap();
+        assert_eq!(body["error"]["code"], "back_end_busy", "{body}");
+    }
+    // Here the turn has begun before the model is asked.
+    let (name, data) = runtime.turn("a", "Hello").pop().unwrap();
+    assert_eq!(
+        (name.as_str(), &data["code"], &data["retry_after_s"]),
+        ("error", &json!("back_end_busy"), &json!(7))
+    );
+}

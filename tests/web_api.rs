@@ -1,10 +1,16 @@
 //! The gateway as programs on the web use it: its own description, the bus, the socket, conversations.
 
-use nix::sys::signal::Signal;
+use std::time::Duration;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
 
 use crate::harness::{
     TestProcess, eventually,
-    runtime::{TestRuntime, tool},
+    runtime::{TestRuntime, events, tool},
 };
 
 #[test]
@@ -48,7 +54,7 @@ fn a_slow_reader_loses_what_there_is_no_room_for_and_is_told_how_much() {
 #[test]
 fn a_socket_subscribes_publishes_and_asks_within_its_limits() {
     let mut runtime = TestRuntime::start();
-    assert_eq!(play(&runtime, "socket"), 5);
+    assert_eq!(play(&runtime, "socket"), 7);
     assert!(runtime.process.is_alive());
 }
 
@@ -59,6 +65,16 @@ fn hostile_bodies_queries_and_frames_are_refused_and_nothing_panics() {
     assert!(runtime.process.is_alive() && runtime.is_ready().is_some());
     let panics = runtime.interlock(&["logs", "--text", "panicked", "--json"]);
     assert!(panics.stdout.is_empty(), "{}", String::from_utf8_lossy(&panics.stdout));
+}
+
+#[test]
+fn wrong_tokens_in_greetings_are_counted_as_those_in_headers_are() {
+    let runtime = TestRuntime::start_with("failure_rate = 5\n");
+    assert_eq!(play(&runtime, "guessing"), 1);
+    eventually("the refusals in the audit file", || {
+        let text = std::fs::read_to_string(runtime.data().join("keys/audit.jsonl")).unwrap();
+        (text.contains("\"unauthorized\"") && text.contains("\"rate_limited\"")).then_some(())
+    });
 }
 
 #[test]
@@ -100,4 +116,106 @@ fn a_streamed_request_whose_server_is_killed_ends_with_an_error() {
     assert_eq!((&last["event"], &last["data"]["code"]), (&"error".into(), &"server_gone".into()), "{last}");
     assert_eq!(script.json()["held"], "all");
     assert_eq!((script.exit_code(), server.exit_code()), (Some(0), None));
+}
+
+#[test]
+fn a_request_in_json_is_cancelled_when_its_client_goes() {
+    let runtime = TestRuntime::start();
+    let out = runtime.directory.path().join("out");
+    let mut serve = tool("bus");
+    serve.args(["serve", "ask/#", "--command", "sleep 1000 & echo $! > $OUT; wait", "--data-dir"]);
+    serve.arg(runtime.data()).env("OUT", &out);
+    let _server = TestProcess::spawn(serve);
+    let url = runtime.url("/v1/bus/request").unwrap();
+    let impatient = reqwest::blocking::Client::new();
+    // Answered at once while nobody serves; then not at all.
+    eventually("somebody to serve", || {
+        let asked = impatient.post(&url).bearer_auth(runtime.token().unwrap());
+        let asked =
+            asked.timeout(Duration::from_secs(2)).json(&json!({ "topic": "ask/x", "timeout_ms": 600_000 }));
+        match asked.send() {
+            Ok(answer) => {
+                assert_eq!(answer.status(), 503);
+                None
+            }
+            Err(error) => {
+                assert!(error.is_timeout(), "{error}");
+                Some(())
+            }
+        }
+    });
+    let pid: i32 =
+        eventually("the command to run", || std::fs::read_to_string(&out).ok()?.trim().parse().ok());
+    eventually("the command to be ended", || kill(Pid::from_raw(pid), None).err());
+}
+
+#[test]
+fn an_answer_of_a_component_that_cannot_be_read_blames_the_component() {
+    let runtime = TestRuntime::start();
+    assert!(runtime.interlock(&["stop", "model"]).status.success());
+    let mut serve = tool("bus");
+    serve.args(["serve", "modelservice/#", "--command", "echo nonsense", "--data-dir"]).arg(runtime.data());
+    let _server = TestProcess::spawn(serve);
+    let body: Value = eventually("somebody else to serve", || {
+        let answer = runtime.get("/v1/models");
+        let status = answer.status();
+        let body: Value = answer.json().unwrap();
+        assert!(status.is_server_error(), "{status} {body}");
+        (status == 502).then_some(body)
+    });
+    let text = body["error"]["message"].as_str().unwrap();
+    assert!(
+        text.contains("the answer of the model service cannot be read") && !text.contains("::"),
+        "{body}"
+    );
+    assert_eq!(
+        (&body["error"]["code"], &body["error"]["type"]),
+        (&json!("bad_answer"), &json!("server_error"))
+    );
+}
+
+#[test]
+fn head_is_answered_as_get_is_and_the_documentation_is_found_without_its_slash() {
+    let runtime = TestRuntime::start();
+    let head = |path: &str| {
+        let asked = runtime.http().head(runtime.url(path).unwrap()).bearer_auth(runtime.token().unwrap());
+        asked.send().unwrap()
+    };
+    for path in
+        ["/", "/health", "/v1/status", "/v1/logs", "/v1/models", "/openapi.json", "/docs", "/v1/bus/topics"]
+    {
+        let answer = head(path);
+        assert_eq!(answer.status(), 200, "{path}");
+        let length: u64 = answer.headers()["content-length"].to_str().unwrap().parse().unwrap();
+        assert!(length > 0, "{path}");
+        assert_eq!(answer.bytes().unwrap().len(), 0, "{path}");
+    }
+    // What would not end is not begun.
+    for path in ["/v1/logs/follow", "/v1/bus/subscribe?filter=a", "/v1/conversations/a/events"] {
+        let answer = head(path);
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["content-type"]),
+            (200, &"text/event-stream; charset=utf-8".parse().unwrap()),
+            "{path}"
+        );
+        assert_eq!(answer.bytes().unwrap().len(), 0, "{path}");
+    }
+    assert_eq!(head("/v1/nowhere").status(), 404);
+    let refused = head("/v1/chat");
+    assert_eq!((refused.status().as_u16(), &refused.headers()["allow"]), (405, &"POST".parse().unwrap()));
+    let refused =
+        runtime.http().delete(runtime.url("/v1/status").unwrap()).bearer_auth(runtime.token().unwrap());
+    assert_eq!(refused.send().unwrap().headers()["allow"], "GET, HEAD");
+}
+
+#[test]
+fn who_follows_the_log_is_told_that_the_gateway_stops() {
+    let mut runtime = TestRuntime::start();
+    let stream = runtime.get("/v1/logs/follow");
+    assert_eq!(stream.status(), 200);
+    let reader = std::thread::spawn(move || events(stream));
+    assert!(runtime.interlock(&["stop"]).status.success());
+    let (name, data) = reader.join().unwrap().pop().unwrap();
+    assert_eq!((name.as_str(), &data["code"]), ("error", &json!("stopping")));
+    assert_eq!(runtime.process.exit_code(), Some(0));
 }

@@ -147,9 +147,11 @@ fn turn_of(given: Option<Uuid>, message: &Message) -> Option<Uuid> {
     given.or((!message.header.id.is_nil()).then_some(message.header.id))
 }
 
-fn read(message: &Message) -> Result<Heard, String> {
+fn read(message: &Message) -> Result<Heard, Refusal> {
     let input: UserInput = topics::read(message).map_err(|error| {
-        format!("{error}; a user's text looks like {{\"conversation\":\"kitchen\",\"text\":\"hello\"}}")
+        let text =
+            format!("{error}; a user's text looks like {{\"conversation\":\"kitchen\",\"text\":\"hello\"}}");
+        Refusal(code::UNREADABLE, text)
     })?;
     let turn = turn_of(input.turn, message);
     let said = Said::Text(checked(input.text)?);
@@ -157,24 +159,33 @@ fn read(message: &Message) -> Result<Heard, String> {
 }
 
 /// A list of messages, checked as far as the model service does not.
-fn read_list(message: &Message) -> Result<Heard, String> {
+fn read_list(message: &Message) -> Result<Heard, Refusal> {
     let input: ChatInput = topics::read(message).map_err(|error| {
-        format!("{error}; a list looks like {{\"messages\":[{{\"role\":\"user\",\"text\":\"hello\"}}]}}")
+        let text =
+            format!("{error}; a list looks like {{\"messages\":[{{\"role\":\"user\",\"text\":\"hello\"}}]}}");
+        Refusal(code::UNREADABLE, text)
     })?;
     let turn = turn_of(input.turn, message);
     let last = input.messages.iter().rev().find(|message| message.role == Role::User);
-    let Some(last) = last else { return Err("no message of the list is a user's".to_owned()) };
+    let Some(last) = last else { return Err(bad("no message of the list is a user's")) };
     let kept = input.keep.then(|| checked(last.text.clone())).transpose()?;
     let said = Said::List { messages: input.messages, options: input.options, kept };
     Ok(Heard { conversation: input.conversation, turn, said })
 }
 
+/// Why something is not taken: a code and a text.
+struct Refusal(&'static str, String);
+
+fn bad(problem: &str) -> Refusal {
+    Refusal(code::BAD_REQUEST, problem.to_owned())
+}
+
 /// A text that can be kept.
-fn checked(text: String) -> Result<String, String> {
+fn checked(text: String) -> Result<String, Refusal> {
     match text.len() {
-        0 => Err("the text is empty".to_owned()),
+        0 => Err(bad("the text is empty")),
         bytes if bytes > INPUT_BYTES_MAX => {
-            Err(format!("the text is {bytes} bytes long; the limit is {INPUT_BYTES_MAX} bytes"))
+            Err(bad(&format!("the text is {bytes} bytes long; the limit is {INPUT_BYTES_MAX} bytes")))
         }
         _ => Ok(text),
     }
@@ -182,12 +193,12 @@ fn checked(text: String) -> Result<String, String> {
 
 impl Engine {
     /// Starts a turn, or lets it wait, or refuses it.
-    fn offer(self: &Rc<Self>, said: Result<Heard, String>, requester: Requester, context: &Context) {
+    fn offer(self: &Rc<Self>, said: Result<Heard, Refusal>, requester: Requester, context: &Context) {
         let said = match said {
             Ok(said) => said,
-            Err(problem) => {
+            Err(Refusal(code, problem)) => {
                 return context.spawn(async move {
-                    requester.fail(code::BAD_REQUEST, &problem).await;
+                    requester.fail(code, &problem).await;
                     Ok(())
                 });
             }

@@ -32,6 +32,8 @@ pub const TURN_DELTA: &str = "conversation/turn/delta/v1";
 pub const TURN_FINAL: &str = "conversation/turn/final/v1";
 /// A turn ended without one.
 pub const TURN_ERROR: &str = "conversation/turn/error/v1";
+/// All turns of a conversation were deleted, with the conversation.
+pub const TURNS_DELETED: &str = "conversation/turn/deleted/v1";
 /// Ends the running turn of a conversation.
 pub const CANCEL: &str = "conversation/cancel/v1";
 /// Deletes a conversation with all its messages, after what goes on in it was ended.
@@ -130,6 +132,13 @@ pub const CATALOGUE: &[Entry] = &[
         to: "anyone permitted",
     },
     Entry {
+        topic: TURNS_DELETED,
+        pattern: Pattern::Publish,
+        payload: "TurnsDeleted: conversation text",
+        from: "conversation",
+        to: "anyone permitted",
+    },
+    Entry {
         topic: CANCEL,
         pattern: Pattern::Request("ConversationOrder, when the turn has ended"),
         payload: "ConversationOrder: conversation text",
@@ -212,6 +221,8 @@ pub mod code {
     pub const DUPLICATE: &str = "duplicate";
     /// The request could not be read, or holds something impossible.
     pub const BAD_REQUEST: &str = "bad_request";
+    /// The request is not in the form that its topic has.
+    pub const UNREADABLE: &str = "unreadable";
     /// A queue is full; try again later.
     pub const BUSY: &str = "busy";
     /// Nothing goes on that could be ended.
@@ -252,6 +263,23 @@ pub mod code {
     pub const BACK_END_CUT: &str = "back_end_cut";
     /// The model makes no embeddings.
     pub const NO_EMBEDDINGS: &str = "no_embeddings";
+}
+
+/// When a busy back end wants to be asked again: the last words of an error with the code [`code::BACK_END_BUSY`], which is
+/// how it crosses the bus.
+pub mod come_back {
+    const BEFORE: &str = "try again in ";
+    const BEHIND: &str = " s";
+
+    /// The words.
+    pub fn words(seconds: u64) -> String {
+        format!("{BEFORE}{seconds}{BEHIND}")
+    }
+
+    /// The seconds, if a text ends with the words.
+    pub fn seconds(text: &str) -> Option<u64> {
+        text.strip_suffix(BEHIND)?.rsplit_once(BEFORE)?.1.parse().ok()
+    }
 }
 
 /// The topic name of a catalogue constant.
@@ -459,6 +487,13 @@ pub struct TurnFinal {
     pub completion: CompletionFinal,
 }
 
+/// Payload of [`TURNS_DELETED`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnsDeleted {
+    /// Which conversation is no more.
+    pub conversation: ConversationId,
+}
+
 /// Payload of [`TURN_ERROR`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnError {
@@ -635,6 +670,7 @@ mod tests {
             TURN_DELTA,
             TURN_FINAL,
             TURN_ERROR,
+            TURNS_DELETED,
             COMPLETIONS,
             MODELS,
             EMBEDDINGS,

@@ -25,7 +25,7 @@ pub enum CodecError {
     /// The bytes are not the expected type in bincode's format.
     #[error("{bytes} bytes are not a `{expected}` in bincode's format: {source}")]
     Decode {
-        /// The Rust type that was expected.
+        /// What was expected: the type's name without its path.
         expected: &'static str,
         /// How many bytes there were.
         bytes: usize,
@@ -60,10 +60,17 @@ pub fn to_bytes<T: serde::Serialize + ?Sized>(value: &T) -> Result<Bytes, CodecE
 /// [`CodecError::Decode`]: they are not that type, or there are more of them.
 pub fn from_bytes<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     <SerdeCompat<T> as wincode::Deserialize>::deserialize(bytes).map_err(|source| CodecError::Decode {
-        expected: std::any::type_name::<T>(),
+        expected: name_of::<T>(),
         bytes: bytes.len(),
         source,
     })
+}
+
+/// The name of a type without the modules in front and the parameters behind it.
+fn name_of<T>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    let name = name.split('<').next().unwrap_or(name);
+    name.rsplit("::").next().unwrap_or(name)
 }
 
 /// A value as JSON.

@@ -122,7 +122,7 @@ impl Exit {
             | KeyError::Filter(_)
             | KeyError::Endpoint(_) => Self::Misuse,
             KeyError::CredentialsMissing { .. } => Self::Io,
-            KeyError::Damaged { .. } => Self::Damaged,
+            KeyError::Damaged { .. } | KeyError::TokensDamaged { .. } => Self::Damaged,
             KeyError::Expired { .. } | KeyError::Exists { .. } | KeyError::OtherKeys { .. } => Self::Misuse,
             KeyError::WrongPassphrase { .. } => Self::Denied,
             KeyError::Version { .. } => Self::Version,

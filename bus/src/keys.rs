@@ -19,6 +19,7 @@ pub mod rotation;
 pub mod rule_source;
 mod staged;
 pub mod store;
+pub mod token_file;
 
 pub use audit::Audit;
 pub use broker_keys::BrokerKeys;
@@ -86,6 +87,17 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it, with line and key where known, never with a value of a secret.
+        problem: String,
+    },
+    /// The list of the gateway's tokens cannot be read. What is in it stays in force where it was read before.
+    #[error(
+        "`{}` is damaged: {problem}; mend it there, or `interlock tokens reset` puts it aside and revokes all tokens; \
+         `interlock tokens revoke NAME` ends one meanwhile", path.display()
+    )]
+    TokensDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with line and column where known.
         problem: String,
     },
     /// Credentials are not written over anything but credentials of the same peer.

@@ -1,9 +1,9 @@
 //! What people may do with the keys of peers, and what there is to say of them: the same for the command line and the gateway.
 
-use interlock_actors::gateway::tokens::{PEER_PREFIX, TokenError, TokenStore, is_bearer};
+use interlock_actors::gateway::tokens::{TokenError, TokenStore, is_bearer};
 use interlock_bus::{
     KeyStore, PeerName, Permissions,
-    keys::{KeyError, KeyState, LastUse, Registry, Right, registry::Peer},
+    keys::{KeyError, KeyState, LastUse, Registry, Right, registry::Peer, token_file},
 };
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ pub(crate) enum KeyOrderError {
 }
 
 fn token_of(peer: &PeerName) -> &str {
-    peer.as_str().strip_prefix(PEER_PREFIX).filter(|name| !name.is_empty()).unwrap_or("NAME")
+    token_file::token_of(peer).unwrap_or("NAME")
 }
 
 /// `Some` for a name that components have taken, with its rights if it is a peer.
@@ -77,13 +77,14 @@ fn is_revoked(store: &KeyStore, name: &PeerName) -> Result<bool, KeyError> {
     Ok(store.registry()?.peer(name).is_some_and(|peer| peer.state == KeyState::Revoked))
 }
 
-/// Revokes the key of a peer; that of a token's bearer with the token, or the token would go on opening what is no affair of
-/// the bus.
-pub(crate) fn revoke(store: &KeyStore, name: &PeerName) -> Result<(), KeyOrderError> {
-    let tokens = TokenStore::new(store.clone());
-    match tokens.load()?.into_iter().find(|token| token.revoked_ms.is_none() && token.peer() == *name) {
-        Some(token) => Ok(tokens.revoke(&token.name)?),
-        None => Ok(store.revoke(name)?),
+/// Revokes the key of a peer; that of a token's bearer with the token, or the list of tokens would say that it can be used.
+/// The answer is why that list does not say so, if it cannot be written.
+pub(crate) fn revoke(store: &KeyStore, name: &PeerName) -> Result<Option<KeyError>, KeyOrderError> {
+    let token = token_file::token_of(name).and_then(|token| token.parse().ok());
+    match token.map(|token| TokenStore::new(store.clone()).revoke(&token)) {
+        Some(Ok(unsaid)) => Ok(unsaid),
+        None | Some(Err(TokenError::Unknown(_))) => Ok(store.revoke(name).map(|()| None)?),
+        Some(Err(error)) => Err(error.into()),
     }
 }
 

@@ -149,6 +149,9 @@ class Document:
             succeeded = str(status) in operation["responses"] and status < 400
             assert status == expected if expected else succeeded, f"{what} as in the example ({target} {body}): {status} {answer}"
             self.check(what, operation, status, *answer)
+            if method == "get" and answer[0] != "text/event-stream" and path != "/v1/socket":
+                head, kind, body = self.send("HEAD", target)
+                assert (head, kind, body) == (status, answer[0], b""), f"HEAD {path}: {head} {kind} {body}"
             print(what, status, flush=True)
         print("done", len(operations), flush=True)
 

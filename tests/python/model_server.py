@@ -7,6 +7,7 @@ echo      streams "You said", then the last message, word by word
 none      lists no model (GET /models alone)
 key       answers 401 and repeats the key
 busy      answers 429 with Retry-After
+busy_later answers 429 with a longer Retry-After
 once      answers 429 with Retry-After: 0 once, then as echo
 early     the process is gone before the first word
 paced     streams a word each half second until nobody listens; then {"words": so many were written}
@@ -89,6 +90,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def model_busy(self, _):
         self.answer(429, {"error": {"message": "quota is used up"}}, Retry_After="7")
+
+    def model_busy_later(self, _):
+        self.answer(429, {"error": {"message": "come back"}}, Retry_After="600")
 
     def model_once(self, body):
         if asked_before.acquire(blocking=False):

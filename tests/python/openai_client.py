@@ -57,13 +57,19 @@ def embeddings():
     failing("tokens", lambda: client.embeddings.create(model=more[0], input=[1, 2, 3]))
 
 
+def retry_after(error):
+    """The header of the answer; none in the middle of a stream."""
+    response = getattr(error, "response", None)
+    return response.headers.get("retry-after") if response is not None else None
+
+
 def failing(name, ask):
     try:
         ask()
     except openai.APIError as error:
         status = getattr(error, "status_code", None)
         say(case=name, error=type(error).__name__, status=status, code=error.code, param=error.param,
-            kind=error.type, text=error.message)
+            kind=error.type, text=error.message, retry=retry_after(error))
     else:
         say(case=name, error=None)
 
@@ -98,6 +104,13 @@ def cancel():
     stream.close()
     client.close()
     say(taken=taken)
+
+
+def until_revoked():
+    """Takes pieces until the stream ends by itself."""
+    stream = client.chat.completions.create(model=more[0], messages=HELLO, stream=True)
+    say(first=next(iter(stream)).choices[0].delta.role)
+    failing("revoked", lambda: list(stream))
 
 
 def give_up():

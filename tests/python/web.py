@@ -1,5 +1,5 @@
 """Uses the bus through the gateway as programs on the web do. Usage: web.py SCENARIO URL TOKEN [ARGUMENT...]; prints JSON lines."""
-import base64, json, sys, threading, urllib.error, urllib.request
+import base64, json, sys, threading, time, urllib.error, urllib.request
 
 import websockets
 from websockets.sync import client
@@ -160,6 +160,27 @@ def socket(gateway):
             socket.order(**first) if isinstance(first, dict) else socket.send(first)
             assert socket.end() == code, first
     say(held="who has no token is closed")
+    status, issued = gateway.ask("POST", "/v1/admin/tokens", {"name": "rightless", "scopes": ["bus"]})
+    assert status == 201, issued
+    own = Gateway(gateway.url, issued["token"])
+    for header in (True, False):
+        with Socket(own, greet=False, header=header) as socket:
+            if not header:
+                socket.order(op="hello", token=own.token)
+            assert socket.end() == 4403
+    say(held="a token without rights is closed as not good for the bus")
+    for who in ("server", "client"):
+        # Whoever uses the library waits for the server to end the connection.
+        with Socket(gateway, close_timeout=TIMEOUT_S) as socket:
+            begun = time.monotonic()
+            if who == "server":
+                socket.send(b"bytes")
+                assert socket.end() == 1003
+            else:
+                socket.socket.close()
+            took = time.monotonic() - begun
+            assert took < 3, (who, took)
+    say(held="a closed socket ends its connection at once")
     for origin, status in [("http://evil.example", 403), (gateway.url, None)]:
         assert Socket.refused(gateway, origin) == status, origin
     assert Socket.refused(gateway, None, "0" * 64) == 401
@@ -183,6 +204,19 @@ def hostile(gateway):
                  "/v1/bus/topics?filter=a&filter=b", "/v1/bus/peers?x=1", "/v1/conversations/a%2Fb", "/v1/admin/dead-letters/x"]:
         status, answer = gateway.ask("GET", path)
         assert 400 <= status < 500 and answer["error"]["message"], (path, status, answer)
+    for path, says in [("/v1/logs?limit=-1", "`limit` is `-1`"), ("/v1/bus/rates?series=yes", "`true` or `false`"), ("/v1/status?x=1", "`x`"),
+                       ("/v1/models?x=1", "`x`"), ("/health?x=1", "`x`"), ("/health/ready?x=1", "`x`"), ("/health/live?x=1", "`x`"),
+                       ("/v1/admin/tokens?x=1", "`x`")]:
+        status, answer = gateway.ask("GET", path)
+        assert status == 400 and says in answer["error"]["message"], (path, status, answer)
+    assert gateway.ask("GET", "/v1/models?api-version=2026-01-01")[0] == 200
+    for kind in ("a/b\r\nX: y", "a\u0000b", "\u007f"):
+        status, answer = gateway.ask("POST", "/v1/bus/publish", {"topic": "a", "payload": "x", "content_type": kind})
+        assert status == 400 and "content_type" in answer["error"]["message"], (kind, answer)
+    for path in ("/v1/bus/publish", "/v1/conversations", "/v1/chat/completions"):
+        status, answer = gateway.ask("POST", path, b"[]")
+        message = answer["error"]["message"]
+        assert status == 400 and "list" in message and "object" in message and "struct" not in message, answer
     say(held="bodies and queries that are wrong are refused and named")
     frames = ["", "{", "[]", "null", '{"op":3}', '{"op":"fly","id":1}', '{"op":"subscribe","id":1}', '{"op":"subscribe","id":-1,"filter":"a"}',
               '{"op":"publish","id":1,"topic":"a","payload":' + "[" * 10_000 + "]" * 10_000 + "}", '{"op":"cancel","id":9}', '{"op":"unsubscribe","id":9}']
@@ -204,6 +238,20 @@ def hostile(gateway):
             assert socket.end() != 1000, raw
             say(held="a frame that is none ends its own socket")
     assert gateway.ask("GET", "/health")[0] == 200
+
+
+def guessing(gateway):
+    """Wrong tokens in greetings count as those in headers do, and the right one still comes in."""
+    codes = []
+    for _ in range(9):
+        with Socket(gateway, greet=False) as socket:
+            socket.order(op="hello", token="interlock_wrong")
+            codes.append(socket.end())
+    assert codes[0] == 4401 and codes[-1] == 1013, codes
+    status, answer = Gateway(gateway.url, "interlock_wrong").ask("GET", "/v1/conversations")
+    assert (status, answer["error"]["code"]) == (429, "rate_limited"), answer
+    with Socket(gateway):
+        say(held="wrong tokens on sockets are limited")
 
 
 def conversations(gateway):
@@ -232,6 +280,8 @@ def conversations(gateway):
     assert gateway.ask("POST", "/v1/conversations/kitchen/cancel")[0] == 409
     assert gateway.ask("POST", "/v1/conversations/nowhere/cancel")[0] == 404
     assert gateway.ask("DELETE", "/v1/conversations/kitchen")[0] == 204
+    # Whoever listens hears of it, and the stream ends.
+    assert list(without_life_signs(heard)) == [("deleted", {"conversation": "kitchen"})]
     assert gateway.ask("GET", "/v1/conversations/kitchen")[0] == 404
     assert gateway.ask("DELETE", "/v1/conversations/kitchen")[0] == 404
     say(held="deleted with all that was said")
@@ -274,10 +324,10 @@ def request(gateway, topic):
 class Socket:
     """A client of `interlock.v1`."""
 
-    def __init__(self, gateway, header=False, greet=True, origin=None, peer="operator"):
+    def __init__(self, gateway, header=False, greet=True, origin=None, peer="operator", close_timeout=1):
         headers = {"Authorization": f"Bearer {gateway.token}"} if header else None
         self.connecting = client.connect(gateway.url.replace("http", "ws", 1) + "/v1/socket", subprotocols=["interlock.v1"], origin=origin,
-                                     additional_headers=headers, open_timeout=TIMEOUT_S, max_size=None, max_queue=4, compression=None, close_timeout=1)
+                                     additional_headers=headers, open_timeout=TIMEOUT_S, max_size=None, max_queue=4, compression=None, close_timeout=close_timeout)
         self.socket = self.connecting.__enter__()
         assert self.socket.subprotocol == "interlock.v1"
         if greet:
@@ -320,7 +370,7 @@ class Socket:
             return closed.rcvd.code if closed.rcvd else None
 
 
-SCENARIOS = [each_once, slow_reader, socket, hostile, conversations, limited, request]
+SCENARIOS = [each_once, slow_reader, socket, hostile, guessing, conversations, limited, request]
 
 if __name__ == "__main__":
     scenario, url, token, *rest = sys.argv[1:]

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::Engine;
 use crate::{
     context::Context,
-    topics::{self, ConversationId, ConversationOrder, code},
+    topics::{self, ConversationId, ConversationOrder, TurnsDeleted, code},
 };
 
 /// Which turns can be ordered off, and which conversations take none.
@@ -55,7 +55,7 @@ impl Engine {
             let outcome = match topics::read::<ConversationOrder>(&request.message) {
                 Ok(order) if request.message.topic.as_str() == topics::CANCEL => engine.cancel(order).await,
                 Ok(order) => engine.delete(order).await,
-                Err(error) => Err((code::BAD_REQUEST, error.to_string())),
+                Err(error) => Err((code::UNREADABLE, error.to_string())),
             };
             let answered = match outcome {
                 Ok(done) => request.end(Payload::json(&done)?).await,
@@ -92,6 +92,8 @@ impl Engine {
         match deleted {
             Ok(true) => {
                 tracing::info!(%conversation, "conversation deleted");
+                let event = TurnsDeleted { conversation: conversation.clone() };
+                self.turns.publish_end(topics::TURNS_DELETED, &event).await;
                 Ok(order)
             }
             Ok(false) => {

@@ -102,7 +102,7 @@ impl Requester {
         let Some((request, format)) = self.0 else { return };
         let ended = match format.encode(part) {
             Ok(payload) => request.end(payload).await,
-            Err(error) => request.fail(code::BAD_REQUEST, &error.to_string()).await,
+            Err(error) => request.fail(code::BUS, &error.to_string()).await,
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "the end of a turn was not taken");
@@ -305,7 +305,7 @@ impl Turns {
             }
             Err(error) => {
                 let text = error.to_string();
-                return Done::Input(Input::ModelFailed { code: code::BAD_REQUEST.to_owned(), text });
+                return Done::Input(Input::ModelFailed { code: code::MODEL_PROTOCOL.to_owned(), text });
             }
         };
         match asked {
@@ -360,7 +360,8 @@ impl Turns {
     }
 
     /// Publishes the end of a turn, and waits until the broker has it.
-    async fn publish_end(&self, topic: &'static str, event: &impl Described) {
+    /// Tells whoever listens; a failure is in the log.
+    pub(super) async fn publish_end(&self, topic: &'static str, event: &impl Described) {
         let publish = async {
             let payload = topics::encode(event).map_err(|error| error.to_string())?;
             let topic = topics::topic(topic);
@@ -373,7 +374,7 @@ impl Turns {
             Ok(Err(problem)) => problem,
             Err(_) => format!("the broker did not acknowledge it within {PUBLISH_TIMEOUT:?}"),
         };
-        tracing::warn!(topic, problem, "the end of a turn was not published");
+        tracing::warn!(topic, problem, "the end of turns was not published");
     }
 }
 
@@ -429,6 +430,11 @@ async fn next(model: &mut Option<ReplyStream>) -> Input {
 /// What an error of the bus means for a turn.
 fn failed(error: RequestError) -> Input {
     let (code, text) = match error {
+        // It is this engine that it does not understand, and not whoever has begun the turn.
+        RequestError::Failed { code, text } if code == code::UNREADABLE => (
+            code::MODEL_PROTOCOL.to_owned(),
+            format!("the model service does not understand the conversation engine: {text}"),
+        ),
         RequestError::Failed { code, text } => (code, text),
         RequestError::NoResponders { .. } => (
             code::MODEL_ABSENT.to_owned(),

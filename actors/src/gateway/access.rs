@@ -12,8 +12,8 @@ use std::{
 };
 
 use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload};
+pub use interlock_bus::keys::token_file::Scope;
 use interlock_bus::{BrokerError, Client, PeerName, client::LinkState};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
@@ -24,53 +24,6 @@ use super::{
 
 /// How long a session on the bus is kept for the next request of its bearer.
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(300);
-
-/// What a token is good for. Each is given by itself: none holds another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scope {
-    /// Conversations, the OpenAI routes, models.
-    Chat,
-    /// Publish, subscribe, request, the socket, within the rights of the token's peer.
-    Bus,
-    /// Reading what goes on: topics, peers, refusals, logs, status.
-    Inspect,
-    /// Every order that can be given.
-    Admin,
-    /// The numbers at `/metrics`.
-    Metrics,
-}
-
-impl Scope {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Chat, Self::Bus, Self::Inspect, Self::Admin, Self::Metrics];
-
-    /// Its name in commands, files and answers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat",
-            Self::Bus => "bus",
-            Self::Inspect => "inspect",
-            Self::Admin => "admin",
-            Self::Metrics => "metrics",
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
-
-impl std::str::FromStr for Scope {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|scope| scope.as_str() == text);
-        found.ok_or_else(|| format!("`{text}` is no scope; there are chat, bus, inspect, admin and metrics"))
-    }
-}
 
 /// Gives a session on the bus, in this process, to the peer of that name.
 pub type Attach = dyn Fn(&PeerName) -> Result<Client, BrokerError> + Send + Sync;
@@ -140,6 +93,16 @@ impl Bearer {
     /// The entry it comes from.
     pub(super) fn record(&self) -> Option<&TokenRecord> {
         self.record.as_ref()
+    }
+
+    /// Who it is on the bus.
+    pub(super) fn peer(&self) -> &PeerName {
+        &self.peer
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.borrow().is_some()
     }
 
     /// When it was last let in, if ever.
@@ -279,7 +242,7 @@ impl Access {
 
     /// Whether the token has ended.
     pub(super) fn is_over(&self) -> bool {
-        self.0.ended.borrow().is_some()
+        self.0.is_over()
     }
 }
 

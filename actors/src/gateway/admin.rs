@@ -68,12 +68,12 @@ async fn ask(
     limit: Duration,
 ) -> Result<Value, ApiError> {
     let answered = client.request(topic, payload, limit).await;
-    let message = answered.map_err(|error| ApiError::of_request(&error))?;
+    let message = answered.map_err(|error| ApiError::of_component("runtime", &error))?;
     message.decode().map_err(|error| ApiError::bad_answer("runtime", &error))
 }
 
 fn json_of(value: &Value) -> Result<Payload, ApiError> {
-    Payload::json(value).map_err(|error| ApiError::BadRequest(error.to_string()))
+    Payload::json(value).map_err(|error| ApiError::unsendable(&error))
 }
 
 /// Lists components: state, restarts, reasons, load, as `interlock ps --json`.
@@ -106,7 +106,7 @@ async fn plan(
 ) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Inspect)?;
     let mut parameters = Parameters::of(&request)?;
-    let fails_after_ms = parameters.parsed::<u64>("fails_after_ms")?.unwrap_or(0);
+    let fails_after_ms = parameters.number::<u64>("fails_after_ms")?.unwrap_or(0);
     parameters.end()?;
     let question = json_of(&json!({ "component": name.as_str(), "fails_after_ms": fails_after_ms }))?;
     Ok(HttpResponse::Ok()

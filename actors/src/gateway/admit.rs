@@ -1,13 +1,13 @@
 //! The way into every handler: who is let in, and the trace under which it is done. What is refused here never reaches one.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse, ResponseError,
-    body::{BoxBody, MessageBody},
+    body::{BodySize, BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
-        StatusCode,
+        Method, StatusCode,
         header::{self, HeaderName, HeaderValue},
     },
     middleware::Next,
@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::{
     Shared,
-    access::Access,
+    access::{Access, Scope},
     boundary::{Checked, preflight},
     error::ApiError,
     guarded::guard,
@@ -43,14 +43,19 @@ fn way(path: &str) -> Way {
     match path {
         "/health/live" | "/openapi.json" => Way::Open,
         "/v1/socket" => Way::Later,
-        _ if path.starts_with("/docs/") || page::FILES.iter().any(|file| file.path == path) => Way::Open,
+        _ if path == "/docs"
+            || path.starts_with("/docs/")
+            || page::FILES.iter().any(|file| file.path == path) =>
+        {
+            Way::Open
+        }
         _ => Way::Token,
     }
 }
 
 /// Lets in who may come in, has the request answered, and counts.
 pub(super) async fn admit(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let begun = Instant::now();
@@ -59,6 +64,7 @@ pub(super) async fn admit(
     };
     let _in_flight = shared.traffic.begin();
     let path = request.path().to_owned();
+    let head_only = take_for_get(&mut request);
     let (mut response, checked) = match shared.options.boundary.check(&request) {
         Err(error) => (refuse(request, &shared, error), Checked::default()),
         Ok(checked) => {
@@ -69,7 +75,7 @@ pub(super) async fn admit(
             } else {
                 let response = serve(request, next).await?;
                 if let Some(error) = response.response().error().and_then(|error| error.as_error()) {
-                    note(response.request(), &shared, error);
+                    note(address_of(response.request()), &shared, error);
                 }
                 response
             };
@@ -77,11 +83,31 @@ pub(super) async fn admit(
         }
     };
     response = in_its_form(response, &path);
+    if head_only {
+        response = without_stream(response);
+    }
     let request = response.request();
     let (route, method) = (request.match_pattern(), request.method().to_string());
     shared.traffic.answered(route, &method, response.status().as_u16(), begun.elapsed());
     shared.options.boundary.dress(response.headers_mut(), &path, &checked);
     Ok(response)
+}
+
+/// Has `HEAD` answered as `GET` is, whose body the server then leaves out. A WebSocket is no answer with a body.
+fn take_for_get(request: &mut ServiceRequest) -> bool {
+    let is_head = request.method() == Method::HEAD && !request.headers().contains_key(header::UPGRADE);
+    if is_head {
+        request.head_mut().method = Method::GET;
+    }
+    is_head
+}
+
+/// A stream would be waited for, although nobody gets it.
+fn without_stream(response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+    match response.response().body().size() {
+        BodySize::Stream => response.map_body(|_, _| BoxBody::new(())),
+        _ => response,
+    }
 }
 
 /// An error in the form of its path, which its handler does not know. The trace stays.
@@ -97,9 +123,13 @@ fn in_its_form(response: ServiceResponse<BoxBody>, path: &str) -> ServiceRespons
 }
 
 fn refuse(request: ServiceRequest, shared: &Shared, error: ApiError) -> ServiceResponse<BoxBody> {
-    note(request.request(), shared, &error);
+    note(address_of(request.request()), shared, &error);
     let answer = error.on_path(request.path());
     request.into_response(answer)
+}
+
+fn address_of(request: &HttpRequest) -> Option<IpAddr> {
+    request.peer_addr().map(|address| address.ip())
 }
 
 /// Has the request answered.
@@ -116,7 +146,7 @@ async fn serve(
     let (request, mut response) = called.await?.map_into_boxed_body().into_parts();
     let access = request.extensions().get::<Access>().cloned();
     if let Some(access) = access {
-        response = guard(response, &access);
+        response = guard(response, request.path(), &access);
     }
     if let Ok(value) = HeaderValue::from_str(&trace.to_string()) {
         response.headers_mut().insert(TRACEPARENT, value);
@@ -125,7 +155,7 @@ async fn serve(
 }
 
 /// Counts a refusal, and writes down who was refused.
-fn note(request: &HttpRequest, shared: &Shared, error: &ApiError) {
+fn note(address: Option<IpAddr>, shared: &Shared, error: &ApiError) {
     let status = error.status_code();
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {}
@@ -143,7 +173,6 @@ fn note(request: &HttpRequest, shared: &Shared, error: &ApiError) {
     if let ApiError::RateLimited { limit, .. } = error {
         shared.traffic.limited(limit.as_str());
     }
-    let address = request.peer_addr().map(|address| address.ip());
     shared.refusals.note(error.code(), error.bearer(), address);
 }
 
@@ -169,14 +198,32 @@ fn identify(request: &ServiceRequest, shared: &Shared) -> Result<(), ApiError> {
     if way == Way::Open || (way == Way::Later && header.is_none()) {
         return Ok(());
     }
-    let access = shared.doorkeeper.admit(header).or_else(|error| {
+    let access = shared.doorkeeper.admit(header).map_err(|error| match header {
         // Who has none at all is only asked for one.
-        if header.is_some() {
-            shared.addresses.failure(address)?;
-        }
-        Err(error)
+        None => error,
+        Some(_) => counted(error, shared, address),
     })?;
     access.take(is_health)?;
     request.extensions_mut().insert(access);
     Ok(())
+}
+
+/// A refused token, which counts for its address; over the limit that is what is said. One that the gateway cannot know is no
+/// wrong one.
+fn counted(error: ApiError, shared: &Shared, address: Option<IpAddr>) -> ApiError {
+    match error {
+        ApiError::TokensUnreadable => error,
+        error => shared.addresses.failure(address).err().unwrap_or(error),
+    }
+}
+
+/// Lets in who says its token in the first message of a socket, as others do in the header.
+pub(super) fn hello(shared: &Shared, token: &[u8], address: Option<IpAddr>) -> Result<Access, ApiError> {
+    let admitted = shared.doorkeeper.admit_token(token).map_err(|error| counted(error, shared, address));
+    let admitted = admitted.and_then(|access| {
+        access.take(false)?;
+        access.require(Scope::Bus)?;
+        Ok(access)
+    });
+    admitted.inspect_err(|error| note(address, shared, error))
 }

@@ -100,11 +100,44 @@ async fn collect(
     }
 }
 
-/// Reads JSON; the error names the place and what is wrong.
+/// Reads a JSON object; the error names the place and what is wrong.
 pub(super) fn json<'a, T: Deserialize<'a>>(body: &'a [u8], example: &str) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| {
-        ApiError::BadRequest(format!("body is not as expected: {error}; send, for example, {example}"))
-    })
+    let refuse = |problem: String| {
+        ApiError::BadRequest(format!("body is not as expected: {problem}; send, for example, {example}"))
+    };
+    // A list would be taken for the fields in the order of our code.
+    if matches!(body.trim_ascii_start().first(), Some(b'[')) {
+        return Err(refuse("it is a list, and has to be an object".to_owned()));
+    }
+    serde_json::from_slice(body).map_err(|error| refuse(in_words(&error)))
+}
+
+/// What serde says is wrong, without the names that types have in our code.
+pub(super) fn in_words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // What stands before is of the body, and may hold these words, too.
+    let Some((found, expected)) = text.rsplit_once(", expected ") else { return text };
+    let found = [("sequence", "a list"), ("map", "an object"), ("unit value", "nothing"), ("null", "null")]
+        .into_iter()
+        .find_map(|(theirs, ours)| Some(format!("{}{ours}", found.strip_suffix(theirs)?)))
+        .unwrap_or_else(|| found.to_owned());
+    let (wanted, place) = match expected.rfind(" at line ") {
+        Some(at) => expected.split_at(at),
+        None => (expected, ""),
+    };
+    let wanted = match wanted {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0 on",
+        "i32" | "i64" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a boolean" => "true or false",
+        wanted if wanted.starts_with("struct ") || wanted.starts_with("internally tagged") => "an object",
+        wanted if wanted.starts_with("enum ") => "one of a few words",
+        wanted if wanted.starts_with("a tuple") => "a list of another length",
+        wanted => wanted,
+    };
+    format!("{found}, expected {wanted}{place}")
 }
 
 /// Reads JSON that has a secret in it; the error says where it is wrong, and repeats nothing but names of fields. An empty body
@@ -151,5 +184,32 @@ pub(super) fn chat(request: &HttpRequest, body: &[u8]) -> Result<Chat, ApiError>
         Err(error) => {
             Err(ApiError::BadRequest(format!("body is not UTF-8 text after byte {}", error.valid_up_to())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_said_without_names_of_our_code() {
+        for (body, says) in [
+            ("[]", "it is a list, and has to be an object"),
+            (" [\"x\"]", "it is a list, and has to be an object"),
+            ("1", "invalid type: integer `1`, expected an object at line 1"),
+            ("null", "invalid type: null, expected an object at line 1"),
+            ("{\"text\":[]}", "invalid type: a list, expected a string at line 1"),
+            ("{\"text\":{}}", "invalid type: an object, expected a string at line 1"),
+            ("{\"txt\":\"\"}", "unknown field `txt`, expected `text` at line 1"),
+            ("{", "EOF while parsing an object at line 1"),
+        ] {
+            let error = json::<NewMessage>(body.as_bytes(), "{}").unwrap_err().to_string();
+            assert!(error.contains(says) && !error.contains("NewMessage"), "{body}: {error}");
+        }
+        let number = serde_json::from_str::<u64>("-1").unwrap_err();
+        assert_eq!(
+            in_words(&number),
+            "invalid value: integer `-1`, expected a whole number from 0 on at line 1 column 2"
+        );
     }
 }

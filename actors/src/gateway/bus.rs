@@ -78,7 +78,7 @@ impl From<InspectError> for ApiError {
     fn from(error: InspectError) -> Self {
         match error {
             InspectError::Topic(error) => Self::BadRequest(error.to_string()),
-            InspectError::Request(error) => Self::of_request(&error),
+            InspectError::Request(error) => Self::of_component("broker", &error),
             other => Self::bad_answer("broker", &other),
         }
     }
@@ -146,7 +146,7 @@ async fn refusals(access: Access, request: HttpRequest) -> Result<HttpResponse, 
     responses((status = 200, body = shapes::Events))
 )]
 async fn events(access: Access, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let (client, since) = look(&access, &request, |parameters| parameters.parsed::<u64>("since"))?;
+    let (client, since) = look(&access, &request, |parameters| parameters.number::<u64>("since"))?;
     let mut noticed = inspect::events(&client).await?;
     noticed.events.retain(|event| since.is_none_or(|since| event["at_ms"].as_u64() > Some(since)));
     Ok(HttpResponse::Ok().json(json!({
@@ -206,7 +206,7 @@ async fn rates(access: Access, request: HttpRequest) -> Result<HttpResponse, Api
             None => parse("#")?,
         };
         let seconds = parameters.duration("since")?.map_or(RATE_SECONDS, |since| since.as_secs().max(1));
-        Ok((filter, seconds, parameters.parsed::<bool>("series")?.unwrap_or(false)))
+        Ok((filter, seconds, parameters.flag("series")?))
     })?;
     let flow = inspect::rates(&client, &[filter], seconds).await?;
     let mut answer = json!({

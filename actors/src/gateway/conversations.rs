@@ -20,13 +20,18 @@ use super::{
     sse::{self, Sink},
     turn,
 };
-use crate::topics::{self, ConversationId, ConversationOrder, TurnDelta, TurnError, TurnFinal, TurnStarted};
+use crate::topics::{
+    self, ConversationId, ConversationOrder, TurnDelta, TurnError, TurnFinal, TurnStarted, TurnsDeleted,
+};
 
 /// Characters of a title.
 const TITLE_CHARACTERS_MAX: usize = 200;
 
 /// How long the engine may take to end a turn, which saves what there was of it, or to delete a conversation.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The last event of a conversation.
+const DELETED: &str = "deleted";
 
 /// The operations of this module.
 #[derive(OpenApi)]
@@ -142,9 +147,9 @@ async fn rename(
 /// Gives the engine an order, and waits until it is carried out.
 async fn order(shared: &Shared, topic: &'static str, conversation: ConversationId) -> Result<(), ApiError> {
     let payload = Payload::json(&ConversationOrder { conversation });
-    let payload = payload.map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    let payload = payload.map_err(|error| ApiError::unsendable(&error))?;
     let answered = shared.client.request(&topics::topic(topic), payload, ORDER_TIMEOUT).await;
-    answered.map(|_done| ()).map_err(|error| ApiError::of_request(&error))
+    answered.map(|_done| ()).map_err(|error| ApiError::of_component(turn::ENGINE, &error))
 }
 
 /// Deletes a conversation with all its messages. What goes on in it is ended first.
@@ -181,7 +186,8 @@ async fn cancel(access: Access, shared: Data, id: web::Path<String>) -> Result<H
 }
 
 /// Streams what goes on in a conversation from now on, whoever asks: events `started`, `delta`, then `final` or `error`
-/// for each turn; `lost` in the place of events that the reader was too slow for.
+/// for each turn; `lost` in the place of events that the reader was too slow for; `deleted` at the end of the conversation,
+/// or `ended` with the reason at the end of the stream.
 #[utoipa::path(
     get, path = "/v1/conversations/{id}/events", tag = "conversations",
     params(("id" = String, Path, description = "Which conversation; it need not be there yet", example = "kitchen")),
@@ -207,7 +213,7 @@ async fn events(
     Ok(response)
 }
 
-/// Passes events on until the reader is gone.
+/// Passes events on until the reader is gone, or the conversation.
 async fn pass_on(
     shared: Data,
     id: ConversationId,
@@ -228,11 +234,12 @@ async fn pass_on(
         });
         let Ok(next) = next.await else { return };
         let mut events = String::new();
-        let is_end = next.is_err();
+        let mut is_end = next.is_err();
         match next {
             Ok(Event::Message(message)) => {
                 if let Some((name, data)) = of_conversation(&message, &id) {
                     sse::write(&mut events, name, &data);
+                    is_end = name == DELETED;
                 }
             }
             Ok(Event::Gap { count, reason }) => {
@@ -260,6 +267,13 @@ fn of_conversation(message: &Message, id: &ConversationId) -> Option<(&'static s
     if is(topics::TURN_FINAL) {
         let turn = topics::read::<TurnFinal>(message).ok().filter(|turn| turn.conversation == *id)?;
         return Some(("final", json!(turn)));
+    }
+    if is(topics::TURNS_DELETED) {
+        let gone = topics::read::<TurnsDeleted>(message).ok().filter(|gone| gone.conversation == *id)?;
+        return Some((DELETED, json!(gone)));
+    }
+    if !is(topics::TURN_ERROR) {
+        return None;
     }
     let turn = topics::read::<TurnError>(message).ok().filter(|turn| turn.conversation == *id)?;
     Some(("error", json!({ "turn": turn.turn, "code": turn.code, "message": turn.text })))

@@ -40,6 +40,7 @@ const TOKEN: &str = "token";
 pub(super) fn routes(config: &mut web::ServiceConfig) {
     config
         .service(resource("/openapi.json", "GET").route(web::get().to(openapi)))
+        .service(resource("/docs", "GET").route(web::get().to(to_page)))
         .service(resource("/docs/{file:.*}", "GET").route(web::get().to(page)));
 }
 
@@ -61,7 +62,7 @@ struct ErrorContent {
 /// The whole interface.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Interlock", description = "Conversations, the message bus, and the runtime, over HTTP."),
+    info(title = "Interlock", description = "Conversations, the message bus, and the runtime, over HTTP. `HEAD` is answered wherever `GET` is."),
     paths(openapi),
     components(schemas(Error)),
     modifiers(&TokenAndErrors),
@@ -184,6 +185,11 @@ async fn openapi() -> HttpResponse {
     HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "application/json")).body(text())
 }
 
+/// Leads to the page, whose files are named from there.
+async fn to_page() -> HttpResponse {
+    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()
+}
+
 /// A file of the page that shows the document.
 async fn page(file: web::Path<String>) -> Result<HttpResponse, ApiError> {
     let config = Config::from("/openapi.json").try_it_out_enabled(true).validator_url("none");
@@ -222,7 +228,7 @@ mod tests {
     fn registered() -> BTreeSet<String> {
         drop(App::new().configure(server::routes));
         let registered = server::REGISTERED.take();
-        let is_file = |path: &str| path.starts_with("/docs/") || FILES.iter().any(|file| file.path == path);
+        let is_file = |path: &str| path.starts_with("/docs") || FILES.iter().any(|file| file.path == path);
         let operations = registered.iter().filter(|(path, _)| !is_file(path)).flat_map(|(path, methods)| {
             // A part may have a pattern behind its name.
             let path = path.replace(":.*}", "}").replace(":.+}", "}");

@@ -10,13 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interlock_bus::{PeerName, keys::KeyError};
+use interlock_bus::{
+    PeerName,
+    keys::{KeyError, token_file::Digest},
+};
 
 use super::{
     access::{Access, Attach, Bearer, Ended},
     error::ApiError,
     token::{self, Token},
-    tokens::{Digest, TokenRecord, TokenStore, now_ms},
+    tokens::{TokenRecord, TokenStore, now_ms},
 };
 
 /// How often it looks after open streams: whether their tokens have ended.
@@ -48,6 +51,10 @@ struct Issued {
     seen: Option<Option<Stamp>>,
     /// Why it is not in force as it is.
     problem: Option<String>,
+    /// The registry when it was last read, as above.
+    seen_registry: Option<Option<Stamp>>,
+    /// Peers of tokens that were revoked there.
+    revoked: Vec<PeerName>,
     bearers: Arc<[Arc<Bearer>]>,
     /// What was written down of their use.
     written: BTreeMap<PeerName, u64>,
@@ -101,7 +108,12 @@ impl Doorkeeper {
                 found = Some(bearer);
             }
         }
-        found.ok_or(ApiError::Unauthorized)?.enter()
+        match found {
+            Some(bearer) => bearer.enter(),
+            // It may be one of those that cannot be read.
+            None if self.problem().is_some() => Err(ApiError::TokensUnreadable),
+            None => Err(ApiError::Unauthorized),
+        }
     }
 
     /// Ends what has ended, and gives up sessions that nobody needs.
@@ -142,25 +154,61 @@ impl Doorkeeper {
         self.store.save_last_use(&used)
     }
 
-    /// The bearers of the file as it is now.
+    /// The bearers of the file as it is now, without those whose peer was revoked.
     fn bearers(&self) -> Arc<[Arc<Bearer>]> {
-        let path = self.store.path();
         let mut issued = self.issued();
-        let now = stamp(&path);
-        if issued.seen != Some(now) {
-            issued.seen = Some(now);
-            match self.store.load() {
-                Ok(records) => {
-                    issued.bearers = replaced(&issued.bearers, records, &self.attach, self.rate);
-                    issued.problem = None;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the tokens that were in force stay in force");
-                    issued.problem = Some(error.to_string());
-                }
+        let records = self.read_tokens(&mut issued);
+        // After the tokens: whoever issues one writes the registry first.
+        let is_changed = self.read_registry(&mut issued);
+        if records.is_some() || is_changed {
+            let same = || issued.bearers.iter().filter_map(|bearer| bearer.record().cloned()).collect();
+            let records = records.unwrap_or_else(same);
+            issued.bearers = replaced(&issued.bearers, records, &self.attach, self.rate);
+            for bearer in issued.bearers.iter().filter(|bearer| issued.revoked.contains(bearer.peer())) {
+                bearer.end(Ended::Revoked);
             }
         }
         Arc::clone(&issued.bearers)
+    }
+
+    /// What is in the file, if that is something new.
+    fn read_tokens(&self, issued: &mut Issued) -> Option<Vec<TokenRecord>> {
+        let now = stamp(&self.store.path());
+        if issued.seen == Some(now) {
+            return None;
+        }
+        issued.seen = Some(now);
+        match self.store.load() {
+            Ok(records) => {
+                issued.problem = None;
+                Some(records)
+            }
+            Err(error) => {
+                // What the disk says may be different the next time.
+                if matches!(error, KeyError::Io { .. }) {
+                    issued.seen = None;
+                }
+                let problem = Some(error.to_string());
+                if issued.problem != problem {
+                    let in_force = issued.bearers.len();
+                    tracing::error!(%error, in_force, "only the tokens that were in force stay in force");
+                    issued.problem = problem;
+                }
+                None
+            }
+        }
+    }
+
+    /// Reads which peers of tokens were revoked, if the registry was changed. One that cannot be read changes nothing.
+    fn read_registry(&self, issued: &mut Issued) -> bool {
+        let now = stamp(&self.store.registry_path());
+        if issued.seen_registry == Some(now) {
+            return false;
+        }
+        let Ok(revoked) = self.store.revoked_peers() else { return false };
+        issued.seen_registry = Some(now);
+        issued.revoked = revoked;
+        true
     }
 
     fn issued(&self) -> MutexGuard<'_, Issued> {
@@ -179,7 +227,8 @@ fn replaced(
     let bearers: Arc<[Arc<Bearer>]> = records
         .into_iter()
         .map(|record| {
-            let same = before.iter().find(|bearer| bearer.record() == Some(&record));
+            // Who was revoked in the registry may have been taken back there.
+            let same = before.iter().find(|bearer| bearer.record() == Some(&record) && !bearer.is_over());
             same.cloned().unwrap_or_else(|| Arc::new(Bearer::of(record, Arc::clone(attach), rate)))
         })
         .collect();

@@ -6,11 +6,17 @@ use actix_web::{
     HttpResponse, HttpResponseBuilder, ResponseError,
     http::{StatusCode, header},
 };
-use interlock_bus::RequestError;
+use interlock_bus::{CodecError, RequestError};
 use serde::Serialize;
 
 use super::{access::Scope, limits::Limit, openai};
-use crate::{store::StoreError, topics::code};
+use crate::{
+    store::StoreError,
+    topics::{code, come_back},
+};
+
+/// The list of tokens is damaged.
+pub(super) const TOKENS_UNREADABLE: &str = "tokens_unreadable";
 
 /// Why a request was not answered. Each variant is one thing the client can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +30,11 @@ pub(super) enum ApiError {
         "the token of `{bearer}` is not good for this, which needs the scope `{scope}`; `interlock tokens issue NAME --scope {scope}` makes one that is"
     )]
     Forbidden { bearer: String, scope: Scope },
+    #[error(
+        "the gateway cannot read its list of tokens, so it does not know whether this one is good; `interlock check` tells \
+         whoever runs it what is wrong"
+    )]
+    TokensUnreadable,
     #[error("the token of `{bearer}` was revoked; `interlock tokens issue NAME` makes another")]
     TokenRevoked { bearer: String },
     #[error("the token of `{bearer}` expired at {at}; `interlock tokens issue NAME` makes another")]
@@ -45,7 +56,7 @@ pub(super) enum ApiError {
     #[error("no such path `{0}`; `/openapi.json` has them all, `/docs/` shows them")]
     UnknownPath(String),
     #[error("method `{method}` is not allowed on `{path}`; allowed: {allowed}")]
-    Method { method: String, path: String, allowed: &'static str },
+    Method { method: String, path: String, allowed: String },
     #[error("no conversation `{0}`")]
     UnknownConversation(String),
     #[error("there is no {what} `{name}`")]
@@ -84,6 +95,7 @@ impl ApiError {
         match self {
             Self::Unauthorized => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
+            Self::TokensUnreadable => TOKENS_UNREADABLE,
             Self::TokenRevoked { .. } => "token_revoked",
             Self::TokenExpired { .. } => "token_expired",
             Self::TokenChanged { .. } => "token_changed",
@@ -116,7 +128,28 @@ impl ApiError {
         }
     }
 
-    /// How a request on the bus failed.
+    /// How a question of the gateway's own making to one of the components failed. That it was not understood is no fault of
+    /// whoever asked the gateway.
+    pub(super) fn of_component(who: &'static str, error: &RequestError) -> Self {
+        match error {
+            RequestError::Failed { code, text } if code == code::UNREADABLE => {
+                tracing::error!(by = who, %text, "a question of the gateway was not understood");
+                let text = format!(
+                    "the {who} does not understand what the gateway asks: one of them is of another version; the log says more"
+                );
+                Self::refused(502, "not_understood", text)
+            }
+            RequestError::Damaged { problem, .. } => Self::bad_answer(who, problem),
+            error => Self::of_request(error),
+        }
+    }
+
+    /// What the gateway itself has made cannot be sent.
+    pub(super) fn unsendable(error: &CodecError) -> Self {
+        Self::refused(500, "internal", format!("the gateway cannot put this into a message: {error}"))
+    }
+
+    /// How a request on the bus failed that somebody has written himself.
     pub(super) fn of_request(error: &RequestError) -> Self {
         let (status, code) = match error {
             RequestError::NoResponders { .. } => (StatusCode::SERVICE_UNAVAILABLE, "no_responders"),
@@ -126,6 +159,8 @@ impl ApiError {
             RequestError::Failed { code, text } => {
                 let status = match code.as_str() {
                     code::BAD_REQUEST => StatusCode::BAD_REQUEST,
+                    code::UNREADABLE => StatusCode::BAD_REQUEST,
+                    code::BACK_END_BUSY => StatusCode::TOO_MANY_REQUESTS,
                     code::BUSY | code::STOPPING => StatusCode::SERVICE_UNAVAILABLE,
                     code::TIMED_OUT => StatusCode::GATEWAY_TIMEOUT,
                     // What the runtime says to orders.
@@ -176,9 +211,21 @@ impl ApiError {
         }
     }
 
-    /// The error as JSON, for the body of a response or an event of a stream.
+    /// When a busy back end wants to be asked again, in seconds from now.
+    fn come_back_s(&self) -> Option<u64> {
+        match self {
+            Self::Turn { code, text, .. } if code == code::BACK_END_BUSY => come_back::seconds(text),
+            _ => None,
+        }
+    }
+
+    /// The error as JSON, for an event of a stream, which has no headers.
     pub(super) fn content(&self) -> serde_json::Value {
-        serde_json::json!({ "code": self.code(), "message": self.to_string() })
+        let mut content = serde_json::json!({ "code": self.code(), "message": self.to_string() });
+        if let Some(seconds) = self.come_back_s() {
+            content["retry_after_s"] = seconds.into();
+        }
+        content
     }
 }
 
@@ -199,7 +246,9 @@ impl ResponseError for ApiError {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Busy { .. } | Self::Stopping | Self::NoSession(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy { .. } | Self::Stopping | Self::NoSession(_) | Self::TokensUnreadable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Parameter { status, .. } | Self::Turn { status, .. } => *status,
         }
     }
@@ -224,8 +273,13 @@ impl ApiError {
             Self::RateLimited { retry_after, .. } => {
                 response.insert_header((header::RETRY_AFTER, retry_after.to_string()));
             }
+            Self::Turn { .. } => {
+                if let Some(seconds) = self.come_back_s() {
+                    response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+                }
+            }
             Self::Method { allowed, .. } => {
-                response.insert_header((header::ALLOW, *allowed));
+                response.insert_header((header::ALLOW, allowed.as_str()));
             }
             Self::Busy { .. } | Self::Stopping | Self::NoSession(_) => {
                 response.insert_header((header::RETRY_AFTER, "1"));
@@ -237,5 +291,42 @@ impl ApiError {
             _ => {}
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_component_does_not_understand_of_the_gateway_is_no_fault_of_whoever_asks() {
+        let failed = |code: &str| RequestError::Failed {
+            code: code.to_owned(),
+            text: "7 bytes are not a `UserInput` in bincode's format".to_owned(),
+        };
+        let inner = ApiError::of_component("conversation engine", &failed(code::UNREADABLE));
+        assert_eq!((inner.status_code(), inner.code()), (StatusCode::BAD_GATEWAY, "not_understood"));
+        let said = inner.to_string();
+        assert!(said.contains("the conversation engine") && !said.contains("UserInput"), "{said}");
+        let refused = ApiError::of_component("conversation engine", &failed(code::BAD_REQUEST));
+        assert_eq!(refused.status_code(), StatusCode::BAD_REQUEST);
+        // Whoever has written the message himself is told what is wrong with it.
+        let own = ApiError::of_request(&failed(code::UNREADABLE));
+        assert_eq!(own.status_code(), StatusCode::BAD_REQUEST);
+        assert!(own.to_string().contains("UserInput"));
+    }
+
+    #[test]
+    fn a_busy_back_end_is_told_as_such_with_the_time_to_come_back() {
+        for (text, seconds) in [
+            ("`u` has too much to do: x; try again in 7 s", Some("7")),
+            ("`u` has too much to do: try again in 9 s; try again later", None),
+        ] {
+            let failed = RequestError::Failed { code: code::BACK_END_BUSY.to_owned(), text: text.to_owned() };
+            let response = ApiError::of_request(&failed).error_response();
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            let told = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
+            assert_eq!(told, seconds);
+        }
     }
 }

@@ -14,7 +14,7 @@ use actix_web::{
 };
 use bytes::Bytes;
 
-use super::{access::Access, error::ApiError};
+use super::{access::Access, error::ApiError, openai};
 
 /// Close code of a socket whose token has ended.
 const SOCKET_TOKEN_ENDED: u16 = 4401;
@@ -24,6 +24,8 @@ const SOCKET_TOKEN_ENDED: u16 = 4401;
 enum Form {
     /// Server-sent events.
     Events,
+    /// The same as OpenAI's clients read them.
+    OpenAi,
     /// Frames of a WebSocket.
     Socket,
     /// Plain text.
@@ -33,12 +35,13 @@ enum Form {
 }
 
 impl Form {
-    fn of<B>(response: &HttpResponse<B>) -> Self {
+    fn of<B>(response: &HttpResponse<B>, path: &str) -> Self {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Self::Socket;
         }
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         match content_type.unwrap_or_default() {
+            text if text.starts_with("text/event-stream") && openai::is_path(path) => Self::OpenAi,
             text if text.starts_with("text/event-stream") => Self::Events,
             text if text.starts_with("text/plain") => Self::Text,
             _ => Self::Other,
@@ -48,6 +51,7 @@ impl Form {
     fn last_words(self, error: &ApiError) -> Option<Bytes> {
         match self {
             Self::Events => Some(format!("event: error\ndata: {}\n\n", error.content()).into()),
+            Self::OpenAi => Some(openai::last_event(error).into()),
             Self::Socket => {
                 let mut reason = error.code().to_owned();
                 // A control frame holds 125 bytes.
@@ -64,11 +68,11 @@ impl Form {
 }
 
 /// `response`, whose body ends with the token if it is a stream.
-pub(super) fn guard(response: HttpResponse<BoxBody>, access: &Access) -> HttpResponse<BoxBody> {
+pub(super) fn guard(response: HttpResponse<BoxBody>, path: &str, access: &Access) -> HttpResponse<BoxBody> {
     if !matches!(response.body().size(), BodySize::Stream) {
         return response;
     }
-    let form = Form::of(&response);
+    let form = Form::of(&response, path);
     let over = Box::pin(access.over());
     let access = access.clone();
     response.map_body(|_, inner| BoxBody::new(Guarded { inner, access, over, form, is_over: false }))
@@ -123,6 +127,9 @@ mod tests {
         assert!(
             event.starts_with("event: error\ndata: {\"code\":\"token_revoked\"") && event.ends_with("\n\n")
         );
+        // No name, or OpenAI's clients pass over it; and nothing that says that all is there.
+        let event = String::from_utf8(words(Form::OpenAi).unwrap().to_vec()).unwrap();
+        assert!(event.starts_with("data: {\"error\":{\"message\":") && event.ends_with("\n\n"), "{event}");
         let frame = words(Form::Socket).unwrap();
         assert_eq!((frame[0], usize::from(frame[1])), (0x88, frame.len() - 2));
         assert_eq!(&frame[2..4], 4401u16.to_be_bytes());

@@ -4,11 +4,14 @@
 //! for nobody. The kernel knows at once. A client that closes its sending side counts as gone, as it does for other
 //! servers: it cannot take back what it asked, and nobody else does that.
 
-use std::{future::pending, sync::Arc};
+use std::{future::pending, net::Shutdown, sync::Arc};
 
 use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
+
+use super::error::ApiError;
+use crate::topics::code;
 
 /// A second handle of a client's connection. Nothing is read from it or written to it.
 #[derive(Clone, Debug)]
@@ -25,6 +28,24 @@ impl Hangup {
     /// That of the connection of `request`.
     pub(super) fn of(request: &HttpRequest) -> Self {
         request.conn_data::<Self>().cloned().unwrap_or(Self(None))
+    }
+
+    /// What `work` comes to, unless the client goes before: then it is dropped, which cancels what was asked on the bus.
+    pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> Result<T, ApiError> {
+        tokio::select! {
+            biased;
+            output = work => Ok(output),
+            // Nobody hears this.
+            () = self.wait() => Err(ApiError::refused(400, code::CANCELLED, "the client has gone away")),
+        }
+    }
+
+    /// Ends the connection, whatever is still to be said on it.
+    pub(super) fn end(&self) {
+        if let Some(socket) = &self.0 {
+            // It may have ended by itself.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     /// Returns when the client has closed its connection; never where that cannot be known.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, http::StatusCode, web};
+use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use interlock_bus::{Client, Payload};
 use serde::Serialize;
 use serde_json::Value;
@@ -12,6 +12,7 @@ use super::{
     Shared,
     access::{Access, Scope},
     error::ApiError,
+    parameters::Parameters,
     server::{Data, resource},
 };
 
@@ -55,8 +56,9 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
 
 /// Whether this process answers. Needs no token.
 #[utoipa::path(get, path = "/health/live", tag = "about", security(()), responses((status = 200, body = Health)))]
-async fn live() -> HttpResponse {
-    HttpResponse::Ok().json(Health { status: "live".to_owned(), parts: Vec::new() })
+async fn live(request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    Parameters::of(&request)?.end()?;
+    Ok(HttpResponse::Ok().json(Health { status: "live".to_owned(), parts: Vec::new() }))
 }
 
 /// Whether every part is ready.
@@ -64,8 +66,9 @@ async fn live() -> HttpResponse {
     get, path = "/health/ready", tag = "about",
     responses((status = 200, body = Health), (status = 503, description = "A part is not ready", body = Health))
 )]
-async fn ready(shared: Data) -> HttpResponse {
-    health(&shared, true).await
+async fn ready(shared: Data, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    Parameters::of(&request)?.end()?;
+    Ok(health(&shared, true).await)
 }
 
 /// Whether it can be used, with every part's state: unless a part that all depends on is down.
@@ -73,8 +76,9 @@ async fn ready(shared: Data) -> HttpResponse {
     get, path = "/health", tag = "about",
     responses((status = 200, body = Health), (status = 503, description = "It cannot be used", body = Health))
 )]
-async fn whole(shared: Data) -> HttpResponse {
-    health(&shared, false).await
+async fn whole(shared: Data, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    Parameters::of(&request)?.end()?;
+    Ok(health(&shared, false).await)
 }
 
 async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
@@ -98,8 +102,9 @@ async fn health(shared: &Shared, must_be_ready: bool) -> HttpResponse {
 
 /// What the runtime says of itself, as `interlock status --json`: who runs, the tree, what is to be said of its configuration.
 #[utoipa::path(get, path = "/v1/status", tag = "about", responses((status = 200, body = serde_json::Value)))]
-async fn status_answer(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
+async fn status_answer(access: Access, shared: Data, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Inspect)?;
+    Parameters::of(&request)?.end()?;
     Ok(HttpResponse::Ok().json(status(&shared, &access.client()?).await?))
 }
 
@@ -107,8 +112,8 @@ async fn status(shared: &Shared, client: &Client) -> Result<Value, ApiError> {
     let message = client
         .request(&shared.options.status_topic, Payload::bytes(Vec::new()), STATUS_TIMEOUT)
         .await
-        .map_err(|error| ApiError::of_request(&error))?;
-    message.decode().map_err(|error| unreadable("runtime", &error.to_string()))
+        .map_err(|error| ApiError::of_component("runtime", &error))?;
+    message.decode().map_err(|error| ApiError::bad_answer("runtime", &error))
 }
 
 /// The tree's state and each child's, out of the runtime's status.
@@ -126,14 +131,6 @@ fn of_tree(status: &Value) -> Health {
         detail: text(&child["status"]),
     });
     Health { status: state(&tree["state"]), parts: parts.collect() }
-}
-
-fn unreadable(who: &str, problem: &str) -> ApiError {
-    ApiError::Turn {
-        status: StatusCode::BAD_GATEWAY,
-        code: "bad_answer".to_owned(),
-        text: format!("the answer of the {who} cannot be read: {problem}"),
-    }
 }
 
 #[cfg(test)]

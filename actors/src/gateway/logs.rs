@@ -140,8 +140,8 @@ fn query(parameters: &mut Parameters) -> Result<LogQuery, ApiError> {
         fields: fields.iter().map(|field| FieldPattern::from(field.as_str())).collect(),
         trace_id: parameters.one("trace")?,
         conversation: parameters.one("conversation")?,
-        process: parameters.parsed("process")?,
-        incarnation: parameters.parsed("incarnation")?,
+        process: parameters.number("process")?,
+        incarnation: parameters.number("incarnation")?,
         text: parameters.one("text")?.as_deref().map(TextQuery::new),
         grep,
         ..LogQuery::default()
@@ -173,7 +173,7 @@ async fn logs(access: Access, shared: Data, request: HttpRequest) -> Result<Http
     access.require(Scope::Inspect)?;
     let mut parameters = Parameters::of(&request)?;
     let mut query = query(&mut parameters)?;
-    let before = parameters.parsed::<u64>("before")?;
+    let before = parameters.number::<u64>("before")?;
     query.until_ns = [query.until_ns, before].into_iter().flatten().min();
     query.limit = parameters.count("limit", limits::QUERY_ROWS_MAX)?.unwrap_or(RECORDS);
     parameters.end()?;
@@ -194,7 +194,8 @@ async fn stat(access: Access, shared: Data, request: HttpRequest) -> Result<Http
 }
 
 /// Streams log records as they come: events `log`, each a record; `missed` with a `count` in the place of records that were
-/// deleted before they could be shown. Begins with the newest ones.
+/// deleted before they could be shown; `error` before an end, with the code `stopping` if the gateway stops. Begins with the
+/// newest ones.
 #[utoipa::path(
     get, path = "/v1/logs/follow", tag = "logs",
     params(
@@ -233,17 +234,12 @@ async fn pass_on(shared: Data, mut query: LogQuery, sink: Sink, _permit: OwnedSe
         let found = match history::read(&shared, move |reader| reader.search_logs(&wanted)).await {
             Ok(found) => found,
             Err(error) if is_passing(&error) => {
-                if pause(&shared, &sink).await.is_err() {
+                if !pause(&shared, &sink).await {
                     return;
                 }
                 continue;
             }
-            Err(error) => {
-                let mut events = String::new();
-                sse::write(&mut events, "error", &error.content());
-                let _ = sink.send(events).await;
-                return;
-            }
+            Err(error) => return end(&sink, &error).await,
         };
         let mut events = String::new();
         if found.missed > 0 {
@@ -255,7 +251,7 @@ async fn pass_on(shared: Data, mut query: LogQuery, sink: Sink, _permit: OwnedSe
         if sink.send(events).await.is_err() {
             return;
         }
-        if is_all && pause(&shared, &sink).await.is_err() {
+        if is_all && !pause(&shared, &sink).await {
             return;
         }
     }
@@ -269,14 +265,29 @@ fn is_passing(error: &ApiError) -> bool {
     is_closed || *error == ApiError::of_store(&busy)
 }
 
-/// Waits for the next look; an error if there will be none.
-async fn pause(shared: &Data, sink: &Sink) -> Result<(), sse::Gone> {
+/// Says why nothing more comes.
+async fn end(sink: &Sink, error: &ApiError) {
+    let mut events = String::new();
+    sse::write(&mut events, "error", &error.content());
+    // Whoever is gone need not be told.
+    let _ = sink.send(events).await;
+}
+
+/// Waits for the next look; `false` if there will be none, which the reader is told.
+async fn pause(shared: &Data, sink: &Sink) -> bool {
     let waited = sink.alive(async {
         tokio::select! {
             biased;
-            () = shared.stopped() => Err(sse::Gone),
-            () = tokio::time::sleep(LOOK_EVERY) => Ok(()),
+            () = shared.stopped() => false,
+            () = tokio::time::sleep(LOOK_EVERY) => true,
         }
     });
-    waited.await?
+    match waited.await {
+        Ok(true) => true,
+        Ok(false) => {
+            end(sink, &ApiError::Stopping).await;
+            false
+        }
+        Err(sse::Gone) => false,
+    }
 }

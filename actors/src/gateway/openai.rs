@@ -21,7 +21,7 @@ use actix_web::web;
 
 use super::server::resource;
 
-pub(super) use form::body as error_body;
+pub(super) use {chat::last_event, form::body as error_body};
 
 /// Whether errors on `path` have OpenAI's form.
 pub(super) fn is_path(path: &str) -> bool {

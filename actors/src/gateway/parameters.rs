@@ -1,6 +1,11 @@
 //! What stands behind the `?` of a request: each name at most as often as it may, and none that means nothing.
 
-use std::{fmt::Display, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    num::{IntErrorKind, ParseIntError},
+    str::FromStr,
+    time::Duration,
+};
 
 use actix_web::{HttpRequest, web};
 use jiff::{SignedDuration, Timestamp};
@@ -57,6 +62,33 @@ impl Parameters {
         self.one(name)?.map(|text| parse(name, &text)).transpose()
     }
 
+    /// The value of a name as a number from 0 on.
+    pub(super) fn number<T: FromStr<Err = ParseIntError>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(text) = self.one(name)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|error: ParseIntError| {
+            let problem = match error.kind() {
+                IntErrorKind::PosOverflow => "too large",
+                _ => "no number from 0 on",
+            };
+            ApiError::BadRequest(format!("`{name}` is `{}`, which is {problem}", text.escape_debug()))
+        })
+    }
+
+    /// The value of a name as `true` or `false`.
+    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, ApiError> {
+        match self.one(name)?.as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => {
+                let text = format!("`{name}` is `{}`; it has to be `true` or `false`", other.escape_debug());
+                Err(ApiError::BadRequest(text))
+            }
+        }
+    }
+
     /// The value of a name that has to be there.
     pub(super) fn needed<T: FromStr<Err: Display>>(&mut self, name: &'static str) -> Result<T, ApiError> {
         self.parsed(name)?.ok_or_else(|| ApiError::BadRequest(format!("`{name}` is missing in the query")))
@@ -72,7 +104,7 @@ impl Parameters {
 
     /// How many, from 1 to `most`.
     pub(super) fn count(&mut self, name: &'static str, most: usize) -> Result<Option<usize>, ApiError> {
-        let Some(count) = self.parsed::<usize>(name)? else { return Ok(None) };
+        let Some(count) = self.number::<usize>(name)? else { return Ok(None) };
         if (1..=most).contains(&count) {
             return Ok(Some(count));
         }
@@ -140,6 +172,17 @@ mod tests {
         assert!(of("a=x").parsed::<u32>("a").unwrap_err().to_string().contains("`a`"));
         assert!(of("a=0").count("a", 9).is_err() && of("a=10").count("a", 9).is_err());
         assert!(of("").needed::<u32>("a").is_err());
+        for (query, says) in [
+            ("a=-1", "`a` is `-1`, which is no number from 0 on"),
+            ("a=", "no number"),
+            ("a=99999999999999999999999", "too large"),
+        ] {
+            let error = of(query).count("a", 9).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        assert!(of("a=true").flag("a").unwrap() && !of("").flag("a").unwrap());
+        let error = of("a=yes").flag("a").unwrap_err().to_string();
+        assert!(error.contains("`true` or `false`"), "{error}");
     }
 
     #[test]

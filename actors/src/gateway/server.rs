@@ -92,6 +92,8 @@ pub(super) fn resource(path: &str, allowed: &'static str) -> actix_web::Resource
     REGISTERED.with_borrow_mut(|registered| registered.push((path.to_owned(), allowed)));
     web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
         let (method, path) = (request.method().to_string(), request.path().to_owned());
+        // `HEAD` goes with `GET` (`admit.rs`).
+        let allowed = allowed.replace("GET", "GET, HEAD");
         Err::<HttpResponse, _>(ApiError::Method { method, path, allowed })
     }))
 }

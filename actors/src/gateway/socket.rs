@@ -7,16 +7,19 @@
 mod connection;
 mod protocol;
 
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, net::IpAddr, time::Duration};
 
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, ResponseError, http::StatusCode, web};
 use actix_ws::{AggregatedMessageStream, CloseCode, CloseReason, Session};
+use tokio::time::timeout;
 use utoipa::OpenApi;
 
 use self::{connection::Connection, protocol::Order};
 use super::{
     access::{Access, Scope},
+    admit,
     error::ApiError,
+    hangup::Hangup,
     server::{Data, resource},
 };
 
@@ -25,6 +28,12 @@ const PROTOCOL: &str = "interlock.v1";
 
 /// How long a client may take to say who it is, if it did not say it in a header.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take to answer the server's last word.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the last word may take to be written.
+const LAST_WORD_WITHIN: Duration = Duration::from_millis(50);
 
 /// Sockets whose client has not said yet who it is. Further ones are turned away.
 pub(super) const UNKNOWN_SOCKETS_MAX: usize = 64;
@@ -60,6 +69,17 @@ enum Close {
 }
 
 impl Close {
+    /// The end that an error comes to before there is anything to say it on.
+    fn of(error: &ApiError) -> Self {
+        let text = error.to_string();
+        match error {
+            ApiError::Stopping => Self::Stopping,
+            ApiError::Forbidden { .. } | ApiError::NotOnBus(_) => Self::Forbidden(text),
+            _ if error.status_code() == StatusCode::UNAUTHORIZED => Self::Unauthorized(text),
+            _ => Self::Busy(text),
+        }
+    }
+
     /// The code and the reason for the client.
     fn reason(&self) -> Option<CloseReason> {
         let (code, text) = match self {
@@ -106,9 +126,11 @@ async fn socket(shared: Data, request: HttpRequest, body: web::Payload) -> Resul
         ApiError::BadRequest(format!("this is a WebSocket, and the request does not open one: {error}"))
     })?;
     let limit = shared.options.body_bytes_max;
+    let hangup = Hangup::of(&request);
+    let address = request.peer_addr().map(|address| address.ip());
     let stream = stream.max_frame_size(limit).aggregate_continuations().max_continuation_size(limit);
     actix_web::rt::spawn(async move {
-        let mut socket = Socket { session, stream, limit };
+        let mut socket = Socket { session, stream, limit, address };
         let access = match access {
             Some(access) => Ok(access),
             None => socket.hello(&shared).await,
@@ -119,8 +141,7 @@ async fn socket(shared: Data, request: HttpRequest, body: web::Payload) -> Resul
             Err(close) => close,
         };
         tracing::debug!(?close, "a socket ends");
-        // Whoever is not there any more need not be told; who has closed it waits for the same word.
-        let _ = socket.session.close(close.reason()).await;
+        socket.close(&close, &hangup).await;
     });
     Ok(response)
 }
@@ -130,6 +151,8 @@ struct Socket {
     session: Session,
     stream: AggregatedMessageStream,
     limit: usize,
+    /// Where its client is.
+    address: Option<IpAddr>,
 }
 
 impl Socket {
@@ -153,20 +176,36 @@ impl Socket {
         }
     }
 
+    /// Says the last word and ends the connection, which the server would keep for a while.
+    async fn close(mut self, close: &Close, hangup: &Hangup) {
+        // Whoever is not there any more need not be told; who has closed it waits for the same word.
+        if self.session.close(close.reason()).await.is_ok() && *close != Close::Gone {
+            let theirs = async {
+                while let Some(Ok(message)) = self.stream.recv().await {
+                    if matches!(message, actix_ws::AggregatedMessage::Close(_)) {
+                        return;
+                    }
+                }
+            };
+            let _ = timeout(CLOSE_TIMEOUT, theirs).await;
+        }
+        // The word is written by the connection's own task, on this thread.
+        tokio::time::sleep(LAST_WORD_WITHIN).await;
+        hangup.end();
+    }
+
     /// Waits for the first message, which says who the client is.
     async fn hello(&mut self, shared: &Data) -> Result<Access, Close> {
         let late = || Close::Unauthorized(format!("no `hello` came within {HELLO_TIMEOUT:?}"));
         let first = tokio::select! {
             () = shared.stopped() => return Err(Close::Stopping),
-            first = tokio::time::timeout(HELLO_TIMEOUT, self.next_text()) => first.map_err(|_| late())??,
+            first = timeout(HELLO_TIMEOUT, self.next_text()) => first.map_err(|_| late())??,
         };
         let Ok((_, Order::Hello { token })) = protocol::read(&first) else {
             let text = "the first message has to be {\"op\":\"hello\",\"token\":\"...\"}";
             return Err(Close::Unauthorized(text.to_owned()));
         };
-        let admitted = shared.doorkeeper.admit_token(token.as_bytes());
-        let access = admitted.map_err(|error| Close::Unauthorized(error.to_string()))?;
-        access.require(Scope::Bus).map_err(|error| Close::Forbidden(error.to_string()))?;
-        Ok(access)
+        let admitted = admit::hello(shared, token.as_bytes(), self.address);
+        admitted.map_err(|error| Close::of(&error))
     }
 }

@@ -429,7 +429,7 @@ fn the_description_of_the_interface_needs_no_token_and_the_socket_asks_for_it_it
         assert_ne!(status(path, ""), 401, "{path}");
     }
     assert_eq!(status("/v1/socket", "Authorization: Bearer wrong\r\n"), 401);
-    assert_eq!(status("/docs", ""), 401);
+    assert_eq!(status("/docs", ""), 308);
 }
 
 #[test]

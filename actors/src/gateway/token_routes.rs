@@ -11,7 +11,8 @@ use utoipa::{OpenApi, ToSchema};
 use super::{
     access::{Access, Scope},
     body,
-    error::ApiError,
+    error::{ApiError, TOKENS_UNREADABLE},
+    parameters::Parameters,
     server::{Data, resource},
     tokens::{Grants, ListedToken, TokenError, now_ms},
 };
@@ -63,11 +64,11 @@ struct TokenEntry {
 
 impl From<ListedToken> for TokenEntry {
     fn from(listed: ListedToken) -> Self {
-        let ListedToken { record, last_used_ms, permissions } = listed;
+        let ListedToken { record, state, last_used_ms, permissions } = listed;
         let allowed = |rules: &interlock_bus::Rules| rules.allow.iter().map(ToString::to_string).collect();
         Self {
             name: record.name.to_string(),
-            state: record.state(now_ms()),
+            state,
             scopes: record.scopes.iter().map(|scope| scope.as_str()).collect(),
             peer: record.peer().to_string(),
             issued: time_text(record.issued_ms),
@@ -123,8 +124,9 @@ struct IssuedToken {
 
 /// All tokens that were issued.
 #[utoipa::path(get, path = "/v1/admin/tokens", tag = "admin", responses((status = 200, body = TokenList)))]
-async fn list(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
+async fn list(access: Access, shared: Data, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Inspect)?;
+    Parameters::of(&request)?.end()?;
     let store = shared.doorkeeper.store().clone();
     let tokens = blocking(move || Ok(store.list()?)).await?;
     let tokens = tokens.into_iter().map(TokenEntry::from).collect();
@@ -162,7 +164,7 @@ async fn issue(
     Ok(HttpResponse::Created().json(answer))
 }
 
-/// Revokes a token: its bearer's requests are refused and its streams end at once.
+/// Revokes a token: its bearer's requests are refused and its streams end at once, also if the list of tokens is damaged.
 #[utoipa::path(delete, path = "/v1/admin/tokens/{name}", tag = "admin",
     params(("name" = String, Path, description = "The token's name", example = "dashboard")), responses((status = 204)))]
 async fn revoke(access: Access, shared: Data, name: web::Path<String>) -> Result<HttpResponse, ApiError> {
@@ -170,7 +172,9 @@ async fn revoke(access: Access, shared: Data, name: web::Path<String>) -> Result
     let unknown = |error: interlock_bus::peer::PeerNameError| ApiError::BadRequest(error.to_string());
     let name: PeerName = name.parse().map_err(unknown)?;
     let store = shared.doorkeeper.store().asked_by(access.peer());
-    blocking(move || store.revoke(&name)).await?;
+    if let Some(unsaid) = blocking(move || store.revoke(&name)).await? {
+        tracing::warn!(error = %unsaid, "a token was revoked in the registry alone");
+    }
     // Its streams end now, and not at the next look.
     shared.doorkeeper.look_after();
     Ok(HttpResponse::NoContent().finish())
@@ -192,9 +196,18 @@ async fn blocking<T: Send + 'static>(
                     refusal(StatusCode::CONFLICT, "peer_exists", text)
                 }
                 TokenError::Unknown(_) => refusal(StatusCode::NOT_FOUND, "unknown_token", text),
+                // Without the path, which is no affair of whoever asks from elsewhere.
+                TokenError::Keys(KeyError::TokensDamaged { problem, .. }) => {
+                    let text = format!(
+                        "the list of tokens is damaged: {problem}; `interlock check` names the file, `interlock tokens reset` puts it aside"
+                    );
+                    refusal(StatusCode::SERVICE_UNAVAILABLE, TOKENS_UNREADABLE, text)
+                }
                 TokenError::Name(_)
+                | TokenError::Whole
                 | TokenError::Reserved(_)
                 | TokenError::NoScope
+                | TokenError::OfTheBroker { .. }
                 | TokenError::RightsWithoutBus => ApiError::BadRequest(text),
                 TokenError::Keys(_) => failed(text),
             }

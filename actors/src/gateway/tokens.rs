@@ -1,36 +1,27 @@
 //! The tokens that were issued, as the key store keeps them: digests, scopes, ends. Each is the way in for one peer, whose rights
 //! on the bus stand in the registry as any other's.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
+pub use interlock_bus::keys::token_file::{PEER_PREFIX, Scope, TokenRecord};
 use interlock_bus::{
     KeyStore, PeerName, Permissions, TopicFilter, crypto,
     envelope::now_ns,
-    keys::{Audit, KeyError, audit::Act, private_file},
+    keys::{
+        Audit, KeyError, KeyState, Registry, Right,
+        audit::Act,
+        private_file,
+        token_file::{self, Digest, ENDED_MAX, TOKENS_MAX, peer_of, token_of},
+    },
 };
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::access::Scope;
-
-/// Name of the file in the key store.
-pub const FILE: &str = "tokens.json";
 /// Name of the file that says when each was used.
 const USE_FILE: &str = "tokens-use.json";
 /// What a token begins with, so that people and scanners of secrets know it for one.
 pub const PREFIX: &str = "interlock_";
 /// Random bytes of a token.
 const TOKEN_BYTES: usize = 32;
-/// Tokens that can be used at the same time. Each request is compared with all of them.
-pub const TOKENS_MAX: usize = 256;
-/// Tokens that were revoked and are remembered, so that their bearers are told why. Then the oldest is forgotten.
-const REVOKED_MAX: usize = 256;
-
-/// In front of the name of the peer that a token stands for.
-pub const PEER_PREFIX: &str = "web-";
 /// The runtime's own token goes by this name.
 const OPERATOR: &str = "operator";
 
@@ -47,80 +38,32 @@ pub struct Grants {
     pub request: Vec<TopicFilter>,
 }
 
+impl Grants {
+    /// Refuses topics of the broker, but where the scopes give them anyway. `#` is none of those.
+    fn check_filters(&self) -> Result<(), TokenError> {
+        let sees = self.scopes.contains(&Scope::Inspect);
+        let given: [(Right, &[TopicFilter], &[&str]); 3] = [
+            (Right::Publish, &self.publish, &[]),
+            (Right::Subscribe, &self.subscribe, &["$sys/", "$peers/"]),
+            (Right::Request, &self.request, &["$sys/broker/"]),
+        ];
+        for (right, filters, seen) in given {
+            let is_given =
+                |filter: &TopicFilter| sees && seen.iter().any(|part| filter.as_str().starts_with(part));
+            let refused = |filter: &&TopicFilter| filter.as_str().starts_with('$') && !is_given(filter);
+            if let Some(filter) = filters.iter().find(refused) {
+                return Err(TokenError::OfTheBroker { filter: filter.clone(), right });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The rights on the bus that grants come to.
 pub type Rights = dyn Fn(&PeerName, &Grants) -> Permissions + Send + Sync;
 
-/// The digest of a token, which is not secret, and shown to nobody all the same.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Digest(String);
-
-impl std::fmt::Debug for Digest {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Digest")
-    }
-}
-
-impl Digest {
-    /// That of this token.
-    pub(super) fn of(token: &[u8]) -> Self {
-        Self(hexadecimal(&crypto::digest(token)))
-    }
-
-    /// Compares in constant time.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        crypto::equal_in_constant_time(self.0.as_bytes(), other.0.as_bytes())
-    }
-}
-
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// One token in the file. Times are Unix milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenRecord {
-    /// Whose it is: a name for people, and part of the peer's.
-    pub name: PeerName,
-    /// What is kept of it.
-    pub digest: Digest,
-    /// What it opens.
-    pub scopes: Vec<Scope>,
-    /// When it was made.
-    pub issued_ms: u64,
-    /// When it ends; `None` for never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires_ms: Option<u64>,
-    /// When it was revoked; `None` if it was not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revoked_ms: Option<u64>,
-}
-
-impl TokenRecord {
-    /// Whether it can be used, or why not, in one word.
-    pub fn state(&self, now_ms: u64) -> &'static str {
-        match (self.revoked_ms, self.expires_ms) {
-            (Some(_), _) => "revoked",
-            (None, Some(end_ms)) if end_ms <= now_ms => "expired",
-            _ => "active",
-        }
-    }
-
-    /// The peer that its bearer is on the bus.
-    pub fn peer(&self) -> PeerName {
-        peer_of(&self.name).expect("the file was checked when it was read")
-    }
-}
-
-fn peer_of(name: &PeerName) -> Option<PeerName> {
-    format!("{PEER_PREFIX}{name}").parse().ok()
-}
-
-/// The file's form.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    tokens: Vec<TokenRecord>,
 }
 
 /// A token as people see it.
@@ -128,6 +71,8 @@ struct File {
 pub struct ListedToken {
     /// What the file says.
     pub record: TokenRecord,
+    /// `active`, `expired` or `revoked`: also by the registry, where its peer is.
+    pub state: &'static str,
     /// When it was last used, as far as the gateway has written it down.
     pub last_used_ms: Option<u64>,
     /// What its peer may do now.
@@ -157,9 +102,25 @@ pub enum TokenError {
     /// It would open nothing.
     #[error("a token needs at least one scope: chat, bus, inspect, admin, metrics")]
     NoScope,
+    /// What begins with `$` is the broker's own.
+    #[error(
+        "a token cannot be given `{filter}` to {}: topics that begin with `$` are the broker's own, and what may be seen of them goes with the scope `inspect`",
+        right.as_str()
+    )]
+    OfTheBroker {
+        /// What was wanted.
+        filter: TopicFilter,
+        /// For which operation.
+        right: Right,
+    },
     /// Its rights could not be used.
     #[error("rights on the bus are for tokens with the scope `bus`; add it, or leave the rights out")]
     RightsWithoutBus,
+    /// The file can be read, so nothing is to be put aside.
+    #[error(
+        "`tokens.json` is not damaged, so it is left as it is; `interlock tokens revoke NAME` ends one token"
+    )]
+    Whole,
     /// Too many.
     #[error("there are {TOKENS_MAX} tokens, which is the limit; revoke one that nobody needs")]
     Full,
@@ -185,7 +146,7 @@ impl TokenStore {
 
     /// Where they are.
     pub fn path(&self) -> PathBuf {
-        self.keys.directory().join(FILE)
+        self.keys.directory().join(token_file::FILE)
     }
 
     /// Where changes and refusals are written down.
@@ -198,7 +159,7 @@ impl TokenStore {
     /// # Errors
     /// [`KeyError`] of a file that cannot be read or is damaged.
     pub fn load(&self) -> Result<Vec<TokenRecord>, KeyError> {
-        load(&self.path())
+        self.keys.tokens()
     }
 
     /// Makes a token and its peer, who has these rights. The token itself is returned, and kept nowhere.
@@ -224,6 +185,7 @@ impl TokenStore {
         if has_rights && !grants.scopes.contains(&Scope::Bus) {
             return Err(TokenError::RightsWithoutBus);
         }
+        grants.check_filters()?;
         refuse_taken(&self.load()?, name)?;
         // The peer first: a crash between the two leaves one that nobody can be, never a token without its limits.
         self.keys.enrol_attached(&peer, &rights(&peer, grants), expires_ms)?;
@@ -253,24 +215,59 @@ impl TokenStore {
         Ok(token)
     }
 
-    /// Ends a token and its peer. Requests and streams of its bearer end at once.
+    /// Ends a token and its peer. Requests and streams of its bearer end at once. If the file cannot be read, the peer alone
+    /// ends, which is as good: the gateway lets nobody in whose peer was revoked. Then the answer is why the file does not
+    /// say so.
     ///
     /// # Errors
     /// [`TokenError::Unknown`]; [`KeyError`].
-    pub fn revoke(&self, name: &PeerName) -> Result<(), TokenError> {
+    pub fn revoke(&self, name: &PeerName) -> Result<Option<KeyError>, TokenError> {
         let peer = peer_of(name).ok_or_else(|| TokenError::Unknown(name.clone()))?;
         let act = Act { peer: Some(peer.clone()), ..Act::new("token-revoke") };
-        self.change(act, |tokens| {
+        let changed = self.change(act, |tokens| {
             let unknown = || TokenError::Unknown(name.clone());
             let is_meant = |token: &&mut TokenRecord| token.name == *name && token.revoked_ms.is_none();
             tokens.iter_mut().find(is_meant).ok_or_else(unknown)?.revoked_ms = Some(now_ms());
             Ok(())
-        })?;
+        });
+        let unsaid = match changed {
+            Err(TokenError::Keys(error)) if is_unreadable(&error) => Some(error),
+            changed => changed.map(|()| None)?,
+        };
         match self.keys.revoke(&peer) {
             // Somebody has taken it out of the registry.
-            Err(KeyError::UnknownPeer { .. }) => Ok(()),
-            revoked => Ok(revoked?),
+            Err(KeyError::UnknownPeer { .. }) if unsaid.is_none() => Ok(None),
+            Err(KeyError::UnknownPeer { .. }) => Err(TokenError::Unknown(name.clone())),
+            revoked => Ok(revoked.map(|()| unsaid)?),
         }
+    }
+
+    /// Puts a file that cannot be read aside and begins without tokens: the peers of all that were issued are revoked, because
+    /// nobody knows any more whose they are. Says where the file is now, and whose rights have ended.
+    ///
+    /// # Errors
+    /// [`TokenError::Whole`]; [`KeyError`].
+    pub fn reset(&self) -> Result<(PathBuf, Vec<PeerName>), TokenError> {
+        match self.load() {
+            Err(error) if is_unreadable(&error) => {}
+            tokens => return Err(tokens.map_or_else(TokenError::from, |_| TokenError::Whole)),
+        }
+        let registry = self.keys.registry()?;
+        let is_active = |name: &&PeerName| {
+            is_bearer(name) && registry.peer(name).is_some_and(|peer| peer.state == KeyState::Active)
+        };
+        let peers: Vec<PeerName> =
+            registry.peers().map(|(name, _)| name).filter(is_active).cloned().collect();
+        // The peers first: a crash between the two leaves a damaged file, and nobody who can come in.
+        peers.iter().try_for_each(|peer| self.keys.revoke(peer))?;
+        let path = self.path();
+        let aside = path.with_file_name(format!("{}.damaged-{}", token_file::FILE, now_ms()));
+        let act = Act::new("tokens-reset").with(format!("{} peers revoked", peers.len()));
+        self.keys.change(act, || {
+            let failed = |source| KeyError::Io { action: "put aside", path: path.clone(), source };
+            std::fs::rename(&path, &aside).map_err(failed)
+        })?;
+        Ok((aside, peers))
     }
 
     /// All of them as people see them.
@@ -278,13 +275,30 @@ impl TokenStore {
     /// # Errors
     /// [`KeyError`].
     pub fn list(&self) -> Result<Vec<ListedToken>, KeyError> {
-        let (registry, used) = (self.keys.registry()?, self.last_use());
+        let (registry, used, now_ms) = (self.keys.registry()?, self.last_use(), now_ms());
         let listed = |record: TokenRecord| {
-            let rights = registry.peer(&record.peer()).map(|peer| (*peer.permissions).clone());
+            let peer = record.peer();
+            let state = if is_revoked(&registry, &peer) { "revoked" } else { record.state(now_ms) };
+            let rights = registry.peer(&peer).map(|peer| (*peer.permissions).clone());
             let last_used_ms = used.get(&record.name).copied().filter(|at_ms| *at_ms >= record.issued_ms);
-            ListedToken { last_used_ms, permissions: rights.unwrap_or_default(), record }
+            ListedToken { last_used_ms, state, permissions: rights.unwrap_or_default(), record }
         };
         Ok(self.load()?.into_iter().map(listed).collect())
+    }
+
+    /// The peers of tokens that were revoked in the registry.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub(super) fn revoked_peers(&self) -> Result<Vec<PeerName>, KeyError> {
+        let registry = self.keys.registry()?;
+        let revoked = |name: &&PeerName| is_bearer(name) && is_revoked(&registry, name);
+        Ok(registry.peers().map(|(name, _)| name).filter(revoked).cloned().collect())
+    }
+
+    /// Where the registry is.
+    pub(super) fn registry_path(&self) -> PathBuf {
+        self.keys.registry_path()
     }
 
     /// When each was last used; nothing, if that cannot be read: no rule depends on it.
@@ -298,7 +312,10 @@ impl TokenStore {
     /// # Errors
     /// [`KeyError::Io`].
     pub(super) fn save_last_use(&self, used: &BTreeMap<PeerName, u64>) -> Result<(), KeyError> {
-        private_file::replace(&self.use_path(), &json(used, &self.use_path())?)
+        let path = self.use_path();
+        let text = serde_json::to_vec_pretty(used)
+            .map_err(|error| KeyError::Damaged { path: path.clone(), problem: error.to_string() })?;
+        private_file::replace(&path, &text)
     }
 
     fn use_path(&self) -> PathBuf {
@@ -312,10 +329,10 @@ impl TokenStore {
     ) -> Result<(), TokenError> {
         let path = self.path();
         self.keys.change(act, || {
-            let mut tokens = load(&path)?;
+            let mut tokens = token_file::load(&path)?;
             change(&mut tokens)?;
             forget_oldest(&mut tokens, now_ms());
-            Ok(private_file::replace(&path, &json(&File { tokens }, &path)?)?)
+            Ok(token_file::save(&path, tokens)?)
         })
     }
 }
@@ -333,7 +350,7 @@ fn refuse_taken(tokens: &[TokenRecord], name: &PeerName) -> Result<(), TokenErro
 /// Of those that cannot be used the youngest stay.
 fn forget_oldest(tokens: &mut Vec<TokenRecord>, now_ms: u64) {
     let ended = tokens.iter().filter(|token| token.state(now_ms) != "active").count();
-    let mut too_many = ended.saturating_sub(REVOKED_MAX);
+    let mut too_many = ended.saturating_sub(ENDED_MAX);
     tokens.retain(|token| {
         let goes = too_many > 0 && token.state(now_ms) != "active";
         too_many -= usize::from(goes);
@@ -341,42 +358,18 @@ fn forget_oldest(tokens: &mut Vec<TokenRecord>, now_ms: u64) {
     });
 }
 
-fn json(value: &impl Serialize, path: &Path) -> Result<Vec<u8>, KeyError> {
-    let damaged =
-        |error: serde_json::Error| KeyError::Damaged { path: path.to_owned(), problem: error.to_string() };
-    let mut text = serde_json::to_vec_pretty(value).map_err(damaged)?;
-    text.push(b'\n');
-    Ok(text)
+/// Whether the file itself is what is wrong, so that trying again is of no use.
+fn is_unreadable(error: &KeyError) -> bool {
+    matches!(error, KeyError::TokensDamaged { .. } | KeyError::Exposed { .. } | KeyError::NotOurs { .. })
 }
 
-fn load(path: &Path) -> Result<Vec<TokenRecord>, KeyError> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let damaged = |problem: String| KeyError::Damaged { path: path.to_owned(), problem };
-    // Nothing in it is secret, so the parser's whole message may be shown.
-    let file: File =
-        serde_json::from_str(&private_file::read_text(path)?).map_err(|error| damaged(error.to_string()))?;
-    let mut names = std::collections::HashSet::new();
-    for token in &file.tokens {
-        let is_digest = token.digest.0.len() == 2 * crypto::DIGEST_BYTES
-            && token.digest.0.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if !is_digest {
-            return Err(damaged(format!("`digest` of `{}` is none", token.name)));
-        }
-        if peer_of(&token.name).is_none() || !names.insert(&token.name) {
-            return Err(damaged(format!("the name `{}` is there twice, or too long", token.name)));
-        }
-    }
-    if file.tokens.len() > TOKENS_MAX + REVOKED_MAX {
-        return Err(damaged(format!("it has more than {} tokens", TOKENS_MAX + REVOKED_MAX)));
-    }
-    Ok(file.tokens)
+fn is_revoked(registry: &Registry, name: &PeerName) -> bool {
+    registry.peer(name).is_some_and(|peer| peer.state == KeyState::Revoked)
 }
 
 /// Whether this is the peer of a token. Such peers have no credentials.
 pub fn is_bearer(name: &PeerName) -> bool {
-    name.as_str().starts_with(PEER_PREFIX)
+    token_of(name).is_some()
 }
 
 /// Unix time.

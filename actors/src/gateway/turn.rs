@@ -32,6 +32,9 @@ const PIECES_WAITING: usize = 16;
 /// How often a silent stream shows that it is alive, which is also when a client that went away is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// Who answers turns, in errors.
+pub(super) const ENGINE: &str = "conversation engine";
+
 /// The conversation of `POST /v1/chat` when none is named.
 const CHAT_CONVERSATION: &str = "chat";
 
@@ -59,11 +62,12 @@ pub(super) async fn message(
     let id = id_of(&id)?;
     let bytes = body::read(&request, payload, &shared.options).await?;
     let message: body::NewMessage = body::json(&bytes, "{\"text\":\"hello\"}")?;
-    run(&shared, id, body::text(message.text)?, Form::Events, Hangup::of(&request)).await
+    let opened = begin(&shared, id, body::text(message.text)?, &Hangup::of(&request)).await?;
+    Ok(respond(&shared, opened, None, Form::Events, Hangup::of(&request)))
 }
 
 /// For `curl -N -d hello`: says something, plain text or JSON, and answers with plain text, or with the events of a turn if
-/// `Accept` asks for `text/event-stream`.
+/// `Accept` asks for `text/event-stream`. What fails before the first word is an error of its own.
 #[utoipa::path(
     post, path = "/v1/chat", tag = "conversations",
     request_body(content((body::Chat = "application/json"), (String = "text/plain"))),
@@ -88,7 +92,17 @@ pub(super) async fn chat(
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/event-stream"));
     let form = if wants_events { Form::Events } else { Form::Text };
-    run(&shared, conversation, body::text(chat.text)?, form, Hangup::of(&request)).await
+    let hangup = Hangup::of(&request);
+    let mut opened = begin(&shared, conversation, body::text(chat.text)?, &hangup).await?;
+    // Nothing is to be seen before the first word, so what fails until then is still an HTTP error.
+    let word = match opened.first {
+        Step::Started(_) => Some(hangup.during(next_step(&mut opened.replies, opened.deadline)).await?),
+        _ => None,
+    };
+    match word {
+        Some(Step::Error(error)) => Err(error),
+        word => Ok(respond(&shared, opened, word, form, hangup)),
+    }
 }
 
 /// How a turn is written.
@@ -109,42 +123,61 @@ pub(super) enum Step {
     Error(ApiError),
 }
 
-/// Sends the user's text, waits for the turn to begin, and streams it.
-pub(super) async fn run(
+/// A turn that has begun.
+struct Opened {
+    conversation: ConversationId,
+    first: Step,
+    replies: ReplyStream,
+    deadline: Instant,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Sends the user's text, and waits for the turn to begin.
+async fn begin(
     shared: &Shared,
     conversation: ConversationId,
     text: String,
-    form: Form,
-    hangup: Hangup,
-) -> Result<HttpResponse, ApiError> {
+    hangup: &Hangup,
+) -> Result<Opened, ApiError> {
     let permit = shared.stream_permit()?;
     tracing::debug!(%conversation, bytes = text.len(), "a turn is asked for");
     let deadline = Instant::now() + shared.options.turn_timeout;
     let input = UserInput { conversation: Some(conversation.clone()), turn: None, text };
-    let payload = Payload::encode(&input)
-        .map_err(|error| ApiError::BadRequest(format!("the text cannot be sent: {error}")))?;
+    let payload = Payload::encode(&input).map_err(|error| ApiError::unsendable(&error))?;
     let mut replies = shared
         .client
         .request_stream(&topics::topic(topics::USER_INPUT), payload, shared.options.turn_timeout)
         .await
-        .map_err(|error| ApiError::of_request(&error))?;
-    let first = match next_step(&mut replies, deadline).await {
+        .map_err(|error| ApiError::of_component(ENGINE, &error))?;
+    let first = match hangup.during(next_step(&mut replies, deadline)).await? {
         Step::Error(error) => return Err(error),
         first => first,
     };
+    Ok(Opened { conversation, first, replies, deadline, permit })
+}
+
+/// Streams a turn; `second` is its second step, if it is there already.
+fn respond(
+    shared: &Shared,
+    opened: Opened,
+    second: Option<Step>,
+    form: Form,
+    hangup: Hangup,
+) -> HttpResponse {
     let (sink, body) = streamed(form, shared.options.write_timeout, hangup);
-    let streaming = stream_turn(replies, first, sink, deadline, permit);
+    let conversation = opened.conversation.clone();
+    let streaming = stream_turn(opened, second, sink);
     actix_web::rt::spawn(Trace::scope(Trace::current(), streaming).in_current_span());
     let content_type = match form {
         Form::Events => "text/event-stream; charset=utf-8",
         Form::Text => "text/plain; charset=utf-8",
     };
-    Ok(HttpResponse::Ok()
+    HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, content_type))
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .insert_header(("X-Accel-Buffering", "no"))
         .insert_header(("X-Interlock-Conversation", conversation.as_str()))
-        .streaming(body))
+        .streaming(body)
 }
 
 /// Where the pieces go.
@@ -185,18 +218,16 @@ impl Sink {
 }
 
 /// Streams a turn to its end, or until the client is gone.
-async fn stream_turn(
-    mut replies: ReplyStream,
-    first: Step,
-    sink: Sink,
-    deadline: Instant,
-    _permit: OwnedSemaphorePermit,
-) {
-    let mut step = first;
+async fn stream_turn(opened: Opened, mut second: Option<Step>, sink: Sink) {
+    let Opened { first: mut step, mut replies, deadline, permit: _permit, .. } = opened;
     loop {
         let is_end = matches!(step, Step::Final(_) | Step::Error(_));
         if sink.send(step.text(sink.form)).await.is_err() || is_end {
             return;
+        }
+        if let Some(second) = second.take() {
+            step = second;
+            continue;
         }
         step = match alive(&sink, next_step(&mut replies, deadline)).await {
             Ok(step) => step,
@@ -228,7 +259,7 @@ pub(super) async fn alive<T>(sink: &Sink, work: impl Future<Output = T>) -> Resu
 pub(super) async fn next_step(replies: &mut ReplyStream, deadline: Instant) -> Step {
     let part = match timeout_at(deadline, replies.next()).await {
         Ok(Some(Ok(message))) => topics::read::<TurnPart>(&message),
-        Ok(Some(Err(error))) => return Step::Error(ApiError::of_request(&error)),
+        Ok(Some(Err(error))) => return Step::Error(ApiError::of_component(ENGINE, &error)),
         Ok(None) => return Step::Error(broken("the turn ended without a final part")),
         Err(_) => {
             let topic = topics::topic(topics::USER_INPUT);

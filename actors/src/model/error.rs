@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{config::ModelConfigError, script::ScriptError};
-use crate::topics::code;
+use crate::topics::{code, come_back};
 
 /// Why a back end cannot be used, or did not finish an answer. Texts never hold a key.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ pub enum BackEndError {
         url: String,
     },
     /// Status 429, or 503 with a time after which to try again.
-    #[error("`{url}` has too much to do: {says}; try again{}", wait(*retry_after_s))]
+    #[error("`{url}` has too much to do: {says}; {}", wait(*retry_after_s))]
     Busy {
         /// Where.
         url: String,
@@ -145,7 +145,7 @@ pub enum BackEndError {
 }
 
 fn wait(seconds: Option<u64>) -> String {
-    seconds.map_or_else(|| " later".to_owned(), |seconds| format!(" in {seconds} s"))
+    seconds.map_or_else(|| "try again later".to_owned(), come_back::words)
 }
 
 fn with_status(status: Option<u16>) -> String {
@@ -205,6 +205,14 @@ impl BackEndError {
                 | Self::NoEmbeddings { .. }
                 | Self::NotConfigured { .. }
         )
+    }
+
+    /// The seconds that a busy server wants to be left alone, if it said so.
+    pub fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::Busy { retry_after_s, .. } => *retry_after_s,
+            _ => None,
+        }
     }
 
     /// Whether the same server may be asked once more because it has not begun to work on the request, and the

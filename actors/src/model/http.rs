@@ -4,6 +4,7 @@
 
 use std::{net::IpAddr, sync::Once, time::Duration};
 
+use jiff::{Timestamp, fmt::rfc2822};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
@@ -176,7 +177,7 @@ impl Server {
         let retry_after_s = response
             .headers()
             .get(reqwest::header::RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            .and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now()));
         let mut body = Vec::new();
         while let Ok(Some(bytes)) = response.chunk().await {
             let room = limits::BODY_BYTES_MAX - body.len();
@@ -256,6 +257,15 @@ impl Body {
     }
 }
 
+/// The seconds of a `Retry-After`, which gives them or a date.
+fn retry_after(value: &str, now: Timestamp) -> Option<u64> {
+    let value = value.trim();
+    value.parse().ok().or_else(|| {
+        let date = rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+        u64::try_from(date.duration_since(now).as_secs()).ok()
+    })
+}
+
 /// The innermost reason of an error, which is the one that says something.
 fn reason(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
@@ -289,5 +299,25 @@ fn without(said: String, key: Option<&Secret>) -> String {
     match key {
         Some(key) => said.replace(key.expose(), "(key)"),
         None => said,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_come_back_is_seconds_or_a_date() {
+        let now = "2026-01-31T08:00:00Z".parse().unwrap();
+        for (value, seconds) in [
+            ("7", Some(7)),
+            (" 0 ", Some(0)),
+            ("Sat, 31 Jan 2026 08:01:30 GMT", Some(90)),
+            ("Sat, 31 Jan 2026 07:59:59 GMT", None),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            assert_eq!(retry_after(value, now), seconds, "{value}");
+        }
     }
 }

@@ -148,9 +148,10 @@ fn read<T: serde::de::DeserializeOwned>(
     request: &Request,
     check: impl Fn(&T) -> Result<(), String>,
 ) -> Result<T, Refusal> {
-    let asked = topics::read::<T>(&request.message).map_err(|error| error.to_string());
-    let checked = asked.and_then(|asked| check(&asked).map(|()| asked));
-    checked.map_err(|problem| Refusal(code::BAD_REQUEST, problem))
+    let asked = topics::read::<T>(&request.message);
+    let asked = asked.map_err(|error| Refusal(code::UNREADABLE, error.to_string()))?;
+    check(&asked).map_err(|problem| Refusal(code::BAD_REQUEST, problem))?;
+    Ok(asked)
 }
 
 impl Running {
@@ -184,7 +185,10 @@ impl Running {
             Ok((asked, Route { models, .. })) => {
                 let format = Format::of_reply_to(&request.message);
                 let came = Instant::now();
-                self.offer(Job { request, asked, format, came, models, tried: Vec::new() }, context);
+                self.offer(
+                    Job { request, asked, format, came, models, tried: Vec::new(), come_back_s: None },
+                    context,
+                );
             }
             Err(Refusal(code, text)) => context.spawn(async move {
                 refuse(request, code, &text).await;

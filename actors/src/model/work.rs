@@ -14,7 +14,7 @@ use super::{
 };
 use crate::topics::{
     CompletionDelta, CompletionFinal, CompletionPart, CompletionRequest, Embeddings, EmbeddingsRequest,
-    Fallback, Format, code,
+    Fallback, Format, code, come_back,
 };
 
 /// A configured model.
@@ -38,6 +38,8 @@ pub(super) struct Job {
     pub(super) models: VecDeque<usize>,
     /// Those that were, and why they did not begin.
     pub(super) tried: Vec<Fallback>,
+    /// The seconds after which the first of the busy ones wants to be asked again, if one said so.
+    pub(super) come_back_s: Option<u64>,
 }
 
 /// What is asked for.
@@ -67,9 +69,9 @@ impl Asked {
 impl Job {
     /// Ends it with the error of the model that was asked first; the others are named behind it.
     pub(super) async fn refuse(self) {
-        let Self { request, tried, .. } = self;
+        let Self { request, tried, come_back_s, .. } = self;
         let code = tried.first().map_or(code::BACK_END_FAILED, |first| first.code.as_str());
-        let text = match tried.as_slice() {
+        let mut text = match tried.as_slice() {
             [one] => one.text.clone(),
             many => many
                 .iter()
@@ -77,6 +79,10 @@ impl Job {
                 .collect::<Vec<_>>()
                 .join("; "),
         };
+        // Of several it stands behind the last, which may not be the one that said it.
+        if let Some(seconds) = come_back_s.filter(|_| code == code::BACK_END_BUSY && tried.len() > 1) {
+            text = format!("{text}; {}", come_back::words(seconds));
+        }
         refuse(request, code, &text).await;
     }
 }
@@ -248,6 +254,7 @@ impl Model {
             self.heard(Err(error.to_string()));
         }
         let (code, text) = (error.code(), error.to_string());
+        job.come_back_s = [job.come_back_s, error.retry_after_s()].into_iter().flatten().min();
         let model = self.name.as_str();
         let goes_on = !has_begun && !error.is_of_the_request() && !job.models.is_empty();
         self.count(|figures| if goes_on { figures.passed_on += 1 } else { figures.failed += 1 });

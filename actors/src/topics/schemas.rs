@@ -10,7 +10,7 @@ use super::{
     Bucket, ChatInput, ChatMessage, CompletionDelta, CompletionFinal, CompletionOptions, CompletionPart,
     CompletionRequest, Distribution, Embeddings, EmbeddingsRequest, Fallback, ModelDescription, ModelFigures,
     ModelHealth, ModelList, ModelStatistics, Role, TurnDelta, TurnError, TurnFinal, TurnPart, TurnStarted,
-    Usage, UserInput,
+    TurnsDeleted, Usage, UserInput,
 };
 
 /// A payload with a schema.
@@ -56,6 +56,7 @@ described! {
         ["completion", CompletionFinal::fields()],
     ]};
     TurnError: {"struct": [["conversation", "string"], ["turn", "uuid"], ["code", "string"], ["text", "string"]]};
+    TurnsDeleted: {"struct": [["conversation", "string"]]};
     TurnPart: {"enum": [
         ["started", TurnStarted::fields()], ["delta", TurnDelta::fields()], ["final", TurnFinal::fields()],
     ]};

@@ -19,7 +19,7 @@ use super::{
     readiness,
 };
 use crate::{
-    keys::{Decision, KeyState, Permissions, Right, Rules},
+    keys::{Decision, KeyState, Permissions, Right, Rules, registry::enrolment},
     native::Operation,
     peer::PeerName,
     topic::TopicName,
@@ -238,16 +238,14 @@ fn explain_key(hub: &Hub, peer: &PeerName, steps: &mut Steps) {
     let file = file.unwrap_or_else(|| "the registry".to_owned());
     match hub.security.roster.peers.get(peer) {
         None => {
-            let text = format!("`{peer}` is not in {file}; enrol it with `interlock keys issue {peer}`");
+            let text = format!("`{peer}` is not in {file}; {}", enrolment(peer));
             steps.add("key", Some("denied"), text, Value::Null);
         }
         Some(registered) => {
             let has_expired = registered.has_expired(hub.now_ms);
             let text = match registered.state {
                 KeyState::Revoked => {
-                    format!(
-                        "the key of `{peer}` is revoked; issue another with `interlock keys issue {peer}`"
-                    )
+                    format!("the key of `{peer}` is revoked; {}", enrolment(peer))
                 }
                 KeyState::Active if has_expired => format!(
                     "the key of `{peer}` has expired; give it another with `interlock keys rotate {peer} --expires 30d`"

@@ -10,7 +10,7 @@ use std::{
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{KeyError, Permissions, RuleSource, private_file, time_text};
+use super::{KeyError, Permissions, RuleSource, private_file, time_text, token_file::token_of};
 use crate::{crypto::PublicKey, peer::PeerName};
 
 /// Whether a registered key may connect.
@@ -70,6 +70,21 @@ impl Peer {
     }
 }
 
+/// How a peer comes in again: the bearer of a token by another token.
+pub(crate) fn enrolment(name: &PeerName) -> String {
+    match token_of(name) {
+        Some(token) => format!("make another token with `interlock tokens issue {token}`"),
+        None => format!("enrol it with `interlock keys issue {name}`"),
+    }
+}
+
+fn renewal(name: &PeerName) -> String {
+    match token_of(name) {
+        Some(_) => enrolment(name),
+        None => format!("give it a new one with `interlock keys rotate {name} --expires 30d`"),
+    }
+}
+
 /// Why a key may not connect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -77,13 +92,13 @@ pub enum Refusal {
     #[error("key is not in the registry; enrol it with `interlock keys issue NAME`")]
     UnknownKey,
     /// There is no peer of that name any more, or there never was.
-    #[error("peer `{0}` is not in the registry; enrol it with `interlock keys issue {0}`")]
+    #[error("peer `{name}` is not in the registry; {}", enrolment(.0), name = .0)]
     UnknownPeer(PeerName),
     /// The key was revoked.
-    #[error("key of `{0}` was revoked; issue a new one with `interlock keys issue {0}`")]
+    #[error("key of `{name}` was revoked; {}", enrolment(.0), name = .0)]
     Revoked(PeerName),
     /// The time of the peer's keys is over.
-    #[error("key of `{name}` expired at {}; give it a new one with `interlock keys rotate {name} --expires 30d`", time_text(*.expires_ms))]
+    #[error("key of `{name}` expired at {}; {}", time_text(*.expires_ms), renewal(.name))]
     Expired {
         /// The peer.
         name: PeerName,
@@ -354,6 +369,17 @@ mod tests {
 
     fn permissions() -> Permissions {
         Permissions::from_lists(&["a/#"], &["b"], &[], &["c/+"]).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_names_the_way_by_which_the_peer_can_come_in_again() {
+        let (ada, bearer): (PeerName, PeerName) = ("ada".parse().unwrap(), "web-ada".parse().unwrap());
+        for refusal in [Refusal::UnknownPeer, Refusal::Revoked] {
+            assert!(refusal(ada.clone()).to_string().ends_with("`interlock keys issue ada`"));
+            assert!(refusal(bearer.clone()).to_string().ends_with("`interlock tokens issue ada`"));
+        }
+        let expired = Refusal::Expired { name: bearer, expires_ms: 1 }.to_string();
+        assert!(expired.ends_with("`interlock tokens issue ada`"), "{expired}");
     }
 
     #[test]

@@ -10,10 +10,13 @@ mod rotate;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Subcommand;
-use interlock_bus::{Endpoint, KeyStore, PeerName, keys::moved::moved_here};
+use interlock_bus::{
+    Endpoint, KeyStore, PeerName,
+    keys::{KeyError, moved::moved_here},
+};
 use serde_json::json;
 
-pub(super) use self::list::{in_short, now_ms, time};
+pub(super) use self::list::{in_short, time};
 use super::{CliError, Global, Output, output};
 use crate::{
     config::duration,
@@ -93,17 +96,26 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
 
 fn revoke(name: &PeerName, json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
     let store = KeyStore::open(&data_dir.keys())?;
-    keys::revoke(&store, name)?;
+    let unsaid = keys::revoke(&store, name)?;
     if json {
         let registry = store.registry()?;
         let key = registry.peer(name).map(|peer| peer.key);
         let fingerprint = key.map(|key| key.fingerprint());
-        let line = json!({ "name": name, "state": "revoked", "public_key": key, "fingerprint": fingerprint });
+        let line = json!({
+            "name": name, "state": "revoked", "public_key": key, "fingerprint": fingerprint,
+            "undone": unsaid.map(|error| error.to_string()),
+        });
         output.line(&output::json(&line)?)?;
     } else {
         output.say(&format!("revoked `{name}`; a running broker ends its sessions at once"));
+        unsaid.iter().for_each(|error| output.say(&self::unsaid(error)));
     }
     Ok(Exit::Done)
+}
+
+/// What there is to say of a token that was revoked while the list of tokens could not be changed.
+pub(super) fn unsaid(error: &KeyError) -> String {
+    format!("its peer is revoked, which the gateway goes by; the list of tokens does not say so: {error}")
 }
 
 fn renew(

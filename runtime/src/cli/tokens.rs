@@ -34,6 +34,13 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Put a damaged `tokens.json` aside and begin without tokens; all that were issued are revoked. A file that can be read is
+    /// left as it is.
+    Reset {
+        /// What was done, as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +80,7 @@ pub(super) fn run(verb: Verb, global: &Global, output: &mut Output) -> Result<Ex
         Verb::Issue(arguments) => issue(arguments, &data_dir, output),
         Verb::List { json } => list(json, &data_dir, output),
         Verb::Revoke { name, json } => revoke(&name, json, &data_dir, output),
+        Verb::Reset { json } => reset(json, &data_dir, output),
     }
 }
 
@@ -114,12 +122,11 @@ fn issue(issue: Issue, data_dir: &DataDir, output: &mut Output) -> Result<Exit, 
 
 fn list(as_json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
     let tokens = TokenStore::new(KeyStore::open(&data_dir.keys())?).list()?;
-    let now_ms = keys::now_ms();
     if as_json {
         for token in &tokens {
             let record = &token.record;
             let line = json!({
-                "name": record.name, "state": record.state(now_ms), "scopes": record.scopes, "peer": record.peer(),
+                "name": record.name, "state": token.state, "scopes": record.scopes, "peer": record.peer(),
                 "issued": time_text(record.issued_ms), "expires": record.expires_ms.map(time_text),
                 "revoked": record.revoked_ms.map(time_text), "last_used": token.last_used_ms.map(time_text),
                 "permissions": token.permissions,
@@ -140,7 +147,7 @@ fn list(as_json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, 
         let scopes: Vec<&str> = record.scopes.iter().map(|scope| scope.as_str()).collect();
         rows.push(vec![
             record.name.to_string(),
-            record.state(now_ms).to_owned(),
+            token.state.to_owned(),
             scopes.join(","),
             keys::time(Some(record.issued_ms)),
             keys::time(record.expires_ms),
@@ -153,12 +160,28 @@ fn list(as_json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, 
 }
 
 fn revoke(name: &PeerName, as_json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
-    TokenStore::new(KeyStore::open(&data_dir.keys())?).revoke(name)?;
+    let unsaid = TokenStore::new(KeyStore::open(&data_dir.keys())?).revoke(name)?;
     if as_json {
-        output.line(&output::json(&json!({ "name": name, "state": "revoked" }))?)?;
+        let undone = unsaid.map(|error| error.to_string());
+        output.line(&output::json(&json!({ "name": name, "state": "revoked", "undone": undone }))?)?;
     } else {
         output.say(&format!("revoked `{name}`; a running gateway refuses it and ends its streams at once"));
+        unsaid.iter().for_each(|error| output.say(&keys::unsaid(error)));
     }
+    Ok(Exit::Done)
+}
+
+fn reset(as_json: bool, data_dir: &DataDir, output: &mut Output) -> Result<Exit, CliError> {
+    let (aside, peers) = TokenStore::new(KeyStore::open(&data_dir.keys())?).reset()?;
+    if as_json {
+        output.line(&output::json(&json!({ "aside": aside, "revoked": peers }))?)?;
+        return Ok(Exit::Done);
+    }
+    output.say(&format!(
+        "`{}` is the damaged file now; there are no tokens, {} peers of tokens were revoked; `interlock tokens issue NAME` makes new ones",
+        aside.display(),
+        peers.len()
+    ));
     Ok(Exit::Done)
 }
 
@@ -172,6 +195,8 @@ impl From<TokenError> for CliError {
             | TokenError::Name(_)
             | TokenError::Reserved(_)
             | TokenError::NoScope
+            | TokenError::OfTheBroker { .. }
+            | TokenError::Whole
             | TokenError::RightsWithoutBus => Exit::Misuse,
         };
         Self::new(exit, error.to_string())

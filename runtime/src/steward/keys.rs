@@ -70,7 +70,9 @@ pub(super) fn revoke(site: &Site, by: &PeerName, name: &PeerName) -> Result<(), 
         );
         return Err(refused(RefusalKind::Conflict, crate::admin::NOT_BY_ITSELF, text));
     }
-    keys::revoke(&site.keys.asked_by(by), name).map_err(of_order)?;
+    if let Some(error) = keys::revoke(&site.keys.asked_by(by), name).map_err(of_order)? {
+        tracing::warn!(%error, "a token was revoked in the registry alone");
+    }
     tracing::info!(%by, peer = %name, "key revoked");
     Ok(())
 }

@@ -113,6 +113,11 @@ pub(in crate::gateway) fn payload(
         }
     };
     if let Some(content_type) = content_type {
+        if content_type.chars().any(char::is_control) {
+            let text =
+                format!("`content_type` is `{}`, which has control characters", content_type.escape_debug());
+            return Err(ApiError::BadRequest(text));
+        }
         payload.content_type = ContentType::parse(&content_type);
     }
     Ok(payload)

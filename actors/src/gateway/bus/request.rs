@@ -21,6 +21,7 @@ use crate::gateway::{
     access::{Access, Scope},
     body,
     error::ApiError,
+    hangup::Hangup,
     server::Data,
     sse::{self, Sink},
 };
@@ -67,7 +68,7 @@ impl Part {
 }
 
 /// Asks with the rights of the token's peer. Answered with the last part, or with `Accept: text/event-stream` with each
-/// part as an event `part` and then `end` or `error`; a client that goes away cancels the stream's request.
+/// part as an event `part` and then `end` or `error`; a client that goes away cancels its request either way.
 #[utoipa::path(
     post, path = "/v1/bus/request", tag = "bus", request_body = NewRequest,
     responses(
@@ -87,15 +88,16 @@ pub(super) async fn request(
     let streams = accept.is_some_and(|accept| accept.contains("text/event-stream"));
     let client = access.client()?;
     let permit = shared.stream_permit()?;
-    let mut replies = ask(&client, wanted).await?;
+    let hangup = Hangup::of(&request);
+    let mut replies = hangup.during(ask(&client, wanted)).await??;
     let mut schemas = Schemas::default();
     if !streams {
-        let last = replies.last().await.map_err(|error| ApiError::of_request(&error))?;
+        let last = hangup.during(replies.last()).await?.map_err(|error| ApiError::of_request(&error))?;
         let decoded = schemas.decode(&client, &last).await;
         return Ok(HttpResponse::Ok().json(Part::new(&last, decoded)));
     }
     // An answer that cannot begin is an error of its own.
-    let first = match timeout(FIRST_PART_WITHIN, replies.next()).await {
+    let first = match hangup.during(timeout(FIRST_PART_WITHIN, replies.next())).await? {
         Ok(Some(Err(error))) => return Err(ApiError::of_request(&error)),
         first => first.ok(),
     };

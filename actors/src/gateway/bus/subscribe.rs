@@ -49,7 +49,7 @@ pub(super) async fn subscribe(
     access.require(Scope::Bus)?;
     let mut parameters = Parameters::of(&request)?;
     let filters = parameters.all_parsed::<TopicFilter>("filter")?;
-    let retained = parameters.parsed::<bool>("retained")?.unwrap_or(false);
+    let retained = parameters.flag("retained")?;
     parameters.end()?;
     if !(1..=FILTERS_MAX).contains(&filters.len()) {
         let text = format!("`filter` stands {} times in the query; name 1 to {FILTERS_MAX}", filters.len());

@@ -24,7 +24,7 @@ use crate::{
         error::ApiError,
         hangup::Hangup,
         server::Data,
-        turn::{Form, Gone, Sink, Step, alive, next_step, streamed},
+        turn::{ENGINE, Form, Gone, Sink, Step, alive, next_step, streamed},
     },
     topics::{self, ConversationId, TurnFinal, TurnStarted, code},
 };
@@ -59,49 +59,34 @@ pub(super) async fn completions(
     let permit = shared.stream_permit()?;
     let hangup = Hangup::of(&request);
     let deadline = Instant::now() + shared.options.turn_timeout;
-    let payload = Payload::encode(&input)
-        .map_err(|error| ApiError::BadRequest(format!("the messages cannot be sent: {error}")))?;
+    let payload = Payload::encode(&input).map_err(|error| ApiError::unsendable(&error))?;
     drop(input);
     let begin = async {
         let topic = topics::topic(topics::USER_CHAT);
         let asked = shared.client.request_stream(&topic, payload, shared.options.turn_timeout).await;
-        let mut replies = asked.map_err(|error| form::of_turn(ApiError::of_request(&error)))?;
+        let mut replies = asked.map_err(|error| form::of_turn(ApiError::of_component(ENGINE, &error)))?;
         match next_step(&mut replies, deadline).await {
             Step::Started(started) => Ok((replies, started)),
             Step::Error(error) => Err(form::of_turn(error)),
             Step::Delta(_) | Step::Final(_) => Err(broken("the turn did not begin with its beginning")),
         }
     };
-    let (mut replies, started) = there(&hangup, begin).await??;
+    let (mut replies, started) = hangup.during(begin).await??;
     let TurnStarted { conversation, turn } = started;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let with_usage = wanted == Wanted::Pieces { with_usage: true };
     let frame = Frame { id: format!("chatcmpl-{turn}"), created, model, with_usage };
     if wanted == Wanted::Whole {
-        let end = there(&hangup, whole(&mut replies, deadline)).await??;
+        let end = hangup.during(whole(&mut replies, deadline)).await??;
         let mut response = HttpResponse::Ok();
         return Ok(response.insert_header((CONVERSATION, conversation.as_str())).json(frame.whole(&end)));
     }
     // An error before the first word is still an HTTP error.
-    let first = there(&hangup, next_step(&mut replies, deadline)).await?;
+    let first = hangup.during(next_step(&mut replies, deadline)).await?;
     if let Step::Error(error) = first {
         return Err(form::of_turn(error));
     }
     Ok(pieces(&shared, hangup, replies, first, frame, &conversation, deadline, permit))
-}
-
-/// What `work` comes to, unless the client is gone before.
-pub(super) async fn there<T>(hangup: &Hangup, work: impl Future<Output = T>) -> Result<T, ApiError> {
-    tokio::select! {
-        biased;
-        output = work => Ok(output),
-        // Nobody hears this; the work is dropped, which cancels the turn.
-        () = hangup.wait() => Err(ApiError::Turn {
-            status: StatusCode::BAD_REQUEST,
-            code: code::CANCELLED.to_owned(),
-            text: "the client has gone away".to_owned(),
-        }),
-    }
 }
 
 async fn whole(replies: &mut ReplyStream, deadline: Instant) -> Result<TurnFinal, ApiError> {
@@ -156,8 +141,7 @@ async fn stream(
                 frame.last(&end).iter().for_each(|chunk| text.push_str(&event(chunk)));
                 text.push_str("data: [DONE]\n\n");
             }
-            // As OpenAI's own API says it; no `[DONE]` follows.
-            Step::Error(error) => text.push_str(&event(&form::body(&form::of_turn(error)))),
+            Step::Error(error) => text.push_str(&last_event(&form::of_turn(error))),
         }
         if sink.send(std::mem::take(&mut text)).await.is_err() || is_end {
             return;
@@ -168,6 +152,11 @@ async fn stream(
             Err(Gone) => return,
         };
     }
+}
+
+/// What a stream that failed in the middle ends with, as OpenAI's own API says it: no `[DONE]` follows.
+pub(in crate::gateway) fn last_event(error: &ApiError) -> String {
+    event(&form::body(error))
 }
 
 /// One server-sent event. JSON has no raw line break, so one data line is enough.

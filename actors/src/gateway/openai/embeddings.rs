@@ -1,6 +1,6 @@
 //! `POST /v1/embeddings`: vectors of texts, as numbers or in base64, which OpenAI's clients ask for unless told otherwise.
 
-use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use interlock_bus::Payload;
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::{
     form::{self, Failure},
+    models::SERVICE,
     request::{self, nothing_more, refuse},
 };
 use crate::{
@@ -134,19 +135,13 @@ pub(super) async fn embeddings(
     );
     let _permit = shared.stream_permit()?;
     let wanted = EmbeddingsRequest { model: asked.model, inputs, dimensions: asked.dimensions };
-    let payload = Payload::encode(&wanted)
-        .map_err(|error| ApiError::BadRequest(format!("the texts cannot be sent: {error}")))?;
+    let payload = Payload::encode(&wanted).map_err(|error| ApiError::unsendable(&error))?;
     drop(wanted);
     let topic = topics::topic(topics::EMBEDDINGS);
     let hangup = Hangup::of(&request);
-    let answered =
-        super::chat::there(&hangup, shared.client.request(&topic, payload, shared.options.turn_timeout));
-    let reply = answered.await?.map_err(|error| form::of_turn(ApiError::of_request(&error)))?;
-    let made: Embeddings = topics::read(&reply).map_err(|error| ApiError::Turn {
-        status: StatusCode::BAD_GATEWAY,
-        code: "bad_answer".to_owned(),
-        text: format!("the answer of the model service cannot be read: {error}"),
-    })?;
+    let answered = hangup.during(shared.client.request(&topic, payload, shared.options.turn_timeout));
+    let reply = answered.await?.map_err(|error| form::of_turn(ApiError::of_component(SERVICE, &error)))?;
+    let made: Embeddings = topics::read(&reply).map_err(|error| ApiError::bad_answer(SERVICE, &error))?;
     Ok(HttpResponse::Ok().json(answer(made, in_base64)))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, http::StatusCode, web};
+use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use interlock_bus::Payload;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,10 +12,14 @@ use crate::{
     gateway::{
         access::{Access, Scope},
         error::ApiError,
+        parameters::Parameters,
         server::Data,
     },
     topics::{self, ModelDescription, ModelHealth, ModelList},
 };
+
+/// Who knows the models, in errors.
+pub(super) const SERVICE: &str = "model service";
 
 /// How long the model service may take to say which models there are; a remote server may be asked.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,8 +100,13 @@ impl From<ModelDescription> for Model {
         (status = "5XX", description = "The model service cannot say", body = Failure),
     )
 )]
-pub(super) async fn list(access: Access, shared: Data) -> Result<HttpResponse, ApiError> {
+pub(super) async fn list(
+    access: Access,
+    shared: Data,
+    request: HttpRequest,
+) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Chat)?;
+    no_parameters(&request)?;
     let ModelList { back_end, notice, models, fallback } = asked(&shared).await?;
     let data = models.into_iter().map(Model::from).collect();
     Ok(HttpResponse::Ok().json(Models { object: "list", data, back_end, notice, fallback }))
@@ -116,8 +125,10 @@ pub(super) async fn one(
     access: Access,
     shared: Data,
     id: web::Path<String>,
+    request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     access.require(Scope::Chat)?;
+    no_parameters(&request)?;
     let models = asked(&shared).await?.models;
     let names: Vec<String> = models.iter().map(|model| format!("`{}`", model.id)).collect();
     match models.into_iter().find(|model| model.id == *id) {
@@ -131,16 +142,19 @@ pub(super) async fn one(
     }
 }
 
+/// Refuses parameters, but for what OpenAI's client for Azure adds to each request.
+fn no_parameters(request: &HttpRequest) -> Result<(), ApiError> {
+    let mut parameters = Parameters::of(request)?;
+    parameters.one("api-version")?;
+    parameters.end()
+}
+
 async fn asked(shared: &Data) -> Result<ModelList, ApiError> {
     let topic = topics::topic(topics::MODELS);
     let message = shared
         .client
         .request(&topic, Payload::bytes(Vec::new()), MODELS_TIMEOUT)
         .await
-        .map_err(|error| ApiError::of_request(&error))?;
-    topics::read(&message).map_err(|error| ApiError::Turn {
-        status: StatusCode::BAD_GATEWAY,
-        code: "bad_answer".to_owned(),
-        text: format!("the answer of the model service cannot be read: {error}"),
-    })
+        .map_err(|error| ApiError::of_component(SERVICE, &error))?;
+    topics::read(&message).map_err(|error| ApiError::bad_answer(SERVICE, &error))
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::super::error::ApiError;
+use super::super::{body::in_words, error::ApiError};
 use crate::topics::{ChatInput, ChatMessage, CompletionOptions, ConversationId, Role};
 
 /// The key of `metadata` that names the conversation under which a turn is kept.
@@ -176,10 +176,14 @@ pub(super) fn nothing_more(rest: &Map<String, Value>, place: &str) -> Result<(),
 
 /// Reads JSON; the error names the parameter.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // A list would be taken for the fields in the order of our code.
+    if matches!(body.trim_ascii_start().first(), Some(b'[')) {
+        return Err(ApiError::BadRequest("body is a list, and has to be an object".to_owned()));
+    }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value: T = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let param = error.path().to_string();
-        let text = error.into_inner().to_string();
+        let text = in_words(&error.into_inner());
         match param.as_str() {
             "." | "?" => ApiError::BadRequest(format!("body is not as expected: {text}")),
             _ => refuse(param.clone(), "invalid_value", format!("`{param}` is not as expected: {text}")),

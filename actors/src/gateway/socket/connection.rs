@@ -95,12 +95,11 @@ impl Connection {
     pub(super) async fn run(shared: Data, access: Access, socket: &mut Socket) -> Close {
         let permit = match shared.stream_permit() {
             Ok(permit) => permit,
-            Err(ApiError::Stopping) => return Close::Stopping,
-            Err(error) => return Close::Busy(error.to_string()),
+            Err(error) => return Close::of(&error),
         };
         let client = match access.own_client() {
             Ok(client) => client,
-            Err(error) => return Close::Busy(error.to_string()),
+            Err(error) => return Close::of(&error),
         };
         let mut connection = Self {
             shared,
@@ -152,7 +151,7 @@ impl Connection {
     async fn on(&mut self, wake: Wake, socket: &mut Socket) -> Result<(), Close> {
         match wake {
             Wake::Stopping => Err(Close::Stopping),
-            Wake::TokenOver(why) => Err(Close::Unauthorized(why.to_string())),
+            Wake::TokenOver(why) => Err(Close::of(&why)),
             Wake::SessionOver => {
                 let reason = self.client.closed_reason().unwrap_or_default();
                 Err(Close::Busy(format!("the session on the bus has ended: {reason}")))

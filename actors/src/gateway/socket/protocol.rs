@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::gateway::{
+    body::in_words,
     bus::{
         message::Published,
         publish::{Accepted, NewPublish},
@@ -104,7 +105,7 @@ impl Word {
 pub(super) fn read(text: &str) -> Result<(Option<u64>, Order), (Option<u64>, ApiError)> {
     let bad = |id, problem: String| (id, ApiError::BadRequest(problem));
     let mut fields: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|error| bad(None, format!("the message is no JSON object: {error}")))?;
+        .map_err(|error| bad(None, format!("the message is no JSON object: {}", in_words(&error))))?;
     let id = match fields.remove("id") {
         None => None,
         Some(id) => {
@@ -135,7 +136,7 @@ pub(super) fn read(text: &str) -> Result<(Option<u64>, Order), (Option<u64>, Api
 }
 
 fn rest<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, String> {
-    serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
+    serde_json::from_value(Value::Object(fields)).map_err(|error| in_words(&error))
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use super::{Finding, Patient, some_of};
 use crate::{
     envelope::now_ns,
     exit::Exit,
-    keys::{Credentials, KeyState, KeyStore, LastUse, Registry, Right, registry::Peer, time_text},
+    keys::{
+        Credentials, KeyState, KeyStore, LastUse, Registry, Right, registry::Peer, time_text, token_file,
+    },
     peer::PeerName,
     topic::TopicFilter,
 };
@@ -59,7 +61,26 @@ pub(super) fn examine(patient: &Patient) -> Vec<Finding> {
         }
         Err(error) => findings.push(damaged_registry(&store.registry_path(), &error)),
     }
+    findings.push(tokens(&store, now_ms));
     findings
+}
+
+/// Whether the gateway can read who may come in.
+fn tokens(store: &KeyStore, now_ms: u64) -> Finding {
+    const CHECK: &str = "tokens.file";
+    match store.tokens() {
+        Ok(tokens) => {
+            let active = tokens.iter().filter(|token| token.state(now_ms) == "active").count();
+            Finding::ok(CHECK, format!("{active} tokens of the gateway can be used"))
+        }
+        Err(error) => {
+            let path = store.directory().join(token_file::FILE);
+            let found =
+                format!("{error}; a gateway that runs keeps the tokens of before, one that starts has none");
+            Finding::fail(CHECK, Exit::of_key(&error), found)
+                .remedy(format!("\"${{EDITOR:-vi}}\" {}", super::quoted(&path)))
+        }
+    }
 }
 
 fn damaged_registry(path: &Path, error: &crate::keys::KeyError) -> Finding {
