@@ -65,10 +65,10 @@ struct Backups {
 #[serde(deny_unknown_fields, default)]
 struct NewBackup {
     /// The name of its file in the directory of backups; one by the time if it is left out. `.ilbk` is put behind it.
-    #[schema(example = "before-update")]
+    #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,94}$", example = "before-update")]
     name: Option<String>,
     /// What it is sealed under: at least 12 characters. Without it the passphrase that the runtime was given for backups.
-    #[schema(value_type = Option<String>, format = Password, example = "correct horse battery")]
+    #[schema(value_type = Option<String>, format = Password, max_length = 1024, example = "correct horse battery")]
     passphrase: Option<Secret>,
 }
 
@@ -77,7 +77,7 @@ struct NewBackup {
 #[serde(deny_unknown_fields, default)]
 struct Opening {
     /// Its passphrase. Without it the one that the runtime was given for backups.
-    #[schema(value_type = Option<String>, format = Password, example = "correct horse battery")]
+    #[schema(value_type = Option<String>, format = Password, max_length = 1024, example = "correct horse battery")]
     passphrase: Option<Secret>,
 }
 

@@ -132,7 +132,7 @@ struct KeyList {
 #[serde(deny_unknown_fields)]
 struct NewKey {
     /// Its name.
-    #[schema(value_type = String, example = "sensor")]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$", example = "sensor")]
     name: PeerName,
     /// What it may publish.
     #[serde(default)]
