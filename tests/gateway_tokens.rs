@@ -366,3 +366,41 @@ fn a_token_gets_nothing_of_the_brokers_own_but_by_its_scopes_and_no_key_is_issue
         said.contains("`interlock tokens issue ada`").then_some(())
     });
 }
+
+#[test]
+fn a_token_that_was_ended_does_not_come_back_whichever_of_two_files_is_damaged_or_put_back() {
+    let runtime = TestRuntime::start();
+    let keys = runtime.directory.path().join("data/keys");
+    let (list, registry) = (keys.join("tokens.json"), keys.join("authorized.toml"));
+    let (old, file) = issue(&runtime, "ada", &["--scope", "inspect"]);
+    let (bob, _) = issue(&runtime, "bob", &["--scope", "inspect"]);
+    let status = |token: &str| get(&runtime, token, "/v1/status").status().as_u16();
+    assert_eq!((status(&old), status(&bob)), (200, 200));
+
+    // A list of before the revocation is put back: the registry knows better, also once the name was given anew.
+    let before = std::fs::read(&list).unwrap();
+    assert!(runtime.interlock(&["tokens", "revoke", "ada"]).status.success());
+    std::fs::write(&list, &before).unwrap();
+    assert_eq!(status(&old), 401);
+    std::fs::remove_file(file).unwrap();
+    let (new, _) = issue(&runtime, "ada", &["--scope", "inspect"]);
+    assert_eq!((status(&old), status(&new)), (401, 200));
+    let after = std::fs::read(&list).unwrap();
+    std::fs::write(&list, &before).unwrap();
+    assert_eq!((status(&old), status(&bob)), (401, 200));
+    std::fs::write(&list, &after).unwrap();
+    assert_eq!(status(&new), 200);
+
+    // A registry that cannot be read hinders no revocation, and is said.
+    let whole = std::fs::read_to_string(&registry).unwrap();
+    std::fs::write(&registry, format!("{whole}\n[[[\n")).unwrap();
+    let revoked = runtime.interlock(&["tokens", "revoke", "bob"]);
+    let said = String::from_utf8_lossy(&revoked.stderr).into_owned();
+    assert!(revoked.status.success() && said.contains("the registry does not"), "{revoked:?}");
+    assert_eq!(status(&bob), 401);
+    let checked = runtime.interlock(&["check"]);
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.code() == Some(8) && said.contains("authorized.toml"), "{checked:?}");
+    std::fs::write(&registry, whole).unwrap();
+    assert!(runtime.interlock(&["check"]).status.success());
+}

@@ -196,7 +196,9 @@ fn the_passphrase_of_a_backup_comes_in_the_body_or_from_the_runtimes_own_environ
         (json!(PASSPHRASE), "column"),
         (json!({ "passphrase": PASSPHRASE, "name": "../outside" }), "../outside"),
         (json!({ "passphrase": PASSPHRASE, "name": "/tmp/outside" }), "/tmp/outside"),
-        (json!({ "passphrase": PASSPHRASE, "file": "/tmp/outside" }), "`file`"),
+        (json!({ "passphrase": PASSPHRASE, "file": "/tmp/outside" }), "unknown field"),
+        (json!({ PASSPHRASE: "passphrase" }), "unknown field"),
+        (json!([PASSPHRASE]), "it is a list"),
     ] {
         let (status, code, text) = refused(post(&runtime, PATH, body));
         assert_eq!((status, code.as_str()), (400, "bad_request"), "{text}");

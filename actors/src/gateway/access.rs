@@ -95,11 +95,6 @@ impl Bearer {
         self.record.as_ref()
     }
 
-    /// Who it is on the bus.
-    pub(super) fn peer(&self) -> &PeerName {
-        &self.peer
-    }
-
     /// Whether it has ended.
     pub(super) fn is_over(&self) -> bool {
         self.ended.borrow().is_some()

@@ -233,15 +233,18 @@ mod tests {
         assert!(!format!("{body:?}").contains("sesame"));
         for bad in [
             r#""open sesame 1234""#,
+            r#"["open sesame 1234"]"#,
+            r#" ["name", "open sesame 1234"]"#,
+            r#"{"open sesame 1234":"passphrase"}"#,
             r#"{"passphrase":["open sesame 1234"]}"#,
             r#"{"name":"a","passphrase":"open sesame 1234"x}"#,
             r#"{"passphrase":"open sesame 1234","passphrase":"open sesame 1234"}"#,
         ] {
             let error = body::secret_json::<NewBackup>(bad.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains("column") && !error.contains("sesame"), "{error}");
+            assert!(error.contains("may hold a passphrase") && !error.contains("sesame"), "{error}");
         }
         let error = body::secret_json::<NewBackup>(br#"{"file":"/etc/passwd"}"#).unwrap_err().to_string();
-        assert!(error.contains("`file`") && error.contains("`name`"), "{error}");
+        assert!(error.contains("unknown field at line 1") && error.contains("`name`"), "{error}");
         let error =
             body::secret_json::<NewBackup>(br#"{"passphrase":123456789012}"#).unwrap_err().to_string();
         assert!(!error.contains("123456789012"), "{error}");

@@ -140,23 +140,29 @@ pub(super) fn in_words(error: &serde_json::Error) -> String {
     format!("{found}, expected {wanted}{place}")
 }
 
-/// Reads JSON that has a secret in it; the error says where it is wrong, and repeats nothing but names of fields. An empty body
-/// is one with nothing in it.
+/// Reads a JSON object that has a secret in it; the error says where it is wrong, and repeats nothing of it. An empty body is
+/// one with nothing in it.
 pub(super) fn secret_json<'a, T: Deserialize<'a> + Default>(body: &'a [u8]) -> Result<T, ApiError> {
     if body.is_empty() {
         return Ok(T::default());
     }
+    let refuse = |what: String| {
+        let text = "the text is not shown, it may hold a passphrase";
+        ApiError::BadRequest(format!("body is not as expected: {what}; {text}"))
+    };
+    // A list would be taken for the fields in the order of our code, and a passphrase in it for a name.
+    if matches!(body.trim_ascii_start().first(), Some(b'[')) {
+        return Err(refuse("it is a list, and has to be an object".to_owned()));
+    }
     serde_json::from_slice(body).map_err(|error| {
+        let place = format!("at line {} column {}", error.line(), error.column());
         let text = error.to_string();
-        let what = match ["unknown field", "missing field", "duplicate field"].iter().any(|known| text.starts_with(known)) {
-            true => text,
-            false => format!(
-                "not the JSON that is wanted at line {} column {}; the text is not shown, it may hold a passphrase",
-                error.line(),
-                error.column()
-            ),
-        };
-        ApiError::BadRequest(format!("body is not as expected: {what}"))
+        // The name may be what was meant for a value; those that are expected are ours.
+        let expected = text.strip_prefix("unknown field").and_then(|rest| rest.rsplit_once(", expected "));
+        refuse(match expected.and_then(|(_, expected)| expected.split(" at line ").next()) {
+            Some(expected) => format!("an unknown field {place}, expected {expected}"),
+            None => format!("not the JSON that is wanted {place}"),
+        })
     })
 }
 

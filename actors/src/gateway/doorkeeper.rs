@@ -12,7 +12,7 @@ use std::{
 
 use interlock_bus::{
     PeerName,
-    keys::{KeyError, token_file::Digest},
+    keys::{KeyError, Registry, token_file::Digest},
 };
 
 use super::{
@@ -53,8 +53,8 @@ struct Issued {
     problem: Option<String>,
     /// The registry when it was last read, as above.
     seen_registry: Option<Option<Stamp>>,
-    /// Peers of tokens that were revoked there.
-    revoked: Vec<PeerName>,
+    /// What it said: which tokens are over, whatever the file says.
+    registry: Option<Registry>,
     bearers: Arc<[Arc<Bearer>]>,
     /// What was written down of their use.
     written: BTreeMap<PeerName, u64>,
@@ -164,9 +164,11 @@ impl Doorkeeper {
             let same = || issued.bearers.iter().filter_map(|bearer| bearer.record().cloned()).collect();
             let records = records.unwrap_or_else(same);
             issued.bearers = replaced(&issued.bearers, records, &self.attach, self.rate);
-            for bearer in issued.bearers.iter().filter(|bearer| issued.revoked.contains(bearer.peer())) {
-                bearer.end(Ended::Revoked);
-            }
+            let is_over = |bearer: &&Arc<Bearer>| {
+                let registry = issued.registry.as_ref();
+                bearer.record().zip(registry).is_some_and(|(record, registry)| record.is_over_in(registry))
+            };
+            issued.bearers.iter().filter(is_over).for_each(|bearer| bearer.end(Ended::Revoked));
         }
         Arc::clone(&issued.bearers)
     }
@@ -199,15 +201,15 @@ impl Doorkeeper {
         }
     }
 
-    /// Reads which peers of tokens were revoked, if the registry was changed. One that cannot be read changes nothing.
+    /// Reads the registry, if it was changed. One that cannot be read changes nothing.
     fn read_registry(&self, issued: &mut Issued) -> bool {
         let now = stamp(&self.store.registry_path());
         if issued.seen_registry == Some(now) {
             return false;
         }
-        let Ok(revoked) = self.store.revoked_peers() else { return false };
+        let Ok(registry) = self.store.registry() else { return false };
         issued.seen_registry = Some(now);
-        issued.revoked = revoked;
+        issued.registry = Some(registry);
         true
     }
 

@@ -24,6 +24,8 @@ use super::{
 
 /// How long the key before a new one is accepted unless it is said: seven days, as on the command line.
 const OVERLAP_S: u64 = 7 * 24 * 3600;
+/// How far away the end of a key or token may be. What is to have none leaves it out.
+const SECONDS_MAX: u64 = 100 * 365 * 24 * 3600;
 
 /// The operations of this module.
 #[derive(OpenApi)]
@@ -152,7 +154,7 @@ struct NewKey {
     request: Vec<TopicFilter>,
     /// After how many seconds its key ends; without this it does not.
     #[serde(default)]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 3153600000_u64)]
     expires_in_s: Option<u64>,
 }
 
@@ -179,10 +181,10 @@ struct NewCredentials {
 struct Rotation {
     /// For how many seconds the old key is accepted: 0 after a leak, which ends every old key at once. Seven days if it is left
     /// out.
-    #[schema(example = 3600)]
+    #[schema(maximum = 3153600000_u64, example = 3600)]
     overlap_s: Option<u64>,
     /// After how many seconds the peer's keys end; without this their end stays as it is.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 3153600000_u64)]
     expires_in_s: Option<u64>,
 }
 
@@ -314,7 +316,7 @@ async fn rotate(
         true => Rotation::default(),
         false => body::json(&bytes, "{\"overlap_s\":3600}")?,
     };
-    let overlap = Duration::from_secs(wanted.overlap_s.unwrap_or(OVERLAP_S));
+    let overlap = Duration::from_secs(within("overlap_s", wanted.overlap_s.unwrap_or(OVERLAP_S))?);
     let (expires_in, by, name) = (lasting(wanted.expires_in_s)?, access.peer().clone(), peer(&name)?);
     let made = ask(&shared, move |steward| steward.rotate_key(&by, &name, overlap, expires_in));
     let MadeKey { facts, credentials } = made.await?;
@@ -358,8 +360,19 @@ fn lasting(seconds: Option<u64>) -> Result<Option<Duration>, ApiError> {
             "`expires_in_s` is 0: a key that ends at once is of no use; leave it out for one without an end"
                 .to_owned(),
         )),
-        seconds => Ok(seconds.map(Duration::from_secs)),
+        Some(seconds) => Ok(Some(Duration::from_secs(within("expires_in_s", seconds)?))),
+        None => Ok(None),
     }
+}
+
+/// A time from now that can be meant.
+pub(super) fn within(field: &str, seconds: u64) -> Result<u64, ApiError> {
+    if seconds <= SECONDS_MAX {
+        return Ok(seconds);
+    }
+    Err(ApiError::BadRequest(format!(
+        "`{field}` is {seconds}; allowed is at most {SECONDS_MAX}, a hundred years"
+    )))
 }
 
 fn text(facts: &Value, field: &str) -> String {

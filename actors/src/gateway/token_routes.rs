@@ -12,6 +12,7 @@ use super::{
     access::{Access, Scope},
     body,
     error::{ApiError, TOKENS_UNREADABLE},
+    keys::within,
     parameters::Parameters,
     server::{Data, resource},
     tokens::{Grants, ListedToken, TokenError, now_ms},
@@ -105,7 +106,7 @@ struct NewToken {
     request: Vec<TopicFilter>,
     /// After how many seconds it ends; without this it does not.
     #[serde(default)]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 3153600000_u64)]
     expires_in_s: Option<u64>,
 }
 
@@ -149,7 +150,8 @@ async fn issue(
             "`expires_in_s` is 0: a token that ends at once is of no use".to_owned(),
         ));
     }
-    let expires_ms = new.expires_in_s.map(|seconds| now_ms().saturating_add(seconds.saturating_mul(1000)));
+    let lasting = new.expires_in_s.map(|seconds| within("expires_in_s", seconds)).transpose()?;
+    let expires_ms = lasting.map(|seconds| now_ms().saturating_add(seconds.saturating_mul(1000)));
     let NewToken { name, scopes, publish, subscribe, request, .. } = new;
     let (store, rights) = (shared.doorkeeper.store().asked_by(access.peer()), shared.options.rights.clone());
     let issued = blocking(move || {
@@ -173,7 +175,7 @@ async fn revoke(access: Access, shared: Data, name: web::Path<String>) -> Result
     let name: PeerName = name.parse().map_err(unknown)?;
     let store = shared.doorkeeper.store().asked_by(access.peer());
     if let Some(unsaid) = blocking(move || store.revoke(&name)).await? {
-        tracing::warn!(error = %unsaid, "a token was revoked in the registry alone");
+        tracing::warn!(error = %unsaid, "a token was revoked in one of two files alone");
     }
     // Its streams end now, and not at the next look.
     shared.doorkeeper.look_after();

@@ -186,9 +186,11 @@ impl TokenStore {
             return Err(TokenError::RightsWithoutBus);
         }
         grants.check_filters()?;
-        refuse_taken(&self.load()?, name)?;
+        refuse_taken(&self.load()?, name, &self.keys.registry()?)?;
         // The peer first: a crash between the two leaves one that nobody can be, never a token without its limits.
         self.keys.enrol_attached(&peer, &rights(&peer, grants), expires_ms)?;
+        let registry = self.keys.registry()?;
+        let enrolled_ms = registry.peer(&peer).and_then(|peer| peer.issued_ms).unwrap_or_default();
         let random = Zeroizing::new(crypto::random::<TOKEN_BYTES>());
         let token = Zeroizing::new(format!("{PREFIX}{}", hexadecimal(&*random)));
         let mut scopes = grants.scopes.clone();
@@ -201,13 +203,14 @@ impl TokenStore {
             name: name.clone(),
             digest: Digest::of(token.as_bytes()),
             scopes,
-            issued_ms: now_ms(),
+            // A token that is older than its peer is one of before.
+            issued_ms: now_ms().max(enrolled_ms),
             expires_ms,
             revoked_ms: None,
         };
         self.change(act, |tokens| {
             // Somebody may have been quicker.
-            refuse_taken(tokens, &record.name)?;
+            refuse_taken(tokens, &record.name, &registry)?;
             tokens.retain(|token| token.name != record.name);
             tokens.push(record);
             Ok(())
@@ -215,9 +218,9 @@ impl TokenStore {
         Ok(token)
     }
 
-    /// Ends a token and its peer. Requests and streams of its bearer end at once. If the file cannot be read, the peer alone
-    /// ends, which is as good: the gateway lets nobody in whose peer was revoked. Then the answer is why the file does not
-    /// say so.
+    /// Ends a token and its peer. Requests and streams of its bearer end at once. If one of the two files cannot be read, the
+    /// token ends in the other alone, which is as good: the gateway lets nobody in who has ended in either. Then the answer is
+    /// why the other does not say so.
     ///
     /// # Errors
     /// [`TokenError::Unknown`]; [`KeyError`].
@@ -235,6 +238,8 @@ impl TokenStore {
             changed => changed.map(|()| None)?,
         };
         match self.keys.revoke(&peer) {
+            // The list says so, and the bus ends the session with it.
+            Err(error) if unsaid.is_none() && is_unreadable(&error) => Ok(Some(error)),
             // Somebody has taken it out of the registry.
             Err(KeyError::UnknownPeer { .. }) if unsaid.is_none() => Ok(None),
             Err(KeyError::UnknownPeer { .. }) => Err(TokenError::Unknown(name.clone())),
@@ -278,7 +283,7 @@ impl TokenStore {
         let (registry, used, now_ms) = (self.keys.registry()?, self.last_use(), now_ms());
         let listed = |record: TokenRecord| {
             let peer = record.peer();
-            let state = if is_revoked(&registry, &peer) { "revoked" } else { record.state(now_ms) };
+            let state = if record.is_over_in(&registry) { "revoked" } else { record.state(now_ms) };
             let rights = registry.peer(&peer).map(|peer| (*peer.permissions).clone());
             let last_used_ms = used.get(&record.name).copied().filter(|at_ms| *at_ms >= record.issued_ms);
             ListedToken { last_used_ms, state, permissions: rights.unwrap_or_default(), record }
@@ -286,14 +291,12 @@ impl TokenStore {
         Ok(self.load()?.into_iter().map(listed).collect())
     }
 
-    /// The peers of tokens that were revoked in the registry.
+    /// The registry, which says which tokens are over, whatever the list says.
     ///
     /// # Errors
     /// [`KeyError`].
-    pub(super) fn revoked_peers(&self) -> Result<Vec<PeerName>, KeyError> {
-        let registry = self.keys.registry()?;
-        let revoked = |name: &&PeerName| is_bearer(name) && is_revoked(&registry, name);
-        Ok(registry.peers().map(|(name, _)| name).filter(revoked).cloned().collect())
+    pub(super) fn registry(&self) -> Result<Registry, KeyError> {
+        self.keys.registry()
     }
 
     /// Where the registry is.
@@ -337,9 +340,9 @@ impl TokenStore {
     }
 }
 
-fn refuse_taken(tokens: &[TokenRecord], name: &PeerName) -> Result<(), TokenError> {
+fn refuse_taken(tokens: &[TokenRecord], name: &PeerName, registry: &Registry) -> Result<(), TokenError> {
     let now_ms = now_ms();
-    let is_active = |token: &&TokenRecord| token.state(now_ms) == "active";
+    let is_active = |token: &&TokenRecord| token.state(now_ms) == "active" && !token.is_over_in(registry);
     if tokens.iter().filter(is_active).any(|token| token.name == *name) {
         return Err(TokenError::Exists(name.clone()));
     }
@@ -360,11 +363,13 @@ fn forget_oldest(tokens: &mut Vec<TokenRecord>, now_ms: u64) {
 
 /// Whether the file itself is what is wrong, so that trying again is of no use.
 fn is_unreadable(error: &KeyError) -> bool {
-    matches!(error, KeyError::TokensDamaged { .. } | KeyError::Exposed { .. } | KeyError::NotOurs { .. })
-}
-
-fn is_revoked(registry: &Registry, name: &PeerName) -> bool {
-    registry.peer(name).is_some_and(|peer| peer.state == KeyState::Revoked)
+    matches!(
+        error,
+        KeyError::TokensDamaged { .. }
+            | KeyError::Damaged { .. }
+            | KeyError::Exposed { .. }
+            | KeyError::NotOurs { .. }
+    )
 }
 
 /// Whether this is the peer of a token. Such peers have no credentials.

@@ -8,7 +8,7 @@ use serde::{
     de::{Error as _, SeqAccess, Visitor},
 };
 
-use super::{KeyError, KeyStore, private_file};
+use super::{KeyError, KeyState, KeyStore, Registry, private_file};
 use crate::{crypto, peer::PeerName};
 
 /// Name of the file in the key store.
@@ -130,6 +130,15 @@ impl TokenRecord {
             (None, Some(end_ms)) if end_ms <= now_ms => "expired",
             _ => "active",
         }
+    }
+
+    /// Whether the registry knows better than the list: its peer was revoked there, or enrolled anew since, for a later token
+    /// of the same name. A list that was put back by hand brings no token back.
+    pub fn is_over_in(&self, registry: &Registry) -> bool {
+        registry.peer(&self.peer()).is_some_and(|peer| {
+            peer.state == KeyState::Revoked
+                || peer.issued_ms.is_some_and(|issued_ms| issued_ms > self.issued_ms)
+        })
     }
 
     /// The peer that its bearer is on the bus.

@@ -20,14 +20,14 @@ pub(super) fn run(arguments: &Arguments, global: &Global, output: &mut Output) -
     crate::component::model_config(&loaded.config.model)?;
     loaded.config.gateway.tls()?;
     // Without keys nobody was ever enrolled here, and what will be is not known.
-    let keys = KeyStore::open(&data_dir.keys());
-    if let Ok(keys) = &keys {
-        keys.tokens()?;
-    }
-    let registry = keys.and_then(|keys| keys.registry());
-    let unknown = registry.map(|registry| peers::unknown_consumers(&loaded.config, &registry));
-    let warnings: Vec<String> =
-        loaded.config.gateway.warning().into_iter().chain(unknown.unwrap_or_default()).collect();
+    let unknown = match KeyStore::open(&data_dir.keys()) {
+        Ok(keys) => {
+            keys.tokens()?;
+            peers::unknown_consumers(&loaded.config, &keys.registry()?)
+        }
+        Err(_) => Vec::new(),
+    };
+    let warnings: Vec<String> = loaded.config.gateway.warning().into_iter().chain(unknown).collect();
     let (changed, programs) = (show::changed(&loaded), loaded.config.programs.len());
     if arguments.json {
         let row = serde_json::json!({

@@ -115,7 +115,14 @@ fn revoke(name: &PeerName, json: bool, data_dir: &DataDir, output: &mut Output) 
 
 /// What there is to say of a token that was revoked while the list of tokens could not be changed.
 pub(super) fn unsaid(error: &KeyError) -> String {
-    format!("its peer is revoked, which the gateway goes by; the list of tokens does not say so: {error}")
+    match error {
+        KeyError::Damaged { .. } => format!(
+            "the list of tokens says so, which the gateway goes by; the registry does not, so mend that and revoke it again: {error}"
+        ),
+        _ => format!(
+            "its peer is revoked, which the gateway goes by; the list of tokens does not say so: {error}"
+        ),
+    }
 }
 
 fn renew(

@@ -7,7 +7,10 @@ use crate::{
     envelope::now_ns,
     exit::Exit,
     keys::{
-        Credentials, KeyState, KeyStore, LastUse, Registry, Right, registry::Peer, time_text, token_file,
+        Credentials, KeyState, KeyStore, LastUse, Registry, Right,
+        registry::Peer,
+        time_text,
+        token_file::{self, TokenRecord},
     },
     peer::PeerName,
     topic::TopicFilter,
@@ -70,7 +73,11 @@ fn tokens(store: &KeyStore, now_ms: u64) -> Finding {
     const CHECK: &str = "tokens.file";
     match store.tokens() {
         Ok(tokens) => {
-            let active = tokens.iter().filter(|token| token.state(now_ms) == "active").count();
+            let registry = store.registry().ok();
+            let is_over =
+                |token: &TokenRecord| registry.as_ref().is_some_and(|known| token.is_over_in(known));
+            let active =
+                tokens.iter().filter(|token| token.state(now_ms) == "active" && !is_over(token)).count();
             Finding::ok(CHECK, format!("{active} tokens of the gateway can be used"))
         }
         Err(error) => {
@@ -168,7 +175,9 @@ fn wide(registry: &Registry) -> Finding {
             let rules = peer.permissions.rules(*right);
             // Of what it subscribes to on the bus itself it learns only what happened.
             let is_wide = |filter: &&TopicFilter| {
-                is_everything(filter) && !(filter.as_str() == "$sys/#" && *right == Right::Subscribe)
+                // What it publishes there is refused.
+                is_everything(filter)
+                    && !(filter.as_str() == "$sys/#" && matches!(right, Right::Subscribe | Right::Publish))
             };
             rules.deny.is_empty() && rules.allow.iter().any(|filter| is_wide(&filter))
         };
