@@ -253,16 +253,18 @@ fn who_may_look_changes_no_key_and_what_makes_no_sense_is_refused_by_name() {
     let (status, _, text) =
         refused(ask(&runtime, &operator, Method::DELETE, "/v1/admin/keys/sensor?now=1", None));
     assert!(status == 400 && text.contains("`now`"), "{text}");
-    // A time that no clock will show is no reason to fall over.
-    let far = json!({ "name": "far", "publish": ["a"], "expires_in_s": u64::MAX });
-    given(&runtime, &operator, Method::POST, "/v1/admin/keys", Some(far));
-    given(
-        &runtime,
-        &operator,
-        Method::POST,
-        "/v1/admin/keys/far/rotate",
-        Some(json!({ "overlap_s": u64::MAX })),
-    );
+    // An end beyond what anybody means is refused; the furthest that is allowed is no reason to fall over.
+    const FURTHEST_S: u64 = 3_153_600_000;
+    let far = |seconds: u64| json!({ "name": "far", "publish": ["a"], "expires_in_s": seconds });
+    for seconds in [FURTHEST_S + 1, u64::MAX] {
+        let (status, _, text) = post(&operator, "/v1/admin/keys", far(seconds));
+        assert!(status == 400 && text.contains("a hundred years"), "{text}");
+    }
+    given(&runtime, &operator, Method::POST, "/v1/admin/keys", Some(far(FURTHEST_S)));
+    const ROTATE: &str = "/v1/admin/keys/far/rotate";
+    let (status, _, text) = post(&operator, ROTATE, json!({ "overlap_s": u64::MAX }));
+    assert!(status == 400 && text.contains("`overlap_s`"), "{text}");
+    given(&runtime, &operator, Method::POST, ROTATE, Some(json!({ "overlap_s": FURTHEST_S })));
     let after = told(&runtime, &["keys", "list", "--json"]);
     let keys = |rows: &[Value]| {
         rows.iter()
